@@ -1,0 +1,1 @@
+"""Equality saturation between a PyTorch model and its INT8 engine."""

@@ -1,0 +1,1 @@
+"""E-graphs as arrays, extractors with certified gaps, and kernel cost models."""

@@ -1,0 +1,1 @@
+"""The rewrite rules of eqsat-deploy, one module per family."""
