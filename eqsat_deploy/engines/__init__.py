@@ -1,0 +1,5 @@
+"""Engines: what compiles a module for a processor and runs it there."""
+
+from eqsat_deploy.engines.base import Batch, Engine, Layer, Signature, engines, find_engine
+
+__all__ = ["Batch", "Engine", "Layer", "Signature", "engines", "find_engine"]
