@@ -1,0 +1,45 @@
+"""Costs that need no hardware: the number of launches, of arithmetic operations, of bytes moved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from eqsat_extraction.kernel import Kernel
+
+VIEWS = frozenset({"reshape", "flatten", "squeeze", "unsqueeze", "view", "identity"})
+
+
+def is_free(kernel: Kernel) -> bool:
+    """Whether `kernel` costs nothing at run time: a view, or a result computed at build."""
+    return kernel.op in VIEWS or kernel.output.constant
+
+
+@dataclass(frozen=True)
+class CountingModel:
+    """Prices a kernel by counting; views and constants count zero. Everything is float32, nothing is INT8."""
+
+    name: str
+    unit: str
+    count: Callable[[Kernel], float]
+    float_dtype: str = "float32"
+    int8: bool = False
+
+    def price(self, kernel: Kernel) -> float:
+        """What `count` says of a kernel that is launched, and 0 of a free one."""
+        return 0.0 if is_free(kernel) else self.count(kernel)
+
+
+def kernels() -> CountingModel:
+    """Number of launches."""
+    return CountingModel("kernels", "launches", lambda kernel: 1.0)
+
+
+def flops() -> CountingModel:
+    """Multiplications and additions, epilogues included; moving data is free."""
+    return CountingModel("flops", "FLOP", lambda kernel: kernel.flops)
+
+
+def bytes() -> CountingModel:
+    """Bytes read and written when every operand is read once."""
+    return CountingModel("bytes", "B", lambda kernel: float(kernel.bytes))
