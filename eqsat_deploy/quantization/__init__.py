@@ -1,0 +1,24 @@
+"""INT8 in a float module: observers, fake quantization, calibration."""
+
+from eqsat_deploy.quantization.fake_quantize import (
+    FakeQuantize,
+    QuantizedConv2d,
+    QuantizedConvTranspose2d,
+    QuantizedLinear,
+)
+from eqsat_deploy.quantization.observers import Entropy, Grid, MinMax, Mse, Observer, Percentile
+from eqsat_deploy.quantization.ptq import quantize
+
+__all__ = [
+    "Entropy",
+    "FakeQuantize",
+    "Grid",
+    "MinMax",
+    "Mse",
+    "Observer",
+    "Percentile",
+    "QuantizedConv2d",
+    "QuantizedConvTranspose2d",
+    "QuantizedLinear",
+    "quantize",
+]

@@ -1,0 +1,206 @@
+"""Rounding to 256 codes inside a float module: what INT8 will do, and what training adapts to."""
+
+from __future__ import annotations
+
+from typing import Self, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eqsat_deploy.quantization.observers import Grid
+
+SMALLEST = 1e-12  # a scale that training drives lower, or below zero, counts as this
+
+
+class FakeQuantize(nn.Module):
+    """Rounds to the nearest code and back: `(clamp(round(x / scale) + zero_point) - zero_point) * scale`.
+
+    Gradients pass straight through the rounding, and reach `scale` where it is a parameter: that is LSQ
+    (Esser et al., "Learned Step Size Quantization", 2020), whose gradient scaling applies in training mode.
+
+    Attributes:
+        scale: float32, `()` or `(channels,)` along `axis`, positive; an `nn.Parameter` when learnable.
+        zero_point: int32, shaped like `scale`; zero unless the grid is asymmetric.
+        low, high: int32 scalars, the codes' bounds: -128..127 (int8) or 0..255 (uint8).
+        axis: the channel axis, None for one scale per tensor.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self,
+        scale: Tensor,
+        *,
+        low: int = -128,
+        high: int = 127,
+        zero_point: int = 0,
+        axis: int | None = None,
+        learnable: bool = False,
+    ) -> None:
+        super().__init__()
+        scale = scale.detach().clone().float()
+        if learnable:
+            self.scale = nn.Parameter(scale)
+        else:
+            self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", torch.full_like(scale, zero_point, dtype=torch.int32))
+        self.register_buffer("low", torch.tensor(low, dtype=torch.int32, device=scale.device))
+        self.register_buffer("high", torch.tensor(high, dtype=torch.int32, device=scale.device))
+        self.axis = axis
+
+    @classmethod
+    def of_grid(cls, grid: Grid, *, learnable: bool = False) -> Self:
+        """One scale for a whole activation."""
+        return cls(
+            torch.tensor(grid.scale),
+            low=grid.low,
+            high=grid.high,
+            zero_point=grid.zero_point,
+            learnable=learnable,
+        )
+
+    @classmethod
+    def of_weight(cls, weight: Tensor, axis: int, *, learnable: bool = False) -> Self:
+        """One scale per output channel, the largest magnitude on code 127.
+
+        With that scale code -128 is never reached, so the range is narrow in effect, as symmetric kernels
+        want it, while the bounds stay those of the INT8 type, which is what exporters accept.
+        """
+        peak = weight.detach().abs().amax(dim=[d for d in range(weight.dim()) if d != axis % weight.dim()])
+        # A channel of zeros is represented by any scale.
+        scale = torch.where(peak > 0, (peak / 127).clamp_min(SMALLEST), torch.ones_like(peak))
+        return cls(scale, axis=axis % weight.dim(), learnable=learnable)
+
+    @property
+    def step(self) -> Tensor:
+        """The scale as it is applied: detached and positive. Exporters read this."""
+        return self.scale.detach().clamp_min(SMALLEST)
+
+    @property
+    def amax(self) -> Tensor:
+        """The greatest magnitude represented, shaped like `scale` (for a zero point of 0)."""
+        return self.step * self.high
+
+    @property
+    def unsigned(self) -> bool:
+        """Whether the codes are uint8."""
+        return int(self.low) == 0
+
+    def forward(self, values: Tensor) -> Tensor:
+        """`values` rounded, same shape and dtype."""
+        scale, zero_point = self.scale, self.zero_point
+        if scale.requires_grad:
+            scale = scale.clamp_min(SMALLEST)
+            if self.training:
+                # LSQ section 2.2: keeps the scale's updates in proportion to the weights'.
+                factor = (values.numel() / scale.numel() * int(self.high)) ** -0.5
+                scale = scale * factor + (scale * (1 - factor)).detach()
+        if self.axis is not None:
+            shape = [-1 if dim == self.axis else 1 for dim in range(values.dim())]
+            scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
+        codes = torch.clamp(values / scale, self.low - zero_point, self.high - zero_point)
+        rounded = codes.round()
+        return (codes + (rounded - codes).detach() if codes.requires_grad else rounded) * scale
+
+    def extra_repr(self) -> str:
+        """Code type, granularity and scale."""
+        kind = "uint8" if self.unsigned else "int8"
+        if self.axis is not None:
+            return f"{kind}, {self.scale.numel()} channels along axis {self.axis}"
+        return f"{kind}, scale={float(self.scale):.6g}, zero_point={int(self.zero_point)}"
+
+
+class QuantizedConv2d(nn.Conv2d):
+    """A convolution whose weight is rounded per output channel; bias and input stay as they come."""
+
+    weight_quantizer: FakeQuantize
+
+    @classmethod
+    def from_float(cls, module: nn.Conv2d, *, learnable: bool = False) -> QuantizedConv2d:
+        """Takes over `module`'s parameters."""
+        quantized = cls(
+            module.in_channels,
+            module.out_channels,
+            module.kernel_size,  # type: ignore[arg-type]
+            module.stride,  # type: ignore[arg-type]
+            module.padding,  # type: ignore[arg-type]
+            module.dilation,  # type: ignore[arg-type]
+            module.groups,
+            module.bias is not None,
+            module.padding_mode,
+            device="meta",
+        )
+        return _take_over(quantized, module, axis=0, learnable=learnable)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """What `nn.Conv2d` computes, with the rounded weight."""
+        result: Tensor = self._conv_forward(input, self.weight_quantizer(self.weight), self.bias)
+        return result
+
+
+class QuantizedConvTranspose2d(nn.ConvTranspose2d):
+    """A transposed convolution whose weight (in, out / groups, h, w) is rounded along axis 1."""
+
+    weight_quantizer: FakeQuantize
+
+    @classmethod
+    def from_float(cls, module: nn.ConvTranspose2d, *, learnable: bool = False) -> QuantizedConvTranspose2d:
+        """Takes over `module`'s parameters."""
+        quantized = cls(
+            module.in_channels,
+            module.out_channels,
+            module.kernel_size,  # type: ignore[arg-type]
+            module.stride,  # type: ignore[arg-type]
+            module.padding,  # type: ignore[arg-type]
+            module.output_padding,  # type: ignore[arg-type]
+            module.groups,
+            module.bias is not None,
+            module.dilation,  # type: ignore[arg-type]
+            module.padding_mode,
+            device="meta",
+        )
+        return _take_over(quantized, module, axis=1, learnable=learnable)
+
+    def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
+        """What `nn.ConvTranspose2d` computes, with the rounded weight; `output_size` is not supported."""
+        result: Tensor = F.conv_transpose2d(
+            input,
+            self.weight_quantizer(self.weight),
+            self.bias,
+            self.stride,
+            self.padding,  # type: ignore[arg-type]
+            self.output_padding,
+            self.groups,
+            self.dilation,
+        )
+        return result
+
+
+class QuantizedLinear(nn.Linear):
+    """A linear layer whose weight (out, in) is rounded per output feature."""
+
+    weight_quantizer: FakeQuantize
+
+    @classmethod
+    def from_float(cls, module: nn.Linear, *, learnable: bool = False) -> QuantizedLinear:
+        """Takes over `module`'s parameters."""
+        quantized = cls(module.in_features, module.out_features, module.bias is not None, device="meta")
+        return _take_over(quantized, module, axis=0, learnable=learnable)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """What `nn.Linear` computes, with the rounded weight."""
+        return F.linear(input, self.weight_quantizer(self.weight), self.bias)
+
+
+M = TypeVar("M", QuantizedConv2d, QuantizedConvTranspose2d, QuantizedLinear)
+
+
+def _take_over(quantized: M, module: nn.Module, *, axis: int, learnable: bool) -> M:
+    quantized.weight = module.weight  # type: ignore[assignment]
+    quantized.bias = module.bias  # type: ignore[assignment]
+    quantized.weight_quantizer = FakeQuantize.of_weight(quantized.weight, axis, learnable=learnable)
+    return quantized.train(module.training)
