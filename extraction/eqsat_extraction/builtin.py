@@ -31,7 +31,7 @@ class _OneShot:
         yield Solution.from_choice(
             egraph,
             costs,
-            problem.choice_in(egraph, choice),
+            problem.original_choice(choice),
             seconds=budget.seconds,
             extractor=self.name,
         )

@@ -11,13 +11,16 @@ from .egraph import EGraph, Floats, Ints, Mask, Offsets
 from .errors import InfeasibleError
 
 
+_NONE = np.empty(0, dtype=np.int32)
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
     """An extraction problem with a single root e-class, the last one, that holds a single e-node.
 
     `head` (n,) is the e-class of every e-node, `cost` (n,) its finite cost and `child[ptr[i]:ptr[i + 1]]` its
     distinct child e-classes, ascending. An e-node stands for the original e-nodes
-    `part[part_ptr[i]:part_ptr[i + 1]]`; `default` (original e-classes,) provides e-classes that were decided
+    `part[part_ptr[i]:part_ptr[i + 1]]`, whose e-classes are in `part_class`; `default` (original e-classes,) provides e-classes that were decided
     on the way, for when they turn out to be needed. `offset` is a cost that every solution pays.
     """
 
@@ -28,6 +31,7 @@ class Problem:
     n_classes: int
     part_ptr: Offsets
     part: Ints
+    part_class: Ints
     default: Ints
     offset: float = 0.0
 
@@ -41,13 +45,20 @@ class Problem:
         """The artificial root e-class."""
         return self.n_classes - 1
 
-    def choice_in(self, egraph: EGraph, choice: Ints) -> Ints:
-        """A choice (n_classes,) of this problem as a choice of the e-graph it came from."""
-        original = self.default.copy()
-        for node in choice[choice >= 0].tolist():
-            parts = self.part[self.part_ptr[node] : self.part_ptr[node + 1]]
-            original[egraph.node_class[parts]] = parts
-        return original
+    def parts_of(self, nodes: Ints) -> Ints:
+        """The original e-nodes that these e-nodes stand for."""
+        return np.concatenate([self.part[self.part_ptr[i] : self.part_ptr[i + 1]] for i in nodes] or [_NONE])
+
+    def with_defaults(self, nodes: Ints) -> Ints:
+        """`default`, with the parts of these e-nodes as well."""
+        parts = self.parts_of(nodes)
+        default = self.default.copy()
+        default[self.part_class[parts]] = parts
+        return default
+
+    def original_choice(self, choice: Ints) -> Ints:
+        """A choice (n_classes,) of this problem as a choice of the e-graph it came from, spares included."""
+        return self.with_defaults(choice[choice >= 0])
 
 
 def from_egraph(egraph: EGraph, costs: Floats) -> Problem:
@@ -78,6 +89,7 @@ def from_egraph(egraph: EGraph, costs: Floats) -> Problem:
         n_classes=root + 1,
         part_ptr=np.minimum(np.arange(n + 2, dtype=np.int64), n),
         part=np.arange(n, dtype=np.int32),
+        part_class=egraph.node_class,
         default=np.full(egraph.n_classes, -1, dtype=np.int32),
     )
     return restrict(whole, usable(head, ptr, child, finite, root + 1, root))

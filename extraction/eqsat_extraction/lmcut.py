@@ -1,0 +1,252 @@
+"""Lower bounds by landmark cuts: extraction with DAG cost is delete-free planning.
+
+E-classes are facts and e-nodes are actions that need all their children. LM-cut (Helmert and Domshlak, ICAPS
+2009) repeatedly finds a set of e-nodes of which every solution uses one, charges the least of their costs to
+the bound, and lowers them by it. It sees that derivations are acyclic, which the plain linear relaxation does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ._budget import Budget
+from ._graph import heap_pop, heap_push, invert
+from ._jit import jit
+from .egraph import Floats, Ints, Offsets
+from .problem import Problem
+
+
+@dataclass(frozen=True, eq=False)
+class LandmarkBound:
+    """A bound, what is left of every e-node's cost (n,), and the cuts: one e-node of each row is always used.
+
+    `reduced` prices e-nodes against the bound: a solution costs at least `bound` plus the sum of `reduced`
+    over its e-nodes.
+    """
+
+    bound: float
+    reduced: Floats
+    cut_ptr: Offsets
+    cut: Ints
+
+
+def landmark_bound(problem: Problem, budget: Budget, *, tie_seed: int = 0) -> LandmarkBound:
+    """LM-cut on a problem, `offset` not included; stops early, still valid, when the budget is spent.
+
+    `tie_seed` permutes which of several equally dear children an e-node is held to wait for; 0 is by number.
+    """
+    rank = np.arange(problem.n_classes, dtype=np.int32)
+    if tie_seed:
+        rank = np.random.default_rng(tie_seed).permutation(rank)
+    state = start(problem.head, problem.cost, problem.ptr, problem.child, problem.n_classes, rank)
+    bound = 0.0
+    reduced = problem.cost.copy()
+    pieces: list[Ints] = []
+    sizes = [np.zeros(1, dtype=np.int64)]
+    while not budget.spent:
+        raised, done, work, cut_sizes, cut = raise_bound(
+            problem.head, reduced, problem.ptr, problem.child, problem.n_classes, rank, *state, 2_000_000
+        )
+        bound += raised
+        budget.charge(work / 1000)
+        pieces.append(cut)
+        sizes.append(cut_sizes)
+        if done:
+            break
+    return LandmarkBound(
+        bound, reduced, np.cumsum(np.concatenate(sizes)), np.concatenate([np.empty(0, dtype=np.int32), *pieces])
+    )
+
+
+@jit
+def start(
+    head: Ints, cost: Floats, ptr: Offsets, child: Ints, n_classes: int, rank: Ints
+) -> tuple[Floats, Ints, Offsets, Ints]:
+    """Critical-path values of e-classes, the child every e-node waits for (-1: none), and the readers."""
+    n = len(head)
+    reader_ptr, reader = invert(ptr, child, n_classes)
+    missing = np.empty(n, dtype=np.int64)
+    value = np.full(n_classes, np.inf)
+    settled = np.zeros(n_classes, dtype=np.bool_)
+    waits_for = np.full(n, -1, dtype=np.int32)
+    keys = np.empty(n_classes, dtype=np.float64)
+    items = np.empty(n_classes, dtype=np.int32)
+    where = np.full(n_classes, -1, dtype=np.int32)
+    size = 0
+    for i in range(n):
+        missing[i] = ptr[i + 1] - ptr[i]
+        if missing[i] == 0 and cost[i] < value[head[i]]:
+            value[head[i]] = cost[i]
+            size = heap_push(keys, items, where, size, head[i], cost[i])
+    while size:
+        size = heap_pop(keys, items, where, size)
+        c = items[size]
+        settled[c] = True
+        for k in range(reader_ptr[c], reader_ptr[c + 1]):
+            i = reader[k]
+            missing[i] -= 1
+            w = waits_for[i]
+            if w < 0 or value[c] > value[w] or (value[c] == value[w] and rank[c] > rank[w]):
+                waits_for[i] = c
+            if missing[i] == 0 and not settled[head[i]] and cost[i] + value[waits_for[i]] < value[head[i]]:
+                value[head[i]] = cost[i] + value[waits_for[i]]
+                size = heap_push(keys, items, where, size, head[i], value[head[i]])
+    return value, waits_for, reader_ptr, reader
+
+
+@jit
+def raise_bound(
+    head: Ints,
+    reduced: Floats,
+    ptr: Offsets,
+    child: Ints,
+    n_classes: int,
+    rank: Ints,
+    value: Floats,
+    waits_for: Ints,
+    reader_ptr: Offsets,
+    reader: Ints,
+    work_limit: int,
+) -> tuple[float, bool, int, Offsets, Ints]:
+    """Cuts until the root's value is zero or the work is done; updates `reduced`, `value` and `waits_for`.
+
+    Values only fall as costs fall, so they are updated from the cut's e-nodes onwards (Pommerening and
+    Helmert, ICAPS 2013). Returns what the bound rose by, whether the root is at zero, the work, and the cuts.
+    """
+    root = n_classes - 1
+    class_ptr = np.zeros(n_classes + 1, dtype=np.int64)
+    for c in head:
+        class_ptr[c + 1] += 1
+    for c in range(n_classes):
+        class_ptr[c + 1] += class_ptr[c]
+    fill = class_ptr[:-1].copy()
+    class_node = np.empty(len(head), dtype=np.int32)
+    leaves = np.empty(len(head), dtype=np.int32)
+    n_leaves = 0
+    for i in range(len(head)):
+        class_node[fill[head[i]]] = i
+        fill[head[i]] += 1
+        if ptr[i] == ptr[i + 1]:
+            leaves[n_leaves] = i
+            n_leaves += 1
+    scale = 0.0
+    for i in range(len(reduced)):
+        scale = max(scale, reduced[i])
+    tiny = 1e-13 * max(scale, value[root])
+    keys = np.empty(n_classes, dtype=np.float64)
+    items = np.empty(n_classes, dtype=np.int32)
+    where = np.full(n_classes, -1, dtype=np.int32)
+    zone = np.zeros(n_classes, dtype=np.int8)  # 1 the root's zero-cost side, 2 the leaves' side
+    stack = np.empty(n_classes, dtype=np.int32)
+    seen = np.empty(2 * n_classes, dtype=np.int32)
+    sizes = np.empty(256, dtype=np.int64)
+    cuts = np.empty(1024, dtype=np.int32)
+    n_cuts, used, work = 0, 0, 0
+    raised = 0.0
+    while value[root] > tiny and work < work_limit:
+        n_seen = 0
+        zone[root] = 1
+        seen[n_seen] = root
+        n_seen += 1
+        stack[0] = root
+        depth = 1
+        while depth:
+            depth -= 1
+            c = stack[depth]
+            for j in range(class_ptr[c], class_ptr[c + 1]):
+                i = class_node[j]
+                work += 1
+                d = waits_for[i]
+                if reduced[i] <= tiny and d >= 0 and zone[d] == 0:
+                    zone[d] = 1
+                    seen[n_seen] = d
+                    n_seen += 1
+                    stack[depth] = d
+                    depth += 1
+        first = used
+        for j in range(n_leaves + 1):
+            if j < n_leaves:
+                i = leaves[j]
+                c = head[i]
+                if zone[c] == 1:
+                    if used == len(cuts):
+                        cuts = np.concatenate((cuts, np.empty_like(cuts)))
+                    cuts[used] = i
+                    used += 1
+                elif zone[c] == 0:
+                    zone[c] = 2
+                    seen[n_seen] = c
+                    n_seen += 1
+                    stack[depth] = c
+                    depth += 1
+            while depth:
+                depth -= 1
+                c = stack[depth]
+                for k in range(reader_ptr[c], reader_ptr[c + 1]):
+                    work += 1
+                    i = reader[k]
+                    if waits_for[i] != c:
+                        continue
+                    d = head[i]
+                    if zone[d] == 1:
+                        if used == len(cuts):
+                            cuts = np.concatenate((cuts, np.empty_like(cuts)))
+                        cuts[used] = i
+                        used += 1
+                    elif zone[d] == 0:
+                        zone[d] = 2
+                        seen[n_seen] = d
+                        n_seen += 1
+                        stack[depth] = d
+                        depth += 1
+        work += n_leaves + 1
+        # An e-node with a child on neither side cannot be the first to cross: it leaves the cut.
+        last = used
+        used = first
+        least = np.inf
+        for k in range(first, last):
+            i = cuts[k]
+            crosses = True
+            for q in range(ptr[i], ptr[i + 1]):
+                if zone[child[q]] != 2:
+                    crosses = False
+                    break
+            if crosses:
+                cuts[used] = i
+                used += 1
+                least = min(least, reduced[i])
+        raised += least
+        if n_cuts == len(sizes):
+            sizes = np.concatenate((sizes, np.empty_like(sizes)))
+        sizes[n_cuts] = used - first
+        n_cuts += 1
+        for k in range(n_seen):
+            zone[seen[k]] = 0
+        size = 0
+        for k in range(first, used):
+            i = cuts[k]
+            reduced[i] = max(0.0, reduced[i] - least)
+            below = value[waits_for[i]] if waits_for[i] >= 0 else 0.0
+            if reduced[i] + below < value[head[i]]:
+                value[head[i]] = reduced[i] + below
+                size = heap_push(keys, items, where, size, head[i], value[head[i]])
+        while size:
+            size = heap_pop(keys, items, where, size)
+            c = items[size]
+            for k in range(reader_ptr[c], reader_ptr[c + 1]):
+                work += 1
+                i = reader[k]
+                if waits_for[i] != c:
+                    continue
+                w = c
+                for q in range(ptr[i], ptr[i + 1]):
+                    d = child[q]
+                    if value[d] > value[w] or (value[d] == value[w] and rank[d] > rank[w]):
+                        w = d
+                waits_for[i] = w
+                if reduced[i] + value[w] < value[head[i]]:
+                    value[head[i]] = reduced[i] + value[w]
+                    size = heap_push(keys, items, where, size, head[i], value[head[i]])
+    return raised, value[root] <= tiny, work, sizes[:n_cuts].copy(), cuts[:used].copy()

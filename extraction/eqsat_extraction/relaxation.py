@@ -1,0 +1,134 @@
+"""The linear relaxation with lazily separated external-support cuts, on HiGHS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ._budget import Budget
+from ._graph import invert
+from .egraph import Floats, Ints, Offsets
+from .problem import Problem
+from .separation import separate
+
+
+class Relaxation:
+    """Choose e-nodes fractionally, at least cost, so that what is read is chosen and derivations are supported.
+
+    Variables are the e-nodes, between 0 and 1. Rows, each at least zero: an e-class is chosen as often as the
+    e-nodes of any one other e-class read it; an e-class is chosen at most as often as a cut below it.
+    `cuts` holds the cut rows as (target e-class, e-nodes).
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        import highspy
+
+        self.problem = problem
+        self.reader_ptr, self.reader = invert(problem.ptr, problem.child, problem.n_classes)
+        order = np.argsort(problem.head, kind="stable")
+        self.members = np.split(order, np.cumsum(np.bincount(problem.head, minlength=problem.n_classes))[:-1])
+        self.cuts: list[tuple[int, Ints]] = []
+        self.keys: set[bytes] = set()
+        self.iterations = 0
+        self.x = np.zeros(problem.n_nodes)
+        self.duals = np.zeros(problem.n_nodes)
+        self.value = 0.0
+        self.highs: Any = highspy.Highs()
+        for option, setting in (("output_flag", False), ("threads", 1), ("random_seed", 0)):
+            self.highs.setOptionValue(option, setting)
+        lower = np.zeros(problem.n_nodes)
+        lower[-1] = 1.0
+        self.highs.addVars(problem.n_nodes, lower, np.ones(problem.n_nodes))
+        self.highs.changeColsCost(
+            problem.n_nodes, np.arange(problem.n_nodes, dtype=np.int32), problem.cost
+        )
+        self._add_rows(*_read_rows(problem, self.members))
+        self.base_rows = self.highs.getNumRow()
+
+    def _add_rows(self, ptr: Offsets, index: Ints, value: Floats) -> None:
+        rows = len(ptr) - 1
+        if rows:
+            self.highs.addRows(
+                rows,
+                np.zeros(rows),
+                np.full(rows, np.inf),
+                len(index),
+                ptr[:-1].astype(np.int32),
+                index.astype(np.int32),
+                value,
+            )
+
+    def add_cuts(self, targets: Ints, ptr: Offsets, nodes: Ints) -> int:
+        """Add the rows of cuts that are new; returns how many."""
+        rows: list[tuple[Ints, Floats]] = []
+        for row, target in enumerate(targets.tolist()):
+            cut = nodes[ptr[row] : ptr[row + 1]]
+            key = np.append(cut, target).tobytes()
+            if key in self.keys:
+                continue
+            self.keys.add(key)
+            self.cuts.append((target, cut))
+            rows.append(_cut_row(cut, self.members[target]))
+        if rows:
+            sizes = np.cumsum([0] + [len(index) for index, _ in rows])
+            self._add_rows(
+                sizes, np.concatenate([index for index, _ in rows]), np.concatenate([value for _, value in rows])
+            )
+        return len(rows)
+
+    def solve(self, seconds: float) -> bool:
+        """Solve the current rows by dual simplex; whether an optimum was reached within the time."""
+        import highspy
+
+        self.highs.setOptionValue("time_limit", self.highs.getRunTime() + seconds)
+        self.highs.run()
+        self.iterations += max(0, self.highs.getInfo().simplex_iteration_count)
+        if self.highs.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+            return False
+        solution = self.highs.getSolution()
+        self.x = np.clip(np.array(solution.col_value), 0.0, 1.0)
+        self.duals = np.array(solution.col_dual)
+        self.value = float(self.highs.getInfo().objective_function_value)
+        return True
+
+    def tighten(self, budget: Budget, *, max_cuts: int = 200) -> int:
+        """Separate cuts at the current point and add them; returns how many were new."""
+        problem = self.problem
+        found = separate(
+            problem.head,
+            problem.ptr,
+            problem.child,
+            self.reader_ptr,
+            self.reader,
+            problem.n_classes,
+            self.x,
+            max_cuts,
+        )
+        budget.charge(len(problem.child) * (1 + len(found[0])) / 1000)
+        return self.add_cuts(*found)
+
+
+def _read_rows(problem: Problem, members: list[Ints]) -> tuple[Offsets, Ints, Floats]:
+    """One row per pair (e-class, child e-class): the child's e-nodes less the e-nodes that read it."""
+    reader = np.repeat(np.arange(problem.n_nodes, dtype=np.int64), np.diff(problem.ptr))
+    pair = problem.head[reader].astype(np.int64) * problem.n_classes + problem.child
+    order = np.argsort(pair, kind="stable")
+    starts = np.flatnonzero(np.diff(pair[order], prepend=-1))
+    groups = np.split(reader[order], starts[1:]) if len(starts) else []
+    rows = [
+        _cut_row(members[int(key) % problem.n_classes], group)
+        for key, group in zip(pair[order][starts].tolist(), groups, strict=True)
+    ]
+    sizes = np.cumsum([0] + [len(index) for index, _ in rows])
+    return (
+        sizes,
+        np.concatenate([index for index, _ in rows] or [np.empty(0, dtype=np.int32)]),
+        np.concatenate([value for _, value in rows] or [np.empty(0)]),
+    )
+
+
+def _cut_row(plus: Ints, minus: Ints) -> tuple[Ints, Floats]:
+    """Indices and coefficients of `sum(plus) - sum(minus)`, without what cancels."""
+    more, less = np.setdiff1d(plus, minus), np.setdiff1d(minus, plus)
+    return np.concatenate((more, less)), np.concatenate((np.ones(len(more)), -np.ones(len(less))))
