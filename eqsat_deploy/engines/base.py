@@ -37,6 +37,9 @@ class Batch:
             raise EngineError(f"{self}: needs 1 <= minimum <= typical <= maximum")
 
 
+DEFAULT_BATCH = Batch()
+
+
 @dataclass(frozen=True)
 class Layer:
     """One kernel as the engine ran it.
@@ -61,7 +64,7 @@ class Signature:
 
     inputs: tuple[InputSpec, ...]
     outputs: Structure
-    batch: Batch = Batch()
+    batch: Batch = DEFAULT_BATCH
 
     @classmethod
     def of(cls, module: fx.GraphModule, batch: Batch) -> Self:
@@ -140,12 +143,14 @@ class Engine(ABC):
 
     Attributes:
         name: what it is found by, the name of its entry point.
+        portable: whether its files also run on other devices and with other versions of the runtime.
         signature: how the module is called.
         weights: the module's parameters and buffers by name, kept for the artifact.
         report: the optimization's report as JSON values, or None.
     """
 
     name: ClassVar[str]
+    portable: ClassVar[bool] = False
 
     def __init__(self, signature: Signature, weights: Mapping[str, Tensor] | None = None) -> None:
         self.signature = signature
@@ -160,7 +165,7 @@ class Engine(ABC):
     @classmethod
     @abstractmethod
     def build(
-        cls, module: fx.GraphModule, *, batch: Batch = Batch(), options: Mapping[str, Any] | None = None
+        cls, module: fx.GraphModule, *, batch: Batch = DEFAULT_BATCH, options: Mapping[str, Any] | None = None
     ) -> Self:
         """Compile `module` (rebuilt or quantized, with `meta["inputs"]`), which is left as it is.
 

@@ -1,0 +1,318 @@
+"""OpenVINO on a CPU: the exported program, with FakeQuantize exactly where quantization put it."""
+
+from __future__ import annotations
+
+import copy
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from threading import Lock
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram, default_decompositions
+
+from eqsat_deploy.engines.base import DEFAULT_BATCH, Batch, Engine, Layer, Signature, check_options
+from eqsat_deploy.engines.program import export_program, node_origins
+from eqsat_deploy.errors import EngineError
+from eqsat_deploy.quantization.fake_quantize import FakeQuantize
+
+OPTIONS = ("threads", "precision")
+PRECISIONS = {"u8": "int8", "i8": "int8", "f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+# What the executed graph lists that computes nothing.
+PASSIVE = {"Const", "Input", "Output"}
+PROFILED_RUNS = 10
+
+
+class OpenVINOEngine(Engine):
+    """A module compiled by OpenVINO's CPU plugin.
+
+    The model stays dynamic in the batch; the typical size is compiled with static shapes, which the plugin
+    plans ahead for, and all other sizes share one dynamic compilation, made when the first of them arrives.
+
+    Options: `threads` (all cores by default); `precision` of what is not INT8, `f32` (the default, so that
+    results can be reproduced) or `bf16`, `f16` where the CPU has them.
+    """
+
+    name = "openvino"
+    portable = True
+
+    def __init__(
+        self,
+        model: Any,
+        signature: Signature,
+        weights: Mapping[str, Tensor] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(signature, weights)
+        self.model = model
+        self.options = check_options(self.name, options, OPTIONS)
+        self._lock = Lock()  # an inference request serves one call at a time
+        self._requests = {
+            signature.batch.typical: self._compile(signature.batch.typical).create_infer_request()
+        }
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """None where `openvino` can be imported."""
+        try:
+            import openvino  # noqa: F401
+        except ImportError as error:
+            return f"{error}; run `pip install openvino`"
+        return None
+
+    @classmethod
+    def build(
+        cls, module: fx.GraphModule, *, batch: Batch = DEFAULT_BATCH, options: Mapping[str, Any] | None = None
+    ) -> Self:
+        """Convert and compile `module`; `EngineError` when torch or OpenVINO refuses it."""
+        import openvino
+
+        options = check_options(cls.name, options, OPTIONS)
+        signature = Signature.of(module, batch)
+        # OpenVINO shares the parameters' memory, and the caller may go on training.
+        module = copy.deepcopy(module).cpu().eval()
+        program = _decomposed(export_program(_marked(module), signature))
+        try:
+            model = openvino.convert_model(_decoder(program), extension=[_extension()])
+        except Exception as error:  # the frontend's errors have no common base
+            raise EngineError(f"OpenVINO cannot convert the module: {error}") from error
+        _name(model, signature, node_origins(program))
+        _reshape(model, signature, -1)
+        weights = {name: value.detach() for name, value in module.state_dict().items()}
+        return cls(model, signature, weights, options)
+
+    def run(self, inputs: Sequence[Tensor], batch: int) -> Sequence[Tensor]:
+        """The flat outputs, on the CPU, in memory of their own."""
+        with self._lock:
+            request = self._request(batch)
+            request.infer(dict(enumerate(_tensors(inputs))))
+            return [
+                torch.from_numpy(np.array(request.get_output_tensor(index).data, copy=True))
+                for index in range(len(self.model.outputs))
+            ]
+
+    def save_files(self, folder: Path) -> None:
+        """`model.xml` and `model.bin`: OpenVINO IR with a dynamic batch, INT8 weights stored as such."""
+        import openvino
+        from openvino._offline_transformations import compress_quantize_weights_transformation
+
+        model = self.model.clone()
+        compress_quantize_weights_transformation(model)
+        openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
+
+    @classmethod
+    def load_files(cls, folder: Path, signature: Signature) -> Self:
+        """The engine compiled anew for this CPU, with default options."""
+        import openvino
+
+        try:
+            model = openvino.Core().read_model(folder / "model.xml")
+        except RuntimeError as error:
+            raise EngineError(
+                f"OpenVINO {openvino.__version__} cannot read {folder / 'model.xml'}: {error}"
+            ) from error
+        return cls(model, signature)
+
+    def layers(self, *inputs: Tensor) -> tuple[Layer, ...]:
+        """Every executed node of the plugin's graph, the median time of ten runs each."""
+        import openvino
+
+        inputs = inputs or self.signature.zeros(self.signature.batch.typical)
+        batch = self.signature.check(inputs)
+        compiled = self._compile(batch, {"PERF_COUNT": True})
+        request = compiled.create_infer_request()
+        feed = [
+            openvino.Tensor(value.detach().cpu().contiguous().numpy(), shared_memory=True) for value in inputs
+        ]
+        times: dict[str, list[float]] = {}
+        for _ in range(PROFILED_RUNS):
+            request.infer(feed)
+            for entry in request.profiling_info:
+                if entry.status == openvino.ProfilingInfo.Status.EXECUTED:
+                    times.setdefault(entry.node_name, []).append(entry.real_time.total_seconds() * 1e6)
+        executed: dict[int, Layer] = {}
+        for op in compiled.get_runtime_model().get_ops():
+            info = {key: value.astype(str) for key, value in op.get_rt_info().items()}
+            name = op.get_friendly_name()
+            if info["layerType"] in PASSIVE or name not in times:
+                continue
+            precision = PRECISIONS.get(info["runtimePrecision"], info["runtimePrecision"])
+            originals = [original.split("/") for original in info["originalLayersNames"].split(",")]
+            nodes = tuple(dict.fromkeys(path[0] for path in originals if len(path) > 1))
+            executed[int(info["execOrder"])] = Layer(
+                name, info["layerType"], precision, median(times[name]), nodes
+            )
+        return tuple(layer for _, layer in sorted(executed.items()))
+
+    @property
+    def device(self) -> str:
+        """The CPU's name and what OpenVINO can compute in on it."""
+        import openvino
+
+        core = openvino.Core()
+        capabilities = ", ".join(sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")))
+        return f"{core.get_property('CPU', 'FULL_DEVICE_NAME')} ({platform.machine()}; {capabilities})"
+
+    @property
+    def version(self) -> str:
+        """OpenVINO's version."""
+        import openvino
+
+        return f"openvino {openvino.__version__.partition('-')[0]}"
+
+    def _request(self, batch: int) -> Any:
+        size = batch if batch in self._requests else -1
+        if size not in self._requests:
+            self._requests[size] = self._compile(size).create_infer_request()
+        return self._requests[size]
+
+    def _compile(self, batch: int, properties: Mapping[str, Any] | None = None) -> Any:
+        """`model` for one batch size, or for any with -1."""
+        import openvino
+
+        model = self.model.clone()
+        _reshape(model, self.signature, batch)
+        settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": self.options.get("precision", "f32"),
+            **(properties or {}),
+        }
+        if "threads" in self.options:
+            settings["INFERENCE_NUM_THREADS"] = self.options["threads"]
+        try:
+            return openvino.Core().compile_model(model, "CPU", settings)
+        except RuntimeError as error:
+            raise EngineError(f"OpenVINO cannot compile the model: {error}") from error
+
+
+@torch.library.custom_op("eqsat_deploy::fake_quantize", mutates_args=())
+def _fake_quantize(
+    values: Tensor, scale: Tensor, zero_point: Tensor, axis: int, low: int, high: int
+) -> Tensor:
+    """One node in the exported program for what `_translate` turns into one FakeQuantize; never run."""
+    raise NotImplementedError("exists for export only")
+
+
+@_fake_quantize.register_fake
+def _(values: Tensor, scale: Tensor, zero_point: Tensor, axis: int, low: int, high: int) -> Tensor:
+    return torch.empty_like(values)
+
+
+class _Marker(nn.Module):
+    """Exports as `_fake_quantize` what a FakeQuantize does."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, fake: FakeQuantize) -> None:
+        super().__init__()
+        self.register_buffer("scale", fake.step)
+        self.register_buffer("zero_point", fake.zero_point)
+        self.axis = -1 if fake.axis is None else fake.axis
+        self.low, self.high = int(fake.low), int(fake.high)
+
+    def forward(self, values: Tensor) -> Tensor:
+        marked: Tensor = _fake_quantize(values, self.scale, self.zero_point, self.axis, self.low, self.high)
+        return marked
+
+
+def _marked(module: fx.GraphModule) -> fx.GraphModule:
+    """`module` with markers for its quantizers; everything else is shared with it."""
+    marked = copy.copy(module)
+    marked.meta = dict(module.meta)
+    marked._modules = _marked_children(module)
+    return marked
+
+
+def _marked_children(module: nn.Module) -> dict[str, nn.Module | None]:
+    children: dict[str, nn.Module | None] = {}
+    for name, child in module._modules.items():
+        if isinstance(child, FakeQuantize):
+            children[name] = _Marker(child)
+        elif child is not None and child._modules:
+            children[name] = clone = copy.copy(child)
+            clone._modules = _marked_children(child)
+        else:
+            children[name] = child
+    return children
+
+
+def _decomposed(program: ExportedProgram) -> ExportedProgram:
+    """`program` in the operators OpenVINO's frontend knows.
+
+    `convert_model` would do this too, but then its names could not be traced back to the module's.
+    """
+    from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
+
+    table: Any = default_decompositions()
+    for operator in ops_to_not_decompose():
+        table.pop(operator, None)
+    return program.run_decompositions(table)
+
+
+def _decoder(program: ExportedProgram) -> Any:
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+    return TorchFXPythonDecoder(program.module(), dynamic_shapes=True)
+
+
+def _extension() -> Any:
+    from openvino.frontend.pytorch import ConversionExtension
+
+    return ConversionExtension("eqsat_deploy.fake_quantize.default", _translate)
+
+
+def _translate(context: Any) -> Any:
+    from openvino import opset13
+
+    values = context.get_input(0)
+    scale, zero_point = (np.asarray(context.get_values_from_const_input(i), np.float32) for i in (1, 2))
+    axis, low, high = (int(context.get_values_from_const_input(i)) for i in (3, 4, 5))
+    if axis >= 0:
+        rank = values.get_partial_shape().rank.get_length()
+        shape = [-1 if dim == axis else 1 for dim in range(rank)]
+        scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
+    bounds = [opset13.constant((code - zero_point) * scale) for code in (np.float32(low), np.float32(high))]
+    return opset13.fake_quantize(values, *bounds, *bounds, levels=high - low + 1).outputs()
+
+
+def _name(model: Any, signature: Signature, origins: Mapping[str, str]) -> None:
+    """Names that survive saving: inputs after their specs, operators after the nodes they came from."""
+    if len(model.inputs) != len(signature.inputs):
+        raise EngineError(
+            f"OpenVINO's model has {len(model.inputs)} inputs, the module {len(signature.inputs)}: "
+            "an input that nothing reads cannot be converted"
+        )
+    for port, spec in zip(model.inputs, signature.inputs, strict=True):
+        port.get_node().set_friendly_name(spec.name)
+        port.get_tensor().set_names({spec.name})
+    for index, port in enumerate(model.outputs):
+        port.get_tensor().add_names({f"output_{index}"})
+    for index, op in enumerate(model.get_ordered_ops()):
+        if op.get_type_name() == "Parameter":
+            continue
+        name = op.get_friendly_name()
+        node = origins.get(name.partition("/")[0])
+        # OpenVINO numbers the operators it makes up through the whole process; this numbers them by position.
+        op.set_friendly_name(f"{op.get_type_name()}_{index}" if node is None else f"{node}/{name}")
+
+
+def _reshape(model: Any, signature: Signature, batch: int) -> None:
+    from openvino import PartialShape
+
+    model.reshape(
+        {
+            port: PartialShape([batch if size is None else size for size in spec.shape])
+            for port, spec in zip(model.inputs, signature.inputs, strict=True)
+        }
+    )
+
+
+def _tensors(inputs: Sequence[Tensor]) -> list[Any]:
+    from openvino import Tensor as Shared
+
+    return [Shared(value.detach().cpu().contiguous().numpy(), shared_memory=True) for value in inputs]
