@@ -1,1 +1,22 @@
 """The rewrite rules of eqsat-deploy, one module per family."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from eqsat_deploy.rules import EgglogRule, rules_of
+
+FAMILIES = (
+    "linear_to_convolution",
+    "identity_pool",
+    "attention",
+    "folding",
+    "movement",
+    "kernels",
+    "quantization",
+)
+
+
+def all_rules() -> list[EgglogRule]:
+    """Every rule, family by family, in order of definition."""
+    return [r for family in FAMILIES for r in rules_of(vars(import_module(f"eqsat_rewrites.{family}")))]

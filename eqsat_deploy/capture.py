@@ -1,0 +1,232 @@
+"""Capture: a model becomes one functional ATen graph with a symbolic batch, attention kept whole.
+
+Works on a copy that shares parameters with the caller's model, in eval mode; the model itself is not touched.
+"""
+
+from __future__ import annotations
+
+import copy
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram, export
+
+from eqsat_deploy.attention import keep_attention_whole
+from eqsat_deploy.errors import CaptureError, InputError
+
+BATCH_DIMENSION = Dim("batch")
+FUNCTIONAL_IN_PLACE = frozenset({"relu_", "relu6_", "hardtanh_", "silu_", "hardswish_", "hardsigmoid_", "sigmoid_",
+                                 "tanh_", "leaky_relu_", "elu_", "celu_", "selu_", "mish_", "add_", "sub_", "mul_",
+                                 "div_", "clamp_", "dropout_", "feature_dropout_"})  # fmt: skip
+VIEWS = frozenset({"view", "reshape", "permute", "transpose", "t", "slice", "select", "unsqueeze", "squeeze", "expand",
+                   "flatten", "unflatten", "split", "chunk", "unbind", "narrow", "alias", "detach", "contiguous",
+                   "to", "movedim", "expand_as", "split_with_sizes", "view_as", "unfold", "diagonal", "as_strided",
+                   "swapaxes", "dropout", "clone", "lift_fresh_copy"})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A functional ATen graph, and what is needed to call and to rebuild it.
+
+    `graph` has a placeholder per parameter, buffer, constant and input; `constants` maps placeholder names to
+    (original dotted name, tensor); `inputs` are the remaining placeholders in order. `example` are the flat
+    example inputs it was traced with. `in_spec` and `out_spec` are pytree structures of call and result.
+    """
+
+    graph: fx.Graph
+    constants: dict[str, tuple[str, Tensor]]
+    inputs: tuple[str, ...]
+    batched: tuple[bool, ...]
+    example: tuple[Any, ...]
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+    batch_symbol: Any
+    module: nn.Module
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """A copy of the module tree that shares every parameter and buffer with `model`."""
+    shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def capture(
+    model: nn.Module | ExportedProgram,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+) -> Captured:
+    """Export `model` with a symbolic batch (axis 0 of every input unless `dynamic_shapes` says otherwise).
+
+    Raises:
+        CaptureError: the model does not export; the message names the line of the model that stopped it.
+        InputError: the example inputs do not fit the model.
+    """
+    kwargs = dict(kwargs or {})
+    if isinstance(model, ExportedProgram):
+        program, module = model, model.module()
+        args, kwargs = model.example_inputs or (args, kwargs)
+    else:
+        module = shared_copy(model).eval()
+        keep_attention_whole(module)
+        args, kwargs = pytree.tree_map(_at_least_two, (args, kwargs))
+        program = _export(module, args, kwargs, dynamic_shapes)
+    program = _functional(program)
+    return _captured(program, module, args, kwargs)
+
+
+def _at_least_two(value: Any) -> Any:
+    """Exporting at batch 1 specializes the batch: examples of one are repeated."""
+    if isinstance(value, Tensor) and value.dim() and value.shape[0] == 1:
+        return value.repeat_interleave(2, 0)
+    return value
+
+
+def _batch_of(value: Any) -> Any:
+    return {0: BATCH_DIMENSION} if isinstance(value, Tensor) and value.dim() else None
+
+
+def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> ExportedProgram:
+    if dynamic_shapes is None:
+        positional, named = pytree.tree_map(_batch_of, (args, kwargs))
+        dynamic_shapes = (*positional, *named.values()) if not named else _by_name(module, positional, named)
+    try:
+        with torch.no_grad(), _quiet():
+            module(*copy.deepcopy(args), **copy.deepcopy(kwargs))
+    except Exception as error:
+        raise InputError(
+            f"the model does not run on the example inputs ({_describe(args, kwargs)}): "
+            f"{type(error).__name__}: {error}{_model_line(error)}. Pass example_inputs= that its forward accepts."
+        ) from error
+    try:
+        with torch.no_grad(), _quiet():
+            return export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise CaptureError(
+            f"torch.export cannot export {type(module).__name__}: {type(error).__name__}: {first}"
+            f"{_model_line(error)}. Make that line independent of tensor values, or move it out of forward."
+        ) from error
+
+
+def _by_name(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+    import inspect
+
+    names = list(inspect.signature(module.forward).parameters)
+    return dict(zip(names, positional, strict=False)) | named
+
+
+def _model_line(error: BaseException) -> str:
+    """Where in the model's own source the error arose: the innermost frame outside torch and this package."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [
+        f for f in frames
+        if "/torch/" not in f.filename and not f.filename.startswith("<") and f.name == "forward"
+    ] or [f for f in frames if "/torch/" not in f.filename and "/eqsat_deploy/" not in f.filename]  # fmt: skip
+    if not own:
+        return ""
+    return f" (at {own[-1].filename}:{own[-1].lineno}, in {own[-1].name}: {own[-1].line})"
+
+
+def _describe(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    leaves = pytree.tree_leaves((tuple(args), dict(kwargs)))
+    return ", ".join(
+        f"{str(v.dtype).removeprefix('torch.')}{list(v.shape)}" if isinstance(v, Tensor) else repr(v) for v in leaves
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _functional(program: ExportedProgram) -> ExportedProgram:
+    """`program` without mutation. Plain in-place activations are left to lowering, which is free."""
+    if all(_is_functional(n) or _is_plain_in_place(n) for n in program.graph.nodes if n.op == "call_function"):
+        return program
+    with _quiet():
+        return program.run_decompositions({})
+
+
+def _schema(node: fx.Node) -> Any:
+    return getattr(node.target, "_schema", None)
+
+
+def _is_functional(node: fx.Node) -> bool:
+    schema = _schema(node)
+    return schema is None or not schema.is_mutable
+
+
+def _base_name(node: fx.Node) -> str:
+    return _schema(node).name.split("::")[1] if _schema(node) is not None else ""
+
+
+def _is_plain_in_place(node: fx.Node) -> bool:
+    """Whether replacing the call by its functional form, and later uses of its first argument, is all there is.
+
+    True when the mutated tensor is fresh: computed by an operator that makes no view, and never viewed before.
+    """
+    base = node.args[0]
+    return (
+        _base_name(node) in FUNCTIONAL_IN_PLACE
+        and isinstance(base, fx.Node)
+        and base.op == "call_function"
+        and _schema(base) is not None
+        and (_base_name(base) in FUNCTIONAL_IN_PLACE or _base_name(base) not in VIEWS)
+        and not any(_base_name(user) in VIEWS for user in base.users)
+        and not (_base_name(base) in FUNCTIONAL_IN_PLACE and not _is_plain_in_place(base))
+    )
+
+
+def _captured(
+    program: ExportedProgram, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Captured:
+    signature = program.graph_signature
+    mutated = {**signature.buffers_to_mutate, **signature.user_inputs_to_mutate}
+    if mutated:
+        raise CaptureError(
+            f"the model changes {next(iter(mutated.values()))!r} when it runs; only models whose forward leaves "
+            "buffers and inputs alone can be optimized. Put the module in eval mode or remove the assignment."
+        )
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers,
+             **signature.inputs_to_lifted_tensor_constants}  # fmt: skip
+    values = {**program.state_dict, **program.constants}
+    constants = {k: (name, values[name].detach()) for k, name in names.items()}
+    inputs = tuple(n.name for n in program.graph.nodes if n.op == "placeholder" and n.name not in constants)
+    flat = tuple(pytree.tree_leaves((tuple(args), dict(kwargs))))
+    symbols = _batch_symbols(program.graph, inputs)
+    return Captured(
+        program.graph, constants, inputs,
+        tuple(_is_batched(n) for n in program.graph.nodes if n.op == "placeholder" and n.name in inputs),
+        flat, program.call_spec.in_spec, program.call_spec.out_spec, next(iter(symbols), None), module,
+    )  # fmt: skip
+
+
+def _is_batched(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and any(isinstance(s, torch.SymInt) for s in value.shape)
+
+
+def _batch_symbols(graph: fx.Graph, inputs: tuple[str, ...]) -> list[Any]:
+    found: dict[Any, None] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder" and node.name in inputs and isinstance(node.meta.get("val"), Tensor):
+            for size in node.meta["val"].shape:
+                if isinstance(size, torch.SymInt):
+                    found |= dict.fromkeys(size.node.expr.free_symbols)
+    if len(found) > 1:
+        raise CaptureError(
+            f"the model has {len(found)} independent dynamic dimensions ({', '.join(map(str, found))}); only one, "
+            "the batch, may vary. Fix the others through dynamic_shapes=."
+        )
+    return list(found)

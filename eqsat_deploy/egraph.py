@@ -1,0 +1,263 @@
+"""The one module that speaks to egglog: the program of a language and its rules, rows in, rows out.
+
+Encoding and its measurements: operators are constructors of sort `T`, shapes a function to seven-slot vectors,
+constness a relation. Rows are loaded in bulk through tab-separated files, which is two orders of magnitude
+faster than one command per node. Limits are checked between iterations because nothing stops egglog inside one.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from egglog import bindings
+
+from eqsat_deploy.errors import EqsatError, RuleError
+from eqsat_deploy.language import OPERATORS, Expr, Operator
+from eqsat_deploy.language.expressions import literal
+from eqsat_deploy.language.shapes import encode
+from eqsat_deploy.lower import Lowered
+from eqsat_deploy.rules import PHASES, EgglogRule
+
+COLUMNS = {"i64": "i64", "f64": "f64", "String": "String", "VI": "i64", "T": "i64"}
+
+PRELUDE = f"""
+(ruleset load-vectors) (ruleset load) (ruleset analysis)
+{" ".join(f"(ruleset {p})" for p in PHASES)}
+(sort VI (Vec i64))
+(sort FII (UnstableFn (i64) i64))
+(sort T) (sort L) (sort A) (sort Ep) (sort Q)
+(constructor Nil () L) (constructor Snoc (L T) L) (constructor NodeList (i64) L)
+(constructor Node (i64) T)
+(constructor Run (A Ep) T)
+(constructor Quant (T) Q)
+(constructor QRun (A Ep) Q)
+(constructor EpNone () Ep)
+(constructor EpUnary (String Ep) Ep)
+(constructor EpBinary (String i64 T Ep) Ep)
+(constructor EpQuant (String i64 Q Ep) Ep)
+(constructor ConcatAll (i64 L) T)
+(relation integer-kernel (T A Ep))
+(function steps (Ep) i64 :no-merge) (function joins (Ep) i64 :no-merge)
+(function vector (i64) VI :no-merge)
+(function shape (T) VI :no-merge)
+(relation const (T)) (relation dynamic (T))
+(relation fired (i64 T))
+(relation row-Nil (i64)) (relation row-Snoc (i64 i64 i64))
+(relation row-shape (i64 i64)) (relation row-const (i64)) (relation row-dynamic (i64))
+(rule ((row-Nil i)) ((union (NodeList i) (Nil))) :ruleset load)
+(rule ((row-Snoc i l x)) ((union (NodeList i) (Snoc (NodeList l) (Node x)))) :ruleset load)
+(rule ((row-shape i v) (= s (vector v))) ((set (shape (Node i)) s)) :ruleset load)
+(rule ((row-const i)) ((const (Node i))) :ruleset load)
+(rule ((row-dynamic i)) ((dynamic (Node i))) :ruleset load)
+"""
+
+
+def declarations(operators: Iterable[Operator]) -> str:
+    """Constructors, row loaders and analysis rules of the operators."""
+    return "\n".join(line for o in operators for line in _declare(o))
+
+
+def _declare(o: Operator) -> list[str]:
+    name = o.constructor
+    sorts = [s for _, s in o.parameters]
+    variables = [f"a{i}" for i in range(len(sorts))]
+    if o.name == "opaque":
+        sorts = ["i64", "L"]
+        columns, bound = ["i64", "i64"], ["a0", "(NodeList a1)"]
+        facts: list[str] = []
+    else:
+        columns = [COLUMNS[s] for s in sorts]
+        facts = [f"(= w{i} (vector a{i}))" for i, s in enumerate(sorts) if s == "VI"]
+        bound = [f"(Node a{i})" if s == "T" else f"w{i}" if s == "VI" else f"a{i}" for i, s in enumerate(sorts)]
+    lines = [
+        f"(constructor {name} ({' '.join(sorts)}) T)",
+        f"(relation row-{name} (i64 {' '.join(columns)}))",
+        f"(rule ((row-{name} i {' '.join(variables)}) {' '.join(facts)})"
+        f" ((union (Node i) ({name} {' '.join(bound)}))) :ruleset load)",
+    ]
+    if o.epilogue:
+        lines.append(f"(constructor A{name} ({' '.join(sorts)}) A)")
+    if o.integer in ("compute", "pointwise"):
+        quantized = ["Q" if i == first_operand(o) or (s == "T" and o.integer == "pointwise") else s
+                     for i, s in enumerate(sorts)]  # fmt: skip
+        lines.append(f"(constructor I{name} ({' '.join(quantized)}) A)")
+    if o.integer == "commute":
+        lines.append(f"(constructor Q{name} ({' '.join('Q' if s == 'T' else s for s in sorts)}) Q)")
+    term = f"({name} {' '.join(variables)})"
+    if o.shape is not None:
+        shapes = [Expr(f"s{i}", "VI") if s == "T" else Expr(f"a{i}", s) for i, s in enumerate(sorts)]
+        facts = [f"(= s{i} (shape a{i}))" for i, s in enumerate(sorts) if s == "T"]
+        result = literal(o.shape(*shapes))
+        lines.append(f"(rule ((= e {term}) {' '.join(facts)} (= r {result})) ((set (shape e) r)) :ruleset analysis)")
+    if o.name not in ("input", "parameter", "opaque"):
+        operands = [f"a{i}" for i, s in enumerate(sorts) if s == "T"]
+        facts = [f"(const {a})" for a in operands]
+        lines.append(f"(rule ((= e {term}) {' '.join(facts)}) ((const e)) :ruleset analysis)")
+        lines += [f"(rule ((= e {term}) (dynamic {a})) ((dynamic e)) :ruleset analysis)" for a in operands]
+    return lines
+
+
+def first_operand(o: Operator) -> int:
+    """Position of the operand that an integer kernel reads as INT8."""
+    return next(i for i, (_, s) in enumerate(o.parameters) if s == "T")
+
+
+class EGraph:
+    """An egglog e-graph over the language, with rules loaded."""
+
+    def __init__(self, rules: Sequence[EgglogRule]) -> None:
+        self.rules = tuple(rules)
+        self._folder = tempfile.TemporaryDirectory(prefix="eqsat-")
+        self._egglog = bindings.EGraph(fact_directory=self._folder.name)
+        self._run(PRELUDE)
+        self._run(declarations(OPERATORS.values()))
+        for index, rule in enumerate(self.rules):
+            try:
+                self._run(rule.text(index))
+            except RuleError:
+                raise
+            except Exception as error:
+                raise RuleError(f"rule {rule.name!r} (family {rule.family}): {error}") from error
+        self._schedules: dict[str, Any] = {}
+
+    def _run(self, program: str) -> Any:
+        return self._egglog.run_program(*self._egglog.parse_program(program))
+
+    def load(self, lowered: Lowered, *, shapes: bool = False) -> None:
+        """Put the rows in. With `shapes`, torch's shape of every row is loaded too, so that a wrong shape rule,
+        or a union that changes a shape, fails at once."""
+        tables, vectors = _tables(lowered, shapes)
+        program = []
+        for length in sorted({len(v) for v in vectors}):
+            columns = [f"x{i}" for i in range(length)]
+            tables[f"vector{length}"] = [(i, *v) for v, i in vectors.items() if len(v) == length]
+            program.append(
+                f"(relation vector{length} ({' '.join(['i64'] * (length + 1))}))"
+                f"(rule ((vector{length} i {' '.join(columns)}))"
+                f" ((set (vector i) (vec-of {' '.join(columns)}))) :ruleset load-vectors)"
+            )
+        self._run("\n".join(program))
+        for name, rows in tables.items():
+            path = Path(self._folder.name) / f"{name}.tsv"
+            path.write_text("".join("\t".join(map(str, r)) + "\n" for r in rows))
+            self._run(f'(input {name} "{path.name}")')
+        self._run("(run load-vectors 1) (run load 1)")
+
+    def step(self, schedule: str) -> tuple[bool, dict[str, int]]:
+        """Run a schedule once: whether it changed anything, and matches per rule.
+
+        Raises:
+            RuleError: a union joined tensors of different shapes.
+        """
+        if schedule not in self._schedules:
+            self._schedules[schedule] = self._egglog.parse_program(f"(run-schedule {schedule})")
+        try:
+            (output,) = self._egglog.run_program(*self._schedules[schedule])
+        except bindings.EggSmolError as error:
+            if "shape" in str(error):
+                raise RuleError(
+                    "a rule joined two tensors of different shapes; run research.find_unsound_rule on this model "
+                    "with these rules to see which"
+                ) from error
+            raise EqsatError(f"egglog failed: {error}") from error
+        report = output.report
+        return report.updated, dict(report.num_matches_per_rule)
+
+    def frozen(self) -> Frozen:
+        """Everything in the e-graph, decoded."""
+        return Frozen(self._egglog)
+
+
+@dataclass
+class Frozen:
+    """A snapshot of the tables of an e-graph; values of eq-sorts are hashable handles."""
+
+    egglog: Any
+
+    def __post_init__(self) -> None:
+        self._functions = self.egglog.freeze().functions
+        self._vectors: dict[Any, tuple[int, ...]] = {}
+        self._decode = {
+            "i64": self.egglog.value_to_i64, "f64": self.egglog.value_to_f64,
+            "String": self.egglog.value_to_string, "VI": self._vector,
+        }  # fmt: skip
+
+    def _vector(self, value: Any) -> tuple[int, ...]:
+        if value not in self._vectors:
+            self._vectors[value] = tuple(self.egglog.value_to_i64(v) for v in self.egglog.value_to_vec(value))
+        return self._vectors[value]
+
+    def rows(self, function: str) -> list[tuple[tuple[Any, ...], Any]]:
+        """Arguments and result of every row of a function; base values decoded, others as handles."""
+        table = self._functions.get(function)
+        if table is None:
+            return []
+        decoders = [self._decode.get(s) for s in table.input_sorts]
+        output = self._decode.get(table.output_sort)
+        return [
+            (
+                tuple(d(v) if d else v for d, v in zip(decoders, row.inputs, strict=True)),
+                output(row.output) if output else row.output,
+            )
+            for row in table.rows
+        ]
+
+    def sorts(self, function: str) -> tuple[str, ...]:
+        """Sorts of a function's arguments."""
+        return tuple(self._functions[function].input_sorts)
+
+    def size(self) -> int:
+        """Number of e-nodes of sort T."""
+        return sum(
+            len(t.rows) for n, t in self._functions.items() if t.output_sort == "T" and n not in ("Node", "Run")
+        )
+
+
+def _tables(
+    lowered: Lowered, shapes: bool
+) -> tuple[dict[str, list[tuple[Any, ...]]], dict[tuple[int, ...], int]]:
+    tables: dict[str, list[tuple[Any, ...]]] = {}
+    vectors: dict[tuple[int, ...], int] = {}
+    lists: dict[tuple[int, ...], int] = {}
+
+    def column(value: Any) -> Any:
+        match value:
+            case tuple():
+                return vectors.setdefault(value, len(vectors))
+            case str() if "\t" in value or "\n" in value:
+                raise EqsatError(f"attribute {value!r} has a tab or a newline")
+            case float():
+                return repr(value)
+        return value
+
+    def operand_list(rows: tuple[int, ...]) -> int:
+        for length in range(len(rows) + 1):
+            prefix = rows[:length]
+            if prefix not in lists:
+                lists[prefix] = len(lists)
+                if prefix:
+                    entry = (lists[prefix], lists[prefix[:-1]], prefix[-1])
+                    tables.setdefault("row-Snoc", []).append(entry)
+                else:
+                    tables.setdefault("row-Nil", []).append((lists[prefix],))
+        return lists[rows]
+
+    for number, row in enumerate(lowered.rows):
+        tables.setdefault(f"row-{row.operator.constructor}", []).append(
+            (number, row.args[0], operand_list(row.args[1])) if row.operator.name == "opaque"
+            else (number, *map(column, row.args))
+        )  # fmt: skip
+        meta = lowered.metas[number]
+        if meta is not None and (shapes or row.operator.shape is None):
+            tables.setdefault("row-shape", []).append((number, column(encode(tuple(meta.shape)))))
+        if row.operator.name == "parameter":
+            tables.setdefault("row-const", []).append((number,))
+        if row.operator.name in ("input", "opaque"):
+            tables.setdefault("row-dynamic", []).append((number,))
+    return tables, vectors
+
+

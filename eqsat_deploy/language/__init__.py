@@ -1,0 +1,26 @@
+"""The tensor language: each operator declared once, with its meaning, shape rule, import and features."""
+
+from eqsat_deploy.language.attention import (
+    attention, causal_attention, masked_attention, packed_attention, self_attention,
+)  # fmt: skip
+from eqsat_deploy.language.expressions import (
+    Expr, Guard, broadcast, dims, gather, maximum, minimum, numel, power, replace, vec,
+)  # fmt: skip
+from eqsat_deploy.language.leaves import input_, opaque, parameter, result, scalar, zeros
+from eqsat_deploy.language.linear import conv2d, conv_transpose2d, embedding, linear, matmul
+from eqsat_deploy.language.movement import concat, expand, pad, permute, reshape, roll, slice_
+from eqsat_deploy.language.normalization import batch_norm, group_norm, layer_norm, reduce_, softmax
+from eqsat_deploy.language.operator import BY_CONSTRUCTOR, IMPORTERS, OPERATORS, Operator, aten, operator
+from eqsat_deploy.language.pointwise import add, binary, cast, div, mul, relu, sub, unary
+from eqsat_deploy.language.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from eqsat_deploy.language.shapes import BATCH, SLOTS, batch_size, decode, encode
+
+__all__ = [
+    "BATCH", "BY_CONSTRUCTOR", "IMPORTERS", "OPERATORS", "SLOTS", "Expr", "Guard", "Operator",
+    "adaptive_avg_pool2d", "add", "aten", "attention", "avg_pool2d", "batch_norm", "batch_size", "binary",
+    "broadcast", "cast", "causal_attention", "concat", "conv2d", "conv_transpose2d", "decode", "dims", "div",
+    "embedding", "encode", "expand", "gather", "group_norm", "input_", "layer_norm", "linear",
+    "masked_attention", "matmul", "max_pool2d", "maximum", "minimum", "mul", "numel", "opaque", "operator",
+    "packed_attention", "pad", "parameter", "permute", "power", "reduce_", "relu", "replace", "reshape", "result",
+    "roll", "scalar", "self_attention", "slice_", "softmax", "sub", "unary", "vec", "zeros",
+]  # fmt: skip

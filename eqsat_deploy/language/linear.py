@@ -1,0 +1,217 @@
+"""Operators that are linear in their data: convolutions, Linear, matrix products, embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eqsat_deploy.language.expressions import maximum, replace, vec
+from eqsat_deploy.language.leaves import zeros
+from eqsat_deploy.language.operator import Ints, Unsupported, aten, operator
+from eqsat_deploy.language.shapes import SLOTS, encode
+
+
+def _numel(shape: Sequence[int]) -> float:
+    total = 1.0
+    for dimension in shape:
+        total *= dimension
+    return total
+
+
+def conv_size(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Any:
+    """Output length of a convolution or pool along one axis (torch.nn.Conv2d's formula)."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def set_parameters(module: nn.Module, weight: Tensor, bias: Tensor) -> nn.Module:
+    """`module`, created on meta, with these values; a bias of zeros is no bias."""
+    module.weight = nn.Parameter(weight, requires_grad=weight.is_floating_point())
+    if bias.any():
+        module.bias = nn.Parameter(bias)
+    else:
+        module.register_parameter("bias", None)
+    return module
+
+
+def _conv2d_module(
+    w: Tensor, b: Tensor, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> nn.Module:
+    out, per_group, *kernel = w.shape
+    conv = nn.Conv2d(per_group * groups, out, tuple(kernel), stride, padding, dilation, groups, device="meta")  # type: ignore[arg-type]
+    return set_parameters(conv, w, b)
+
+
+def _conv2d_flops(out: Ints, x: Ints, w: Ints, *_: Any) -> float:
+    return 2.0 * _numel(out) * _numel(w[1:])
+
+
+@operator(
+    shape=lambda x, w, b, stride, padding, dilation, groups: vec(
+        4, 1, 1, x[3], w[3],
+        conv_size(x[5], w[5], stride[0], padding[0], dilation[0]),
+        conv_size(x[6], w[6], stride[1], padding[1], dilation[1]),
+    ),
+    epilogue=True, integer="compute", linear=True, flops=_conv2d_flops, module=_conv2d_module,
+)  # fmt: skip
+def conv2d(
+    x: Tensor, w: Tensor, b: Tensor, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> Tensor:
+    """2-D convolution, NCHW, weight (out, in / groups, height, width), bias (out)."""
+    return F.conv2d(x, w, b, stride, padding, dilation, groups)
+
+
+def _conv_transpose2d_module(
+    w: Tensor, b: Tensor, stride: Ints, padding: Ints, output_padding: Ints, dilation: Ints, groups: int
+) -> nn.Module:
+    inner, per_group, *kernel = w.shape
+    conv = nn.ConvTranspose2d(
+        inner, per_group * groups, tuple(kernel), stride, padding, output_padding, groups, True, dilation,  # type: ignore[arg-type]
+        device="meta",
+    )  # fmt: skip
+    return set_parameters(conv, w, b)
+
+
+def _transposed_size(size: Any, kernel: Any, stride: Any, padding: Any, extra: Any, dilation: Any) -> Any:
+    return (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
+
+
+@operator(
+    shape=lambda x, w, b, stride, padding, output_padding, dilation, groups: vec(
+        4, 1, 1, x[3], w[4] * groups,
+        _transposed_size(x[5], w[5], stride[0], padding[0], output_padding[0], dilation[0]),
+        _transposed_size(x[6], w[6], stride[1], padding[1], output_padding[1], dilation[1]),
+    ),
+    epilogue=True, integer="compute", linear=True, module=_conv_transpose2d_module,
+    flops=lambda out, x, w, *_: 2.0 * _numel(x) * _numel(w[1:]),
+)  # fmt: skip
+def conv_transpose2d(
+    x: Tensor, w: Tensor, b: Tensor, stride: Ints, padding: Ints, output_padding: Ints, dilation: Ints,
+    groups: int,
+) -> Tensor:  # fmt: skip
+    """Transposed 2-D convolution, weight (in, out / groups, height, width)."""
+    return F.conv_transpose2d(x, w, b, stride, padding, output_padding, groups, dilation)
+
+
+def _linear_module(w: Tensor, b: Tensor) -> nn.Module:
+    return set_parameters(nn.Linear(w.shape[1], w.shape[0], device="meta"), w, b)
+
+
+@operator(
+    shape=lambda x, w, b: replace(x, 6, w[5]),
+    epilogue=True, integer="compute", linear=True, module=_linear_module,
+    flops=lambda out, x, w, *_: 2.0 * _numel(out) * w[1],
+)  # fmt: skip
+def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """x @ w.T + b over the last axis; weight (out, in), bias (out)."""
+    return F.linear(x, w, b)
+
+
+@operator(
+    shape=lambda a, b: vec(*(maximum(a[i], b[i]) for i in range(5)), a[5], b[6]),
+    epilogue=True, linear=True,
+    flops=lambda out, a, b: 2.0 * _numel(out) * a[-1],
+)  # fmt: skip
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product over the last two axes, leading axes broadcast. Both of rank two or more."""
+    return torch.matmul(a, b)
+
+
+def _embedding_module(w: Tensor) -> nn.Module:
+    module = nn.Embedding(w.shape[0], w.shape[1], device="meta")
+    module.weight = nn.Parameter(w)
+    return module
+
+
+@operator(
+    shape=lambda index, w: vec(index[0] + 1, *(index[i] for i in range(2, SLOTS)), w[6]),
+    module=_embedding_module,
+    flops=lambda out, *_: 0.0,
+)
+def embedding(index: Tensor, w: Tensor) -> Tensor:
+    """Rows of `w` (rows, width) at `index` (integers)."""
+    return F.embedding(index, w)
+
+
+def _pair(value: int | Sequence[int]) -> Ints:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * 2 if len(values) == 1 else values
+
+
+def _bias(b: Any, out: int) -> Any:
+    return zeros(encode((out,))) if b is None else b
+
+
+@aten("conv2d.default")
+def _conv2d(x: Any, w: Any, b: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Any:
+    if len(x.shape) != 4:
+        raise Unsupported("a convolution without batch dimension")
+    return conv2d(x, w, _bias(b, w.shape[0]), _pair(stride), _pair(padding), _pair(dilation), groups)
+
+
+@aten("conv2d.padding")
+def _conv2d_padding(
+    x: Any, w: Any, b: Any = None, stride: Any = 1, padding: str = "valid", dilation: Any = 1, groups: int = 1
+) -> Any:
+    pads = [0, 0]
+    if padding == "same":
+        totals = [d * (k - 1) for d, k in zip(_pair(dilation), w.shape[2:], strict=True)]
+        if any(t % 2 for t in totals):
+            raise Unsupported("asymmetric 'same' padding")
+        pads = [t // 2 for t in totals]
+    return _conv2d(x, w, b, stride, pads, dilation, groups)
+
+
+@aten("convolution.default")
+def _convolution(
+    x: Any, w: Any, b: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, output_padding: Any,
+    groups: int,
+) -> Any:  # fmt: skip
+    if len(w.shape) != 4:
+        raise Unsupported("a convolution that is not two-dimensional")
+    if transposed:
+        return _conv_transpose2d(x, w, b, stride, padding, output_padding, groups, dilation)
+    return _conv2d(x, w, b, stride, padding, dilation, groups)
+
+
+@aten("conv_transpose2d.input")
+def _conv_transpose2d(
+    x: Any, w: Any, b: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
+    groups: int = 1, dilation: Any = 1,
+) -> Any:  # fmt: skip
+    bias = _bias(b, w.shape[1] * groups)
+    pairs = [_pair(v) for v in (stride, padding, output_padding, dilation)]
+    return conv_transpose2d(x, w, bias, *pairs, groups)
+
+
+@aten("linear.default")
+def _linear(x: Any, w: Any, b: Any = None) -> Any:
+    if len(w.shape) != 2 or not x.shape:
+        raise Unsupported("a Linear whose weight is no matrix")
+    return linear(x, w, _bias(b, w.shape[0]))
+
+
+@aten("addmm.default")
+def _addmm(b: Any, x: Any, w: Any, beta: float = 1, alpha: float = 1) -> Any:
+    from eqsat_deploy.language.pointwise import add
+
+    if beta != 1 or alpha != 1:
+        raise Unsupported("scaled addmm")
+    return add(matmul(x, w), b)
+
+
+@aten("matmul.default", "mm.default", "bmm.default")
+def _matmul(a: Any, b: Any) -> Any:
+    if len(a.shape) < 2 or len(b.shape) < 2:
+        raise Unsupported("a product with a vector")
+    return matmul(a, b)
+
+
+@aten("embedding.default")
+def _embedding(
+    w: Any, index: Any, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
+) -> Any:
+    return embedding(index, w)

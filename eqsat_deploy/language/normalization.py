@@ -1,0 +1,158 @@
+"""Normalizations, softmax and reductions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eqsat_deploy.language.expressions import vec
+from eqsat_deploy.language.leaves import scalar, zeros
+from eqsat_deploy.language.movement import to_shape
+from eqsat_deploy.language.operator import Ints, Unsupported, aten, operator
+from eqsat_deploy.language.pointwise import add
+from eqsat_deploy.language.shapes import SLOTS, axis, encode, slot
+
+REDUCTIONS = {"amax": torch.amax, "amin": torch.amin, "mean": torch.mean, "sum": torch.sum}
+
+
+def _per_element(cost: float) -> Any:
+    def flops(out: Ints, x: Ints, *_: Any) -> float:
+        total = cost
+        for dimension in x:
+            total *= dimension
+        return total
+
+    return flops
+
+
+def _batch_norm_module(w: Tensor, b: Tensor, mean: Tensor, variance: Tensor, eps: float) -> nn.Module:
+    module = nn.BatchNorm2d(w.numel(), eps=eps, device="meta").eval()
+    module.weight, module.bias = nn.Parameter(w), nn.Parameter(b)
+    module.running_mean, module.running_var = mean, variance
+    module.num_batches_tracked = torch.zeros((), dtype=torch.long)
+    return module
+
+
+@operator(shape=lambda x, w, b, mean, variance, eps: x, flops=_per_element(2), epilogue=True)
+def batch_norm(x: Tensor, w: Tensor, b: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
+    """Normalization of axis 1 by stored statistics, each (channels)."""
+    return F.batch_norm(x, mean, variance, w, b, False, 0.0, eps)
+
+
+def _layer_norm_module(w: Tensor, b: Tensor, eps: float) -> nn.Module:
+    module = nn.LayerNorm(tuple(w.shape), eps=eps, device="meta")
+    module.weight, module.bias = nn.Parameter(w), nn.Parameter(b)
+    return module
+
+
+@operator(shape=lambda x, w, b, eps: x, flops=_per_element(8), module=_layer_norm_module)
+def layer_norm(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
+    """Layer normalization over the last axes, as many as `w` has."""
+    return F.layer_norm(x, w.shape, w, b, eps)
+
+
+def _group_norm_module(w: Tensor, b: Tensor, groups: int, eps: float) -> nn.Module:
+    module = nn.GroupNorm(groups, w.numel(), eps=eps, device="meta")
+    module.weight, module.bias = nn.Parameter(w), nn.Parameter(b)
+    return module
+
+
+@operator(shape=lambda x, w, b, groups, eps: x, flops=_per_element(8), module=_group_norm_module)
+def group_norm(x: Tensor, w: Tensor, b: Tensor, groups: int, eps: float) -> Tensor:
+    """Group normalization of axis 1, affine part (channels)."""
+    return F.group_norm(x, groups, w, b, eps)
+
+
+@operator(shape=lambda x, slot: x, flops=_per_element(5))
+def softmax(x: Tensor, slot: int) -> Tensor:
+    """Softmax along the axis in `slot`."""
+    return F.softmax(x, dim=axis(slot, x.dim()))
+
+
+@operator(
+    shape=lambda kind, x, axes: vec(x[0], *(x[i] + (1 - x[i]) * axes[i] for i in range(1, SLOTS))),
+    flops=_per_element(1),
+    integer="pointwise",
+)
+def reduce_(kind: str, x: Tensor, axes: Ints) -> Tensor:
+    """`mean`, `sum`, `amax` or `amin` over the axes in the slots marked 1, which stay as size one."""
+    dims = [axis(i, x.dim()) for i in range(1, SLOTS) if axes[i]]
+    return REDUCTIONS[kind](x, dim=dims, keepdim=True)  # type: ignore[operator,no-any-return]
+
+
+def ones(size: int) -> Any:
+    """A constant vector of ones: what a missing scale stands for."""
+    return add(zeros(encode((size,))), scalar(1.0))
+
+
+@aten("batch_norm.default")
+def _batch_norm(
+    x: Any, w: Any, b: Any, mean: Any, variance: Any, training: bool, momentum: float, eps: float, cudnn: bool
+) -> Any:
+    if training or mean is None or variance is None:
+        raise Unsupported("BatchNorm with the statistics of the batch")
+    channels = x.shape[1]
+    scale = ones(channels) if w is None else w
+    return batch_norm(x, scale, zeros(encode((channels,))) if b is None else b, mean, variance, eps)
+
+
+@aten("_native_batch_norm_legit_no_training.default")
+def _native_batch_norm(x: Any, w: Any, b: Any, mean: Any, variance: Any, momentum: float, eps: float) -> Any:
+    return (_batch_norm(x, w, b, mean, variance, False, momentum, eps, False), None, None)
+
+
+@aten("layer_norm.default")
+def _layer_norm(
+    x: Any, shape: Sequence[int], w: Any = None, b: Any = None, eps: float = 1e-5, cudnn: bool = True
+) -> Any:
+    missing = zeros(encode(tuple(shape)))
+    w = add(missing, scalar(1.0)) if w is None else w
+    return layer_norm(x, w, missing if b is None else b, eps)
+
+
+@aten("native_layer_norm.default")
+def _native_layer_norm(x: Any, shape: Sequence[int], w: Any, b: Any, eps: float) -> Any:
+    return (_layer_norm(x, shape, w, b, eps), None, None)
+
+
+@aten("group_norm.default")
+def _group_norm(
+    x: Any, groups: int, w: Any = None, b: Any = None, eps: float = 1e-5, cudnn: bool = True
+) -> Any:
+    channels = x.shape[1]
+    b = zeros(encode((channels,))) if b is None else b
+    return group_norm(x, ones(channels) if w is None else w, b, groups, eps)
+
+
+@aten("softmax.int", "_softmax.default")
+def _softmax(x: Any, dim: int, last: Any = None) -> Any:
+    if not x.dtype.is_floating_point or last not in (None, False, x.dtype):
+        raise Unsupported("softmax into another dtype")
+    return softmax(x, slot(dim, len(x.shape)))
+
+
+def _import_reduction(kind: str) -> Any:
+    def import_reduction(
+        x: Any, dim: int | Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None
+    ) -> Any:
+        if not x.dtype.is_floating_point or dtype not in (None, x.dtype):
+            raise Unsupported(f"{kind} of {x.dtype} into {dtype}")
+        rank = len(x.shape)
+        dims = [dim] if isinstance(dim, int) else list(dim or range(rank))
+        marked = {slot(d, rank) for d in dims}
+        reduced = reduce_(kind, x, tuple(int(i in marked) for i in range(SLOTS)))
+        if keepdim:
+            return reduced
+        return to_shape(reduced, [s for i, s in enumerate(x.shape) if slot(i, rank) not in marked])
+
+    return import_reduction
+
+
+aten("mean.dim")(_import_reduction("mean"))
+aten("sum.dim_IntList")(_import_reduction("sum"))
+aten("amax.default")(_import_reduction("amax"))
+aten("amin.default")(_import_reduction("amin"))

@@ -1,0 +1,172 @@
+"""One declaration per operator: its torch body, shape rule, ATen import, and what a cost model reads.
+
+An operator is called by an interpreter. The default one evaluates the torch body (on real tensors a value, on
+meta tensors a shape, on fx proxies a rebuilt graph); compiling a rule builds egglog patterns; lowering builds
+rows. So a rule written as a Python function is the rewrite, its shape test and its soundness test at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Protocol, get_type_hints
+
+import torch
+
+Ints = tuple[int, ...]
+SORTS: dict[Any, str] = {torch.Tensor: "T", int: "i64", float: "f64", str: "String", Ints: "VI"}
+
+
+class Interpreter(Protocol):
+    """What calling an operator means."""
+
+    def apply(self, operator: Operator, args: tuple[Any, ...]) -> Any:
+        """The result of `operator` on `args`, in declaration order."""
+        ...
+
+
+class Evaluate:
+    """Runs the torch body: values on tensors, shapes on meta tensors, graphs on proxies."""
+
+    def apply(self, operator: Operator, args: tuple[Any, ...]) -> Any:
+        """The body's result."""
+        return operator.body(*args)
+
+
+_interpreter: ContextVar[Interpreter] = ContextVar("interpreter", default=Evaluate())  # noqa: B039
+
+
+@contextmanager
+def interpreted_by(interpreter: Interpreter) -> Iterator[None]:
+    """Inside, calling an operator asks `interpreter`."""
+    token = _interpreter.set(interpreter)
+    try:
+        yield
+    finally:
+        _interpreter.reset(token)
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """A declared operator.
+
+    `role` says what extraction may do with a node of it: a `kernel` is a launch with a price, a `view` moves
+    no data, a `leaf` is an input, parameter or literal. `epilogue` marks kernels whose result may pass
+    through further pointwise steps before it is written. `integer` says how an INT8 target treats it: `compute`
+    (INT8 operands, float or INT8 result), `pointwise` (INT8 in and out only), `commute` (quantizing its input
+    is quantizing its output), or `never`.
+    """
+
+    name: str
+    constructor: str
+    parameters: tuple[tuple[str, str], ...]
+    body: Callable[..., Any]
+    shape: Callable[..., Any] | None
+    role: str = "kernel"
+    epilogue: bool = False
+    integer: str = "never"
+    linear: bool = False
+    flops: Callable[..., float] | None = None
+    module: Callable[..., torch.nn.Module | None] | None = None
+    module_operands: int = 1
+    doc: str = field(default="", repr=False)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Apply the operator under the current interpreter."""
+        if kwargs or len(args) != len(self.parameters):
+            bound = inspect.signature(self.body).bind(*args, **kwargs)
+            bound.apply_defaults()
+            args = tuple(bound.arguments.values())
+        return _interpreter.get().apply(self, args)
+
+    @property
+    def arity(self) -> int:
+        """Number of tensor operands."""
+        return sum(sort == "T" for _, sort in self.parameters)
+
+    @property
+    def attribute_names(self) -> tuple[str, ...]:
+        """Names of what is not a tensor operand, in order."""
+        return tuple(name for name, sort in self.parameters if sort != "T")
+
+    def join(self, operands: tuple[Any, ...], attributes: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Operands and attributes interleaved into declaration order."""
+        tensors, others = iter(operands), iter(attributes)
+        return tuple(next(tensors) if sort == "T" else next(others) for _, sort in self.parameters)
+
+    def split(self, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Arguments in declaration order, parted into tensor operands and attributes."""
+        pairs = list(zip(self.parameters, args, strict=True))
+        return tuple(a for (_, s), a in pairs if s == "T"), tuple(a for (_, s), a in pairs if s != "T")
+
+
+OPERATORS: dict[str, Operator] = {}
+BY_CONSTRUCTOR: dict[str, Operator] = {}
+
+
+def operator(
+    *,
+    shape: Callable[..., Any] | None,
+    role: str = "kernel",
+    epilogue: bool = False,
+    integer: str = "never",
+    linear: bool = False,
+    flops: Callable[..., float] | None = None,
+    module: Callable[..., torch.nn.Module | None] | None = None,
+    module_operands: int = 1,
+) -> Callable[[Callable[..., Any]], Operator]:
+    """Declare the decorated torch body as an operator of the language.
+
+    Tensor parameters are operands, `int`, `float`, `str` and `Ints` parameters are attributes. `shape` maps
+    operand shapes (encoded, see `shapes`) and attributes to the encoded result shape; None for what has no
+    shape of its own. `flops` maps the same arguments as plain tuples, plus the result shape, to a count.
+    `module(operand tensors after the first `module_operands`, attributes)` may return the `nn.Module` that
+    a rebuilt graph calls instead of the body.
+    """
+
+    def declare(body: Callable[..., Any]) -> Operator:
+        hints = get_type_hints(body)
+        parameters = tuple((name, SORTS[hints[name]]) for name in inspect.signature(body).parameters)
+        name = body.__name__.strip("_")
+        constructor = "".join(part.capitalize() for part in name.split("_"))
+        declared = Operator(
+            name, constructor, parameters, body, shape, role, epilogue, integer, linear, flops, module,
+            module_operands, inspect.getdoc(body) or "",
+        )  # fmt: skip
+        if name in OPERATORS or constructor in BY_CONSTRUCTOR:
+            raise ValueError(f"operator {name!r} is declared twice")
+        OPERATORS[name] = BY_CONSTRUCTOR[constructor] = declared
+        return declared
+
+    return declare
+
+
+@dataclass(frozen=True)
+class Unsupported(Exception):  # noqa: N818 - control flow between an importer and lowering, never shown
+    """An ATen call has arguments that the language does not model: the node stays opaque."""
+
+    reason: str
+
+
+Importer = Callable[..., Any]
+IMPORTERS: dict[str, Importer] = {}
+
+
+def aten(*names: str) -> Callable[[Importer], Importer]:
+    """Register the decorated function as the import of ATen overloads (`"conv2d.default"`).
+
+    It is called with the overload's arguments in schema order, defaults filled in, tensors as lowered terms;
+    it returns a term, or a tuple of terms for an overload with several results, or raises `Unsupported`.
+    """
+
+    def register(importer: Importer) -> Importer:
+        for name in names:
+            if name in IMPORTERS:
+                raise ValueError(f"aten.{name} is imported twice")
+            IMPORTERS[name] = importer
+        return importer
+
+    return register

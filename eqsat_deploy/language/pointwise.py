@@ -1,0 +1,247 @@
+"""Pointwise operators. One constructor serves all unary functions and one all binary ones: a rule that moves
+data through any of them is one rule."""
+
+from __future__ import annotations
+
+import operator as python_operator
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from eqsat_deploy.language.expressions import broadcast
+from eqsat_deploy.language.leaves import scalar
+from eqsat_deploy.language.operator import Unsupported, aten, operator
+
+UNARY: dict[str, Callable[..., Any]] = {
+    "abs": torch.abs,
+    "ceil": torch.ceil,
+    "celu": F.celu,
+    "clamp": torch.clamp,
+    "clamp_max": lambda x, bound: torch.clamp(x, max=bound),
+    "clamp_min": lambda x, bound: torch.clamp(x, min=bound),
+    "cos": torch.cos,
+    "elu": F.elu,
+    "erf": torch.erf,
+    "exp": torch.exp,
+    "expm1": torch.expm1,
+    "floor": torch.floor,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "hardsigmoid": F.hardsigmoid,
+    "hardswish": F.hardswish,
+    "leaky_relu": F.leaky_relu,
+    "log": torch.log,
+    "log1p": torch.log1p,
+    "log_sigmoid": F.logsigmoid,
+    "mish": F.mish,
+    "neg": torch.neg,
+    "pow": torch.pow,
+    "reciprocal": torch.reciprocal,
+    "relu": torch.relu,
+    "round": torch.round,
+    "rsqrt": torch.rsqrt,
+    "selu": F.selu,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "sin": torch.sin,
+    "softplus": F.softplus,
+    "sqrt": torch.sqrt,
+    "tanh": torch.tanh,
+}
+BINARY: dict[str, Callable[..., Any]] = {
+    "add": python_operator.add,
+    "div": python_operator.truediv,
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+    "mul": python_operator.mul,
+    "pow": python_operator.pow,
+    "sub": python_operator.sub,
+}
+_CALL = re.compile(r"(\w+)(?:\((.*)\))?")
+
+
+def parse_function(f: str) -> tuple[str, tuple[float, ...]]:
+    """`"clamp(0.0,6.0)"` as `("clamp", (0.0, 6.0))`."""
+    match = _CALL.fullmatch(f)
+    if match is None or match[1] not in UNARY:
+        raise ValueError(f"{f!r} is not a unary function of the language")
+    return match[1], tuple(float(a) for a in match[2].split(",")) if match[2] else ()
+
+
+def _count(out: tuple[int, ...], *_: Any) -> float:
+    total = 1.0
+    for dimension in out:
+        total *= dimension
+    return total
+
+
+@operator(shape=lambda f, x: x, epilogue=True, integer="never", flops=_count)
+def unary(f: str, x: torch.Tensor) -> torch.Tensor:
+    """A unary function, its constants in its name: `relu`, `clamp(0.0,6.0)`."""
+    name, constants = parse_function(f)
+    return UNARY[name](x, *constants)  # type: ignore[no-any-return]
+
+
+@operator(shape=lambda f, a, b: broadcast(a, b), epilogue=True, integer="pointwise", flops=_count)
+def binary(f: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """A binary function with broadcasting: `add`, `sub`, `mul`, `div`, `maximum`, `minimum`, `pow`."""
+    return BINARY[f](a, b)  # type: ignore[no-any-return]
+
+
+@operator(shape=lambda x, dtype: x)
+def cast(x: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Conversion to another dtype, by torch's name."""
+    return x.to(getattr(torch, dtype))
+
+
+def relu(x: Any) -> Any:
+    """max(x, 0)."""
+    return unary("relu", x)
+
+
+def add(a: Any, b: Any) -> Any:
+    """a + b."""
+    return binary("add", a, b)
+
+
+def sub(a: Any, b: Any) -> Any:
+    """a - b."""
+    return binary("sub", a, b)
+
+
+def mul(a: Any, b: Any) -> Any:
+    """a * b."""
+    return binary("mul", a, b)
+
+
+def div(a: Any, b: Any) -> Any:
+    """a / b."""
+    return binary("div", a, b)
+
+
+def _floating(*terms: Any) -> None:
+    for term in terms:
+        if not term.dtype.is_floating_point:
+            raise Unsupported(f"arithmetic on {term.dtype}")
+
+
+def _operand(value: Any) -> Any:
+    return scalar(float(value)) if isinstance(value, int | float) else value
+
+
+def _import_unary(f: str) -> Callable[..., Any]:
+    def import_unary(x: Any) -> Any:
+        _floating(x)
+        return unary(f, x)
+
+    return import_unary
+
+
+for _name in ("abs", "ceil", "cos", "erf", "exp", "expm1", "floor", "hardsigmoid", "hardswish", "log", "log1p",
+              "mish", "neg", "reciprocal", "relu", "round", "rsqrt", "selu", "sigmoid", "silu", "sin", "sqrt",
+              "tanh"):  # fmt: skip
+    aten(f"{_name}.default")(_import_unary(_name))
+aten("log_sigmoid.default")(_import_unary("log_sigmoid"))
+aten("relu6.default")(_import_unary("clamp(0.0,6.0)"))
+
+
+@aten("gelu.default")
+def _gelu(x: Any, approximate: str = "none") -> Any:
+    _floating(x)
+    return unary("gelu_tanh" if approximate == "tanh" else "gelu", x)
+
+
+@aten("leaky_relu.default")
+def _leaky_relu(x: Any, negative_slope: float = 0.01) -> Any:
+    return unary(f"leaky_relu({float(negative_slope)})", x)
+
+
+@aten("elu.default")
+def _elu(x: Any, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Any:
+    if scale != 1 or input_scale != 1:
+        raise Unsupported("scaled elu")
+    return unary(f"elu({float(alpha)})", x)
+
+
+@aten("celu.default")
+def _celu(x: Any, alpha: float = 1.0) -> Any:
+    return unary(f"celu({float(alpha)})", x)
+
+
+@aten("softplus.default")
+def _softplus(x: Any, beta: float = 1, threshold: float = 20) -> Any:
+    return unary(f"softplus({float(beta)},{float(threshold)})", x)
+
+
+@aten("hardtanh.default", "clamp.default")
+def _clamp(x: Any, low: float | None = -1, high: float | None = 1) -> Any:
+    _floating(x)
+    if low is None:
+        return unary(f"clamp_max({float(high)})", x)  # type: ignore[arg-type]
+    if high is None:
+        return unary(f"clamp_min({float(low)})", x)
+    return unary(f"clamp({float(low)},{float(high)})", x)
+
+
+@aten("pow.Tensor_Scalar")
+def _pow(x: Any, exponent: float) -> Any:
+    _floating(x)
+    return unary(f"pow({float(exponent)})", x)
+
+
+def _import_binary(f: str) -> Callable[..., Any]:
+    def import_binary(a: Any, b: Any, alpha: float = 1) -> Any:
+        a, b = _operand(a), _operand(b)
+        _floating(a, b)
+        if alpha != 1:
+            b = mul(b, scalar(float(alpha)))
+        return binary(f, a, b)
+
+    return import_binary
+
+
+for _name in ("add", "sub"):
+    aten(f"{_name}.Tensor", f"{_name}.Scalar")(_import_binary(_name))
+for _name in ("mul", "div"):
+    aten(f"{_name}.Tensor", f"{_name}.Scalar")(lambda a, b, f=_import_binary(_name): f(a, b))
+for _name in ("maximum", "minimum"):
+    aten(f"{_name}.default")(lambda a, b, f=_import_binary(_name): f(a, b))
+aten("pow.Tensor_Tensor")(lambda a, b, f=_import_binary("pow"): f(a, b))
+
+
+@aten("rsub.Scalar", "rsub.Tensor")
+def _rsub(a: Any, b: Any, alpha: float = 1) -> Any:
+    return _import_binary("sub")(b, a, alpha)
+
+
+@aten("clone.default", "alias.default", "detach.default", "contiguous.default", "lift_fresh_copy.default",
+      "detach_.default")  # fmt: skip
+def _same(x: Any, *_: Any, **__: Any) -> Any:
+    return x
+
+
+@aten("dropout.default", "feature_dropout.default", "alpha_dropout.default", "dropout_.default",
+      "feature_dropout_.default", "alpha_dropout_.default")  # fmt: skip
+def _dropout(x: Any, p: float, train: bool) -> Any:
+    if train:
+        raise Unsupported("dropout in training mode")
+    return x
+
+
+@aten("native_dropout.default")
+def _native_dropout(x: Any, p: float, train: bool | None) -> Any:
+    if train:
+        raise Unsupported("dropout in training mode")
+    raise Unsupported("the mask of a dropout is read")
+
+
+@aten("to.dtype", "_to_copy.default", "type_as.default", "to.dtype_layout", "to.device")
+def _to(x: Any, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
+    for arg in args:
+        dtype = arg if isinstance(arg, torch.dtype) else getattr(arg, "dtype", dtype)
+    if dtype is None or dtype == x.dtype:
+        return x
+    return cast(x, str(dtype).removeprefix("torch."))

@@ -1,0 +1,99 @@
+"""Pools."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from eqsat_deploy.language.expressions import minimum, vec
+from eqsat_deploy.language.linear import conv_size
+from eqsat_deploy.language.operator import Ints, Unsupported, aten, operator
+
+
+def pool_size(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: Any) -> Any:
+    """Output length of a pool; with `ceil` the last window must start inside the padded input (torch's rule)."""
+    rounded = conv_size(size + ceil * (stride - 1), kernel, stride, padding, dilation)
+    return minimum(rounded, (size + padding - 1) // stride + 1)
+
+
+def _window(out: Ints, x: Ints, kernel: Ints, *_: Any) -> float:
+    total = float(kernel[0] * kernel[1])
+    for dimension in out:
+        total *= dimension
+    return total
+
+
+@operator(
+    shape=lambda x, kernel, stride, padding, dilation, ceil: vec(
+        4, 1, 1, x[3], x[4],
+        pool_size(x[5], kernel[0], stride[0], padding[0], dilation[0], ceil),
+        pool_size(x[6], kernel[1], stride[1], padding[1], dilation[1], ceil),
+    ),
+    integer="commute", flops=_window,
+)  # fmt: skip
+def max_pool2d(x: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil: int) -> Tensor:
+    """Maximum over windows of an NCHW tensor."""
+    return F.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode=bool(ceil))
+
+
+@operator(
+    shape=lambda x, kernel, stride, padding, ceil, include_pad: vec(
+        4, 1, 1, x[3], x[4],
+        pool_size(x[5], kernel[0], stride[0], padding[0], 1, ceil),
+        pool_size(x[6], kernel[1], stride[1], padding[1], 1, ceil),
+    ),
+    integer="pointwise", flops=_window,
+)  # fmt: skip
+def avg_pool2d(x: Tensor, kernel: Ints, stride: Ints, padding: Ints, ceil: int, include_pad: int) -> Tensor:
+    """Average over windows of an NCHW tensor."""
+    return F.avg_pool2d(x, kernel, stride, padding, bool(ceil), bool(include_pad))
+
+
+@operator(
+    shape=lambda x, size: vec(4, 1, 1, x[3], x[4], size[0], size[1]),
+    integer="pointwise",
+    flops=lambda out, x, size: float(x[0] * x[1] * x[2] * x[3]),
+)
+def adaptive_avg_pool2d(x: Tensor, size: Ints) -> Tensor:
+    """Average over a grid of `size` windows that cover an NCHW tensor."""
+    return F.adaptive_avg_pool2d(x, size)
+
+
+def _pair(value: int | Sequence[int]) -> Ints:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * 2 if len(values) == 1 else values
+
+
+def _image(x: Any) -> None:
+    if len(x.shape) != 4:
+        raise Unsupported("a pool without batch dimension")
+
+
+@aten("max_pool2d.default")
+def _max_pool2d(
+    x: Any, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil: bool = False
+) -> Any:
+    _image(x)
+    pairs = [_pair(v) for v in (kernel, stride or kernel, padding, dilation)]
+    return max_pool2d(x, *pairs, int(ceil))
+
+
+@aten("avg_pool2d.default")
+def _avg_pool2d(
+    x: Any, kernel: Any, stride: Any = (), padding: Any = 0, ceil: bool = False, include_pad: bool = True,
+    divisor: int | None = None,
+) -> Any:  # fmt: skip
+    _image(x)
+    if divisor is not None:
+        raise Unsupported("an average pool with its own divisor")
+    pairs = [_pair(v) for v in (kernel, stride or kernel, padding)]
+    return avg_pool2d(x, *pairs, int(ceil), int(include_pad))
+
+
+@aten("adaptive_avg_pool2d.default")
+def _adaptive_avg_pool2d(x: Any, size: Sequence[int | None]) -> Any:
+    _image(x)
+    return adaptive_avg_pool2d(x, tuple(s or d for s, d in zip(_pair(size), x.shape[2:], strict=True)))  # type: ignore[arg-type]

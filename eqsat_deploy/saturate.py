@@ -1,0 +1,93 @@
+"""Saturation: rules run under a schedule and a budget until nothing changes or the budget is spent."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from eqsat_deploy.egraph import EGraph, Frozen
+from eqsat_deploy.lower import Lowered
+from eqsat_deploy.rules import EgglogRule
+
+ANALYSIS = "(saturate analysis)"
+REWRITE = f"(seq {ANALYSIS} (saturate (seq (run demand) {ANALYSIS})) (run rewrites))"
+MERGE = f"(seq {ANALYSIS} (run merging))"
+KERNELS = f"(seq {ANALYSIS} (run kernels))"
+QUANTIZATION = "(run quantization)"
+CHECK_EVERY = 4
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits on saturation: rewrite iterations, e-nodes, seconds. Checked between iterations."""
+
+    iterations: int = 60
+    nodes: int = 200_000
+    seconds: float = 30.0
+
+
+@dataclass
+class Saturation:
+    """What happened: iterations, matches per rule per iteration, what stopped it, and the frozen tables."""
+
+    rules: tuple[EgglogRule, ...]
+    frozen: Frozen
+    stopped: str
+    seconds: float
+    iterations: list[dict[str, int]] = field(default_factory=list)
+
+    @property
+    def matches(self) -> Counter[str]:
+        """Matches per rule, over all iterations; a rule's directions and parts counted together."""
+        total: Counter[str] = Counter()
+        for iteration in self.iterations:
+            for name, count in iteration.items():
+                total[name.partition("#")[0]] += count
+        return total
+
+
+def saturate(
+    lowered: Lowered,
+    rules: Sequence[EgglogRule],
+    *,
+    budget: Budget | None = None,
+    check_shapes: bool = False,
+) -> Saturation:
+    """Load the rows, run the rules: rewrites and demand to a fixpoint, then merging, then kernels, then quantization.
+
+    Merging runs after folding has reached a canonical form; over half-folded weights it explodes. Kernel rules
+    run last because an epilogue grows with every form that it can swallow.
+    """
+    budget = budget or Budget()
+    start = time.perf_counter()
+    egraph = EGraph(rules)
+    egraph.load(lowered, shapes=check_shapes)
+    names = {r.name for r in rules}
+    phases = {r.phase for r in rules}
+    iterations: list[dict[str, int]] = []
+    stopped = "saturated"
+
+    def run(schedule: str, limit: int) -> str:
+        for count in range(limit):
+            changed, matches = egraph.step(schedule)
+            iterations.append({k: v for k, v in matches.items() if v and k.partition("#")[0] in names})
+            if not changed:
+                return "saturated"
+            if time.perf_counter() - start > budget.seconds:
+                return f"time: {budget.seconds:g} s"
+            if count % CHECK_EVERY == CHECK_EVERY - 1 and egraph.frozen().size() > budget.nodes:
+                return f"e-nodes: {budget.nodes}"
+        return f"iterations: {limit}"
+
+    for schedule, phase in ((REWRITE, "rewrites"), (MERGE, "merging"), (REWRITE, "merging")):
+        if phase == "rewrites" or phase in phases:
+            outcome = run(schedule, budget.iterations)
+            stopped = outcome if stopped == "saturated" else stopped
+    for schedule, phase in ((KERNELS, "kernels"), (QUANTIZATION, "quantization")):
+        if phase in phases:
+            outcome = run(schedule, budget.iterations)
+            stopped = f"{outcome} ({phase})" if outcome != "saturated" and stopped == "saturated" else stopped
+    frozen = egraph.frozen()
+    return Saturation(tuple(rules), frozen, stopped, time.perf_counter() - start, iterations)
