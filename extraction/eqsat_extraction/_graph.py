@@ -350,3 +350,91 @@ def prune(ptr: Offsets, child: Ints, cost: Floats, choice: Ints, root: int) -> t
         out[c] = choice[c]
         total += cost[choice[c]]
     return out, total
+
+
+@jit
+def detours(head: Ints, price: Floats, ptr: Offsets, child: Ints, n_classes: int) -> Floats:
+    """What a solution with an e-node pays at least, for every e-node, when e-nodes have these prices.
+
+    Its own price, the critical path to its dearest child below it, and the cheapest chain of readers from the
+    root above it; in an acyclic solution the three have no e-node in common.
+    """
+    n = len(head)
+    root = n_classes - 1
+    reader_ptr, reader = invert(ptr, child, n_classes)
+    missing = np.empty(n, dtype=np.int64)
+    below = np.full(n_classes, np.inf)
+    settled = np.zeros(n_classes, dtype=np.bool_)
+    keys = np.empty(n_classes, dtype=np.float64)
+    items = np.empty(n_classes, dtype=np.int32)
+    where = np.full(n_classes, -1, dtype=np.int32)
+    out = price.copy()
+    size = 0
+    for i in range(n):
+        missing[i] = ptr[i + 1] - ptr[i]
+        if missing[i] == 0 and price[i] < below[head[i]]:
+            below[head[i]] = price[i]
+            size = heap_push(keys, items, where, size, head[i], price[i])
+    while size:
+        size = heap_pop(keys, items, where, size)
+        c = items[size]
+        settled[c] = True
+        for k in range(reader_ptr[c], reader_ptr[c + 1]):
+            i = reader[k]
+            missing[i] -= 1
+            if missing[i] == 0:
+                out[i] += below[c]
+                if not settled[head[i]] and out[i] < below[head[i]]:
+                    below[head[i]] = out[i]
+                    size = heap_push(keys, items, where, size, head[i], out[i])
+    for i in range(n):
+        if missing[i]:
+            out[i] = np.inf
+    class_ptr, class_node = members(head, n_classes)
+    above = np.full(n_classes, np.inf)
+    settled[:] = False
+    above[root] = 0.0
+    size = heap_push(keys, items, where, size, root, 0.0)
+    while size:
+        size = heap_pop(keys, items, where, size)
+        c = items[size]
+        settled[c] = True
+        for j in range(class_ptr[c], class_ptr[c + 1]):
+            i = class_node[j]
+            if out[i] == np.inf:
+                continue
+            for k in range(ptr[i], ptr[i + 1]):
+                d = child[k]
+                if not settled[d] and above[c] + price[i] < above[d]:
+                    above[d] = above[c] + price[i]
+                    size = heap_push(keys, items, where, size, d, above[d])
+    for i in range(n):
+        out[i] += above[head[i]]
+    return out
+
+
+@jit
+def joined(head: Ints, ptr: Offsets, child: Ints, n_classes: int) -> Ints:
+    """A label for every e-class, equal for e-classes that e-nodes other than the root's hold together."""
+    label = np.arange(n_classes).astype(np.int32)
+    for i in range(len(head) - 1):
+        a = head[i]
+        while label[a] != a:
+            label[a] = label[label[a]]
+            a = label[a]
+        for k in range(ptr[i], ptr[i + 1]):
+            b = child[k]
+            while label[b] != b:
+                label[b] = label[label[b]]
+                b = label[b]
+            if a < b:
+                label[b] = a
+            else:
+                label[a] = b
+                a = b
+    for c in range(n_classes):
+        a = c
+        while label[a] != a:
+            a = label[a]
+        label[c] = a
+    return label

@@ -28,10 +28,10 @@ class _OneShot:
         budget = Budget(time_limit, work_limit)
         problem = from_egraph(egraph, costs)
         choice, _ = self.choose(problem)
-        yield Solution.from_choice(
+        yield Solution.from_nodes(
             egraph,
             costs,
-            problem.original_choice(choice),
+            problem.picked(choice),
             seconds=budget.seconds,
             extractor=self.name,
         )

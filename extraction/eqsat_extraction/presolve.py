@@ -77,7 +77,8 @@ def _forward(problem: Problem) -> Problem:
     if np.all(action < 0):
         return problem
     ptr, child, alive = forward(problem.head, problem.ptr, problem.child, action, problem.n_classes)
-    smaller = replace(problem, ptr=ptr, child=child, default=problem.with_defaults(action[action >= 0]))
+    decided = np.concatenate((problem.decided, problem.parts_of(action[action >= 0])))
+    smaller = replace(problem, ptr=ptr, child=child, decided=decided)
     return _clean(smaller, alive)
 
 

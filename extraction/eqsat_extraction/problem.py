@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ._graph import derivable, keep_rows, unique_children, usable
+from ._graph import derivable, joined, keep_rows, unique_children, usable
 from .egraph import EGraph, Floats, Ints, Mask, Offsets
 from .errors import InfeasibleError
 
@@ -16,12 +16,13 @@ _NONE = np.empty(0, dtype=np.int32)
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """An extraction problem with a single root e-class, the last one, that holds a single e-node.
+    """An extraction problem with a single root e-class, the last one, that holds a single e-node, the last one.
 
     `head` (n,) is the e-class of every e-node, `cost` (n,) its finite cost and `child[ptr[i]:ptr[i + 1]]` its
     distinct child e-classes, ascending. An e-node stands for the original e-nodes
-    `part[part_ptr[i]:part_ptr[i + 1]]`, whose e-classes are in `part_class`; `default` (original e-classes,) provides e-classes that were decided
-    on the way, for when they turn out to be needed. `offset` is a cost that every solution pays.
+    `part[part_ptr[i]:part_ptr[i + 1]]`, of original e-classes `part_class[part[...]]`; `decided` are original
+    e-nodes that provide e-classes no longer in the problem, should they be needed. `offset` is a cost that
+    every solution pays.
     """
 
     head: Ints
@@ -32,7 +33,7 @@ class Problem:
     part_ptr: Offsets
     part: Ints
     part_class: Ints
-    default: Ints
+    decided: Ints
     offset: float = 0.0
 
     @property
@@ -49,16 +50,9 @@ class Problem:
         """The original e-nodes that these e-nodes stand for."""
         return np.concatenate([self.part[self.part_ptr[i] : self.part_ptr[i + 1]] for i in nodes] or [_NONE])
 
-    def with_defaults(self, nodes: Ints) -> Ints:
-        """`default`, with the parts of these e-nodes as well."""
-        parts = self.parts_of(nodes)
-        default = self.default.copy()
-        default[self.part_class[parts]] = parts
-        return default
-
-    def original_choice(self, choice: Ints) -> Ints:
-        """A choice (n_classes,) of this problem as a choice of the e-graph it came from, spares included."""
-        return self.with_defaults(choice[choice >= 0])
+    def picked(self, choice: Ints) -> Ints:
+        """The original e-nodes of a choice (n_classes,) of this problem, spares included."""
+        return np.concatenate((self.decided, self.parts_of(choice[choice >= 0])))
 
 
 def from_egraph(egraph: EGraph, costs: Floats) -> Problem:
@@ -90,7 +84,7 @@ def from_egraph(egraph: EGraph, costs: Floats) -> Problem:
         part_ptr=np.minimum(np.arange(n + 2, dtype=np.int64), n),
         part=np.arange(n, dtype=np.int32),
         part_class=egraph.node_class,
-        default=np.full(egraph.n_classes, -1, dtype=np.int32),
+        decided=_NONE,
     )
     return restrict(whole, usable(head, ptr, child, finite, root + 1, root))
 
@@ -116,3 +110,49 @@ def restrict(problem: Problem, keep: Mask) -> Problem:
         part_ptr=part_ptr,
         part=part,
     )
+
+
+def split(problem: Problem) -> list[Problem]:
+    """Independent problems, one per part that only the root's e-node holds together; offsets 0, none decided.
+
+    Their solutions together solve the problem, at the sum of their costs and its offset.
+    """
+    if problem.n_nodes == 1:
+        return [problem]
+    part = joined(problem.head, problem.ptr, problem.child, problem.n_classes)
+    root_children = problem.child[problem.ptr[-2] :]
+    labels = np.unique(part[root_children])
+    if len(labels) == 1:
+        return [problem]
+    order = np.argsort(part[problem.head[:-1]], kind="stable")
+    bounds = np.searchsorted(part[problem.head[:-1]][order], labels, side="left")
+    ends = np.searchsorted(part[problem.head[:-1]][order], labels, side="right")
+    return [
+        _part(problem, np.sort(order[first:last]), root_children[part[root_children] == label])
+        for label, first, last in zip(labels, bounds, ends, strict=True)
+    ]
+
+
+def _part(problem: Problem, nodes: Ints, roots: Ints) -> Problem:
+    """The problem of some e-nodes, closed under children, with these root e-classes."""
+    classes = np.unique(problem.head[nodes])
+    sizes = np.diff(problem.ptr)[nodes]
+    child = problem.child[_spans(problem.ptr, nodes)]
+    return Problem(
+        head=np.append(np.searchsorted(classes, problem.head[nodes]), len(classes)).astype(np.int32),
+        cost=np.append(problem.cost[nodes], 0.0),
+        ptr=np.concatenate(([0], np.cumsum(np.append(sizes, len(roots))))).astype(np.int64),
+        child=np.searchsorted(classes, np.concatenate((child, roots))).astype(np.int32),
+        n_classes=len(classes) + 1,
+        part_ptr=np.concatenate(([0], np.cumsum(np.append(np.diff(problem.part_ptr)[nodes], 0)))).astype(np.int64),
+        part=problem.part[_spans(problem.part_ptr, nodes)],
+        part_class=problem.part_class,
+        decided=_NONE,
+    )
+
+
+def _spans(ptr: Offsets, rows: Ints) -> Offsets:
+    """The positions of these rows' entries, row after row."""
+    sizes = np.diff(ptr)[rows]
+    ends = np.cumsum(sizes)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(ptr[:-1][rows] - (ends - sizes), sizes)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ._budget import Budget
-from ._graph import invert
+from ._graph import derivable, invert
 from .egraph import Floats, Ints, Offsets
 from .problem import Problem
 from .separation import separate
@@ -18,19 +18,21 @@ class Relaxation:
 
     Variables are the e-nodes, between 0 and 1. Rows, each at least zero: an e-class is chosen as often as the
     e-nodes of any one other e-class read it; an e-class is chosen at most as often as a cut below it.
-    `cuts` holds the cut rows as (target e-class, e-nodes).
+    Costs are multiplied by `scale` for HiGHS, whose tolerances are absolute. After `solve`, `x` (n,) is the
+    optimal point, `value` a lower bound on every solution (`offset` not included), and `duals` (n,) what every
+    e-node adds to that bound when it is chosen.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, scale: float = 1.0) -> None:
         import highspy
 
         self.problem = problem
+        self.scale = scale
+        self.rows = 0
         self.reader_ptr, self.reader = invert(problem.ptr, problem.child, problem.n_classes)
         order = np.argsort(problem.head, kind="stable")
         self.members = np.split(order, np.cumsum(np.bincount(problem.head, minlength=problem.n_classes))[:-1])
-        self.cuts: list[tuple[int, Ints]] = []
         self.keys: set[bytes] = set()
-        self.iterations = 0
         self.x = np.zeros(problem.n_nodes)
         self.duals = np.zeros(problem.n_nodes)
         self.value = 0.0
@@ -41,13 +43,13 @@ class Relaxation:
         lower[-1] = 1.0
         self.highs.addVars(problem.n_nodes, lower, np.ones(problem.n_nodes))
         self.highs.changeColsCost(
-            problem.n_nodes, np.arange(problem.n_nodes, dtype=np.int32), problem.cost
+            problem.n_nodes, np.arange(problem.n_nodes, dtype=np.int32), problem.cost * scale
         )
         self._add_rows(*_read_rows(problem, self.members))
-        self.base_rows = self.highs.getNumRow()
 
     def _add_rows(self, ptr: Offsets, index: Ints, value: Floats) -> None:
         rows = len(ptr) - 1
+        self.rows += rows
         if rows:
             self.highs.addRows(
                 rows,
@@ -68,7 +70,6 @@ class Relaxation:
             if key in self.keys:
                 continue
             self.keys.add(key)
-            self.cuts.append((target, cut))
             rows.append(_cut_row(cut, self.members[target]))
         if rows:
             sizes = np.cumsum([0] + [len(index) for index, _ in rows])
@@ -77,36 +78,62 @@ class Relaxation:
             )
         return len(rows)
 
-    def solve(self, seconds: float) -> bool:
-        """Solve the current rows by dual simplex; whether an optimum was reached within the time."""
+    def solve(self, budget: Budget) -> bool:
+        """Solve the current rows by dual simplex; whether an optimum was reached within the budget."""
         import highspy
 
-        self.highs.setOptionValue("time_limit", self.highs.getRunTime() + seconds)
+        self.highs.setOptionValue("time_limit", self.highs.getRunTime() + min(budget.left, 1e9))
+        allowed = budget.work * 1000 / max(1, self.rows)
+        self.highs.setOptionValue("simplex_iteration_limit", int(min(allowed, 2**31 - 1)))
         self.highs.run()
-        self.iterations += max(0, self.highs.getInfo().simplex_iteration_count)
+        budget.charge(max(0, self.highs.getInfo().simplex_iteration_count) * self.rows / 1000)
         if self.highs.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return False
         solution = self.highs.getSolution()
         self.x = np.clip(np.array(solution.col_value), 0.0, 1.0)
-        self.duals = np.array(solution.col_dual)
-        self.value = float(self.highs.getInfo().objective_function_value)
+        self._certify(np.array(solution.row_dual))
         return True
 
-    def tighten(self, budget: Budget, *, max_cuts: int = 200) -> int:
-        """Separate cuts at the current point and add them; returns how many were new."""
-        problem = self.problem
-        found = separate(
-            problem.head,
-            problem.ptr,
-            problem.child,
-            self.reader_ptr,
-            self.reader,
-            problem.n_classes,
-            self.x,
-            max_cuts,
+    def _certify(self, row_duals: Floats) -> None:
+        """The bound that these duals prove, whatever the solver's tolerances were.
+
+        With non-negative row duals, cost less what the duals pay for is a valid price of every e-node; a negative
+        price is collected at most once.
+        """
+        lp = self.highs.getLp()
+        matrix = lp.a_matrix_
+        start, index, value = np.array(matrix.start_), np.array(matrix.index_), np.array(matrix.value_)
+        lines = np.repeat(np.arange(len(start) - 1), np.diff(start))
+        columns, rows = (lines, index) if _by_column(matrix) else (index, lines)
+        paid = np.bincount(
+            columns, weights=value * np.maximum(row_duals, 0.0)[rows], minlength=self.problem.n_nodes
         )
-        budget.charge(len(problem.child) * (1 + len(found[0])) / 1000)
+        price = (self.problem.cost * self.scale - paid) / self.scale
+        self.value = float(price[-1] + np.minimum(price[:-1], 0.0).sum())
+        self.duals = np.maximum(price, 0.0)
+        self.duals[-1] = 0.0
+
+    def supports_root(self, x: Floats) -> bool:
+        """Whether the root has an acyclic derivation from the e-nodes with `x` above a half."""
+        p = self.problem
+        return bool(derivable(p.head, p.ptr, p.child, x > 0.5, p.n_classes)[p.root])
+
+    def separate(self, x: Floats, max_cuts: int = 200) -> tuple[Ints, Offsets, Ints]:
+        """Cuts that a point violates: target e-classes, and offsets and e-nodes of the cuts."""
+        p = self.problem
+        return separate(p.head, p.ptr, p.child, self.reader_ptr, self.reader, p.n_classes, x, max_cuts)
+
+    def tighten(self, budget: Budget, max_cuts: int = 200) -> int:
+        """Separate cuts at the current point and add them; returns how many were new."""
+        found = self.separate(self.x, max_cuts)
+        budget.charge(len(self.problem.child) * (1 + len(found[0])) / 1000)
         return self.add_cuts(*found)
+
+
+def _by_column(matrix: Any) -> bool:
+    import highspy
+
+    return bool(matrix.format_ == highspy.MatrixFormat.kColwise)
 
 
 def _read_rows(problem: Problem, members: list[Ints]) -> tuple[Offsets, Ints, Floats]:

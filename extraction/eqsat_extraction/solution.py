@@ -58,6 +58,22 @@ class Solution:
             raise SolutionError(f"{extractor or 'the choice'} uses an e-node of infinite cost")
         return solution
 
+    @classmethod
+    def from_nodes(
+        cls,
+        egraph: EGraph,
+        costs: Floats,
+        nodes: Ints,
+        *,
+        bound: float = 0.0,
+        seconds: float = 0.0,
+        extractor: str = "",
+    ) -> Solution:
+        """A solution from e-nodes, of which the last of an e-class counts; see `from_choice`."""
+        choice = np.full(egraph.n_classes, -1, dtype=np.int32)
+        choice[egraph.node_class[nodes]] = nodes
+        return cls.from_choice(egraph, costs, choice, bound=bound, seconds=seconds, extractor=extractor)
+
     @property
     def gap(self) -> float:
         """Certified relative distance from the optimum, `(cost - bound) / cost`."""
