@@ -1,4 +1,4 @@
-"""An engine on disk: a directory with its files, the module's weights and a manifest; nothing in it is a pickle.
+"""An engine on disk: a directory of its files, the module's weights and a manifest; no pickle in it.
 
 model.eqsat/
     manifest.json         format, engine, versions, device, signature, report, hash of every other file
@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from eqsat_deploy.engines.base import Engine, Signature, find_engine
-from eqsat_deploy.errors import ArtifactError, EngineError, UnknownNameError
+from eqsat_deploy.errors import ArtifactError, EngineError, EqsatError, UnknownNameError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -124,9 +124,8 @@ def verify(path: str | Path, manifest: dict[str, Any]) -> None:
             raise ArtifactError(
                 f"{file} is not what was saved (SHA-256 differs): copy or save the artifact again"
             )
-    for name in (MANIFEST, WEIGHTS):
-        if name != MANIFEST and name not in manifest["files"]:
-            raise ArtifactError(f"{path / MANIFEST} lists no {name}: save the artifact again")
+    if WEIGHTS not in manifest["files"]:
+        raise ArtifactError(f"{path / MANIFEST} lists no {WEIGHTS}: save the artifact again")
 
 
 def _versions(engine: Engine) -> dict[str, str]:
@@ -167,7 +166,7 @@ def _replaceable(path: Path) -> bool:
 
 @contextmanager
 def _sibling(path: Path) -> Iterator[Path]:
-    """A new folder beside `path` that takes its name when the block succeeds and vanishes when it does not."""
+    """A new folder beside `path`: takes its name when the block succeeds, vanishes when it does not."""
     try:
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     except OSError as error:
@@ -176,7 +175,9 @@ def _sibling(path: Path) -> Iterator[Path]:
         folder.chmod(0o777 & ~_umask())
         yield folder
         _replace(folder, path)
-    except OSError as error:
+    except EqsatError:
+        raise
+    except Exception as error:  # a full disk is OSError, RuntimeError or SafetensorError, by who writes
         raise ArtifactError(f"cannot write {path}: {error}; nothing was saved") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

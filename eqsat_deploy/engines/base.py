@@ -206,9 +206,9 @@ class Engine(ABC):
 
     def save(self, path: str | Path) -> None:
         """Write an artifact directory (`eqsat_deploy.artifact.save`)."""
-        from eqsat_deploy import artifact  # it imports this module
+        from eqsat_deploy.artifact import save  # it imports this module
 
-        artifact.save(self, path)
+        save(self, path)
 
 
 def engines() -> dict[str, EntryPoint]:

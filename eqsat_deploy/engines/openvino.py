@@ -251,7 +251,8 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
     table: Any = default_decompositions()
     for operator in ops_to_not_decompose():
         table.pop(operator, None)
-    return program.run_decompositions(table)
+    decomposed: ExportedProgram = program.run_decompositions(table)
+    return decomposed
 
 
 def _decoder(program: ExportedProgram) -> Any:

@@ -10,23 +10,25 @@ from torch import Tensor, nn
 
 from eqsat_deploy.quantization.observers import Grid
 
-SMALLEST = 1e-12  # a scale that training drives lower, or below zero, counts as this
-
 
 class FakeQuantize(nn.Module):
-    """Rounds to the nearest code and back: `(clamp(round(x / scale) + zero_point) - zero_point) * scale`.
+    """Rounds to the nearest code and back: `(clamp(round(x / step) + zero_point) - zero_point) * step`.
 
-    Gradients pass straight through the rounding, and reach `scale` where it is a parameter: that is LSQ
-    (Esser et al., "Learned Step Size Quantization", 2020), whose gradient scaling applies in training mode.
+    Gradients pass straight through the rounding. A learnable step has the gradient and gradient scaling of
+    LSQ (Esser et al., "Learned Step Size Quantization", 2020), in training mode, but its parameter is the
+    logarithm (Jain et al., "Trained Quantization Thresholds", 2020): one optimizer with the weights' learning
+    rate then moves steps of every magnitude in proportion, and never below zero.
 
     Attributes:
-        scale: float32, `()` or `(channels,)` along `axis`, positive; an `nn.Parameter` when learnable.
-        zero_point: int32, shaped like `scale`; zero unless the grid is asymmetric.
+        scale: float32, `()` or `(channels,)` along `axis`, positive; None when learnable.
+        log_scale: the parameter when learnable, otherwise None. Read `step` in either case.
+        zero_point: int32, shaped like the scale; zero unless the grid is asymmetric.
         low, high: int32 scalars, the codes' bounds: -128..127 (int8) or 0..255 (uint8).
         axis: the channel axis, None for one scale per tensor.
     """
 
-    scale: Tensor
+    scale: Tensor | None
+    log_scale: nn.Parameter | None
     zero_point: Tensor
     low: Tensor
     high: Tensor
@@ -43,10 +45,8 @@ class FakeQuantize(nn.Module):
     ) -> None:
         super().__init__()
         scale = scale.detach().clone().float()
-        if learnable:
-            self.scale = nn.Parameter(scale)
-        else:
-            self.register_buffer("scale", scale)
+        self.register_buffer("scale", None if learnable else scale)
+        self.register_parameter("log_scale", nn.Parameter(scale.log()) if learnable else None)
         self.register_buffer("zero_point", torch.full_like(scale, zero_point, dtype=torch.int32))
         self.register_buffer("low", torch.tensor(low, dtype=torch.int32, device=scale.device))
         self.register_buffer("high", torch.tensor(high, dtype=torch.int32, device=scale.device))
@@ -72,13 +72,13 @@ class FakeQuantize(nn.Module):
         """
         peak = weight.detach().abs().amax(dim=[d for d in range(weight.dim()) if d != axis % weight.dim()])
         # A channel of zeros is represented by any scale.
-        scale = torch.where(peak > 0, (peak / 127).clamp_min(SMALLEST), torch.ones_like(peak))
+        scale = torch.where(peak > 0, (peak / 127).clamp_min(1e-12), torch.ones_like(peak))
         return cls(scale, axis=axis % weight.dim(), learnable=learnable)
 
     @property
     def step(self) -> Tensor:
-        """The scale as it is applied: detached and positive. Exporters read this."""
-        return self.scale.detach().clamp_min(SMALLEST)
+        """The scale, learnable or not, detached: what exporters read."""
+        return self._scale().detach()
 
     @property
     def amax(self) -> Tensor:
@@ -92,13 +92,11 @@ class FakeQuantize(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """`values` rounded, same shape and dtype."""
-        scale, zero_point = self.scale, self.zero_point
-        if scale.requires_grad:
-            scale = scale.clamp_min(SMALLEST)
-            if self.training:
-                # LSQ section 2.2: keeps the scale's updates in proportion to the weights'.
-                factor = (values.numel() / scale.numel() * int(self.high)) ** -0.5
-                scale = scale * factor + (scale * (1 - factor)).detach()
+        scale, zero_point = self._scale(), self.zero_point
+        if self.training and self.log_scale is not None:
+            # LSQ section 2.2: keeps the step's updates in proportion to the weights'.
+            factor = (values.numel() / scale.numel() * int(self.high)) ** -0.5
+            scale = scale * factor + (scale * (1 - factor)).detach()
         if self.axis is not None:
             shape = [-1 if dim == self.axis else 1 for dim in range(values.dim())]
             scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
@@ -106,12 +104,18 @@ class FakeQuantize(nn.Module):
         rounded = codes.round()
         return (codes + (rounded - codes).detach() if codes.requires_grad else rounded) * scale
 
+    def _scale(self) -> Tensor:
+        if self.log_scale is not None:
+            return self.log_scale.exp()
+        assert self.scale is not None
+        return self.scale
+
     def extra_repr(self) -> str:
         """Code type, granularity and scale."""
         kind = "uint8" if self.unsigned else "int8"
         if self.axis is not None:
-            return f"{kind}, {self.scale.numel()} channels along axis {self.axis}"
-        return f"{kind}, scale={float(self.scale):.6g}, zero_point={int(self.zero_point)}"
+            return f"{kind}, {self.step.numel()} channels along axis {self.axis}"
+        return f"{kind}, scale={float(self.step):.6g}, zero_point={int(self.zero_point)}"
 
 
 class QuantizedConv2d(nn.Conv2d):

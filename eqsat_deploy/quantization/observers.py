@@ -71,9 +71,9 @@ class Observer(ABC):
         if values.numel() == 0:
             return
         low, high = (extreme.item() for extreme in torch.aminmax(values))
-        # NaN must stick, and Python's min() and max() drop it depending on the order.
-        self.minimum = low if low != low else min(low, self.minimum)
-        self.maximum = high if high != high else max(high, self.maximum)
+        # Unlike min() and max(), these keep NaN.
+        self.minimum = float(np.minimum(self.minimum, low))
+        self.maximum = float(np.maximum(self.maximum, high))
 
     @abstractmethod
     def grid(self, *, symmetric: bool, unsigned: bool) -> Grid:

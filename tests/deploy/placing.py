@@ -1,0 +1,127 @@
+"""Hand-made inputs of quantization and engines: a traced module, and INT8 placed by simple fixed rules."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.fx.experimental.optimization import fuse
+
+from eqsat_deploy.placement import InputSpec, PlacedKernel, Placement, Quantizer
+
+WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, F.linear, F.conv2d)
+ADDS = (torch.add, operator.add, operator.iadd)
+MATMULS = (torch.matmul, operator.matmul)
+POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, F.avg_pool2d, F.adaptive_avg_pool2d)
+VIEWS = (
+    *(torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze),
+    *(F.max_pool2d, nn.MaxPool2d, nn.Flatten, nn.Identity, nn.Dropout, operator.getitem, torch.cat),
+    *("flatten", "view", "reshape", "permute", "transpose", "contiguous", "chunk"),
+)
+
+
+def traced(model: nn.Module, *example: Tensor, fold: bool = True) -> fx.GraphModule:
+    """`model` in eval mode as a graph with `meta["inputs"]`, BatchNorm folded into convolutions."""
+    module = fuse(model.eval(), inplace=True) if fold else model.eval()
+    if not isinstance(module, fx.GraphModule):
+        module = fx.symbolic_trace(module)
+    names = [node.name for node in module.graph.nodes if node.op == "placeholder"]
+    module.meta["inputs"] = tuple(
+        InputSpec(name, (None, *value.shape[1:]), value.dtype)
+        for name, value in zip(names, example, strict=True)
+    )
+    module.meta["placement"] = Placement()
+    return module
+
+
+def kind(module: fx.GraphModule, node: fx.Node) -> Any:
+    """What a node computes: a module type, a function, or a method's name."""
+    return type(module.get_submodule(str(node.target))) if node.op == "call_module" else node.target
+
+
+def place(
+    module: fx.GraphModule,
+    readers: Collection[Any] = WEIGHTED,
+    where: Callable[[fx.Node], bool] = lambda node: True,
+) -> Placement:
+    """INT8 for every tensor that a node of the kinds in `readers` reads, quantized above the views before it."""
+    reads: dict[str, dict[str, None]] = {}
+    kernels = []
+    for node in module.graph.nodes:
+        if kind(module, node) not in readers or not where(node):
+            continue
+        operands = [operand for operand in node.all_input_nodes if operand.op != "get_attr"]
+        for operand in operands:
+            source, reader = operand, node
+            while kind(module, source) in VIEWS and len(source.all_input_nodes) == 1:
+                source, reader = source.all_input_nodes[0], source
+            reads.setdefault(source.name, {}).setdefault(reader.name)
+        kernels.append(PlacedKernel(node.name, (node.name,), "int8", "float32", 0.0))
+    order = [node.name for node in module.graph.nodes if node.name in reads]
+    quantizers = tuple(Quantizer(name, tuple(reads[name])) for name in order)
+    return Placement(quantizers, tuple(kernels))
+
+
+def int8(module: fx.GraphModule, readers: Collection[Any] = WEIGHTED) -> fx.GraphModule:
+    """`module` with that placement in its meta."""
+    module.meta["placement"] = place(module, readers)
+    return module
+
+
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """BatchNorm statistics and LayerScale that do something, so that errors show."""
+    generator = torch.Generator().manual_seed(seed)
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.uniform_(-0.1, 0.1, generator=generator)
+            layer.running_var.uniform_(0.5, 2.0, generator=generator)
+    return model
+
+
+class Residual(nn.Module):
+    """Convolution, depthwise convolution, residual add, pool, linear."""
+
+    def __init__(self, channels: int = 16) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 3, stride=2, padding=1)
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.pointwise = nn.Conv2d(channels, channels, 1)
+        self.head = nn.Linear(channels, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        y = self.pointwise(F.relu6(self.depthwise(x)))
+        return self.head(F.relu(x + y).mean((2, 3)))
+
+
+class Attention(nn.Module):
+    """A pre-norm transformer block on a patch embedding, with a class token's worth of pooling."""
+
+    def __init__(self, width: int = 32, heads: int = 4, size: int = 32, patch: int = 8) -> None:
+        super().__init__()
+        self.width, self.heads = width, heads
+        self.embed = nn.Conv2d(3, width, patch, stride=patch)
+        self.position = nn.Parameter(torch.randn(1, (size // patch) ** 2, width) * 0.02)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.transpose(torch.flatten(self.embed(x), 2), 1, 2) + self.position
+        packed = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(packed[0], packed[1], packed[2])
+        x = x + self.out(torch.transpose(attended, 1, 2).flatten(2))
+        x = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return self.head(x.mean(1))
+
+
+def images(count: int, size: int = 32, batch: int = 4, seed: int = 0) -> Sequence[Tensor]:
+    """Batches of smooth random images."""
+    generator = torch.Generator().manual_seed(seed)
+    small = torch.randn(count, batch, 3, size // 4, size // 4, generator=generator)
+    return [F.interpolate(x, size=(size, size), mode="bilinear") for x in small]

@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import copy
+import operator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from eqsat_deploy.errors import QuantizationError, UnknownNameError
+from eqsat_deploy.placement import InputSpec, PlacedKernel, Placement, Quantizer
+from eqsat_deploy.quantization import FakeQuantize, MinMax, QuantizedConv2d, QuantizedLinear, quantize
+from tests.deploy.placing import ADDS, WEIGHTED, Attention, Residual, images, int8, traced
+
+
+def sqnr(expected: Tensor, found: Tensor) -> float:
+    return float(10 * torch.log10((expected**2).sum() / ((expected - found) ** 2).sum()))
+
+
+@pytest.fixture
+def residual() -> fx.GraphModule:
+    torch.manual_seed(0)
+    return int8(traced(Residual(), torch.zeros(1, 3, 32, 32)), WEIGHTED + ADDS)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 3), nn.Linear(5, 3)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self.left(a) + self.right(b)
+
+
+@pytest.fixture
+def two() -> fx.GraphModule:
+    torch.manual_seed(0)
+    return int8(traced(TwoInputs(), torch.zeros(1, 4), torch.zeros(1, 5)))
+
+
+@pytest.mark.parametrize("observer", ["minmax", "percentile", "entropy", "mse", MinMax])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("model", [Residual, Attention])
+def test_outputs_stay_close(model: type[nn.Module], symmetric: bool, observer: Any) -> None:
+    torch.manual_seed(0)
+    module = int8(traced(model(), torch.zeros(1, 3, 32, 32)))
+    quantized = quantize(module, images(4), observer=observer, symmetric=symmetric)
+    x = images(1, seed=9)[0]
+    with torch.no_grad():
+        assert sqnr(module(x), quantized(x)) > 25
+        assert not torch.equal(module(x), quantized(x))
+
+
+def test_quantizers_stand_exactly_where_placed(residual: fx.GraphModule) -> None:
+    quantized = quantize(residual, images(2))
+    nodes = {node.name: node for node in quantized.graph.nodes}
+    for quantizer in residual.meta["placement"].quantizers:
+        inserted = nodes[f"{quantizer.tensor}_quantizer"]
+        assert inserted.all_input_nodes == [nodes[quantizer.tensor]]
+        assert {user.name for user in inserted.users} == set(quantizer.readers)
+        assert isinstance(quantized.get_submodule(str(inserted.target)), FakeQuantize)
+    assert len(nodes) == len(residual.graph.nodes) + len(residual.meta["placement"].quantizers)
+    assert isinstance(quantized.stem, QuantizedConv2d)
+    assert isinstance(quantized.head, QuantizedLinear)
+
+
+def test_scales_are_the_greatest_magnitudes(residual: fx.GraphModule) -> None:
+    batches = images(3)
+    quantized = quantize(residual, batches)
+    peak = max(float(batch.abs().max()) for batch in batches)
+    assert float(quantized.get_submodule("x_quantizer").amax) == pytest.approx(peak)  # type: ignore[arg-type]
+    assert quantized.get_submodule("relu_quantizer").unsigned
+    assert not quantize(residual, batches, unsigned=False).get_submodule("relu_quantizer").unsigned
+
+
+def test_the_module_is_not_changed(residual: fx.GraphModule) -> None:
+    before, code = copy.deepcopy(residual.state_dict()), residual.code
+    quantized = quantize(residual, images(2))
+    with torch.no_grad():
+        for parameter in quantized.parameters():
+            parameter.zero_()
+    assert residual.code == code
+    assert type(residual.stem) is nn.Conv2d
+    assert all(torch.equal(value, before[name]) for name, value in residual.state_dict().items())
+
+
+def test_the_same_data_gives_the_same_scales(residual: fx.GraphModule) -> None:
+    first, second = (quantize(residual, images(3), observer="entropy").state_dict() for _ in range(2))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_result_survives_copies_state_dicts_export_and_moves(residual: fx.GraphModule) -> None:
+    quantized = quantize(residual, images(2))
+    x = images(1, batch=3)[0]
+    expected = quantized(x)
+    twin = copy.deepcopy(quantized)
+    assert twin.meta["placement"] == residual.meta["placement"]
+    assert twin.meta["inputs"] == residual.meta["inputs"]
+    assert torch.equal(twin(x), expected)
+
+    other = quantize(residual, [0.3 * batch for batch in images(2)])
+    assert not torch.equal(other(x), expected)
+    other.load_state_dict(quantized.state_dict())
+    assert torch.equal(other(x), expected)
+
+    batch = torch.export.Dim.DYNAMIC
+    program = torch.export.export(quantized, (images(1, batch=2)[0],), dynamic_shapes=({0: batch},))
+    torch.testing.assert_close(program.module()(x), expected)
+
+    assert quantized.to(torch.float64)(x.double()).dtype == torch.float64
+
+
+def test_training_it_lowers_the_loss(residual: fx.GraphModule) -> None:
+    quantized = quantize(residual, images(2), learnable=True).train()
+    x = images(1)[0]
+    target = torch.arange(4)
+    fake = quantized.get_submodule("relu_quantizer")
+    assert isinstance(fake, FakeQuantize)
+    before, first = fake.step.clone(), F.cross_entropy(quantized(x), target).detach()
+    optimizer = torch.optim.Adam(quantized.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(quantized(x), target).backward()
+        optimizer.step()
+    assert F.cross_entropy(quantized(x), target) < 0.5 * first
+    assert fake.step != before
+
+
+def test_batches_come_in_every_form_a_loader_has(two: fx.GraphModule) -> None:
+    a, b, labels = torch.randn(6, 4), torch.randn(6, 5), torch.arange(6)
+    forms: list[Any] = [
+        (a, b),
+        [a, b],
+        (a, b, labels),
+        ((a, b), labels),
+        {"a": a, "b": b},
+        {"b": b, "a": a, "labels": labels},
+        ({"a": a, "b": b}, labels),
+    ]
+    states = [quantize(two, [form]).state_dict() for form in forms]
+    assert all(torch.equal(state[name], states[0][name]) for state in states for name in state)
+
+
+def test_an_image_and_its_label_is_one_input(residual: fx.GraphModule) -> None:
+    dataset = torch.utils.data.TensorDataset(torch.randn(8, 3, 32, 32), torch.zeros(8))
+    loader = torch.utils.data.DataLoader(dataset, batch_size=4)
+    quantized = quantize(residual, loader)
+    peak = float(dataset.tensors[0].abs().max())
+    assert float(quantized.get_submodule("x_quantizer").amax) == pytest.approx(peak)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "no calibration batches"),
+        ([torch.full((2, 3, 32, 32), float("nan"))], "calibration batch 1: 'x' has NaN"),
+        (
+            [torch.ones(2, 3, 32, 32), torch.full((2, 3, 32, 32), float("inf"))],
+            "calibration batch 2: 'x' has NaN",
+        ),
+        ([torch.ones(2, 3, 16, 32)], "calibration batch 1: input 'x': shape batchx3x32x32 is expected"),
+        ([torch.ones(2, 3, 32, 32, dtype=torch.float64)], "torch.float32 is expected"),
+        ([(torch.ones(2, 3, 32, 32),) * 3], "3 inputs given, 1 expected: x"),
+        ([{"image": torch.ones(2, 3, 32, 32)}], r"no \['x'\]; it has \['image'\]"),
+        (["image.png"], "not str"),
+    ],
+)
+def test_unusable_data_is_an_error(residual: fx.GraphModule, batches: list[Any], message: str) -> None:
+    with pytest.raises(QuantizationError, match=message):
+        quantize(residual, batches)
+
+
+def test_a_module_that_overflows_is_an_error_naming_the_node(residual: fx.GraphModule) -> None:
+    with torch.no_grad():
+        residual.stem.weight.fill_(3e38)
+    with pytest.raises(QuantizationError, match="'relu' has NaN or infinite values"):
+        quantize(residual, [torch.ones(2, 3, 32, 32)])
+
+
+def test_unknown_observers_list_the_known() -> None:
+    with pytest.raises(UnknownNameError, match="'min_max'.*did you mean 'minmax'"):
+        quantize(int8(traced(Residual(), torch.zeros(1, 3, 32, 32))), images(1), observer="min_max")
+
+
+@pytest.mark.parametrize(
+    ("placement", "message"),
+    [
+        (Placement((Quantizer("gone", ("stem",)),)), "no node 'gone'"),
+        (Placement((Quantizer("x", ("head",)),)), "'head' does not read 'x'"),
+        (Placement((Quantizer("x", ("stem",)), Quantizer("x", ("stem",)))), "'x' has 2 quantizers"),
+        (Placement((), (PlacedKernel("gone", ("gone",), "int8", "int8", 0.0),)), "no node 'gone'"),
+    ],
+)
+def test_a_placement_that_does_not_fit_is_an_error(
+    residual: fx.GraphModule, placement: Placement, message: str
+) -> None:
+    residual.meta["placement"] = placement
+    with pytest.raises(QuantizationError, match=message):
+        quantize(residual, images(1))
+
+
+def test_a_module_from_elsewhere_is_an_error() -> None:
+    with pytest.raises(QuantizationError, match=r"no meta\['inputs'\]"):
+        quantize(fx.symbolic_trace(Residual()), images(1))
+
+
+class Joined(nn.Module):
+    """Three branches concatenated pairwise, so that all three share a grid; one goes through a permute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(12, 2)
+        self.other = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a, b, c = F.relu(x), torch.tanh(x) * 3, torch.permute(torch.sigmoid(x), (0, 1))
+        return self.last(torch.cat([a, b, c], 1)), self.other(torch.cat([a, c], 1))
+
+
+def test_tensors_that_meet_in_a_concatenation_share_a_grid() -> None:
+    module = traced(Joined(), torch.zeros(1, 4))
+    readers = {"relu": ("cat", "cat_1"), "mul": ("cat",), "sigmoid": ("permute",)}
+    module.meta["placement"] = Placement(tuple(Quantizer(name, reads) for name, reads in readers.items()))
+    quantized = quantize(module, [torch.randn(16, 4)])
+    targets = {node.target for node in quantized.graph.nodes if node.name.endswith("_quantizer")}
+    assert targets == {"relu_quantizer"}
+    assert not quantized.get_submodule("relu_quantizer").unsigned
+
+
+def test_functional_calls_round_their_weights_per_channel() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = nn.Parameter(torch.randn(6, 3, 3, 3))
+            self.matrix = nn.Parameter(torch.randn(6, 5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.matmul(F.conv2d(x, self.kernel).mean((2, 3)), self.matrix)
+
+    module = int8(traced(Functional(), torch.zeros(1, 3, 8, 8)), (*WEIGHTED, torch.conv2d, torch.matmul))
+    quantized = quantize(module, [torch.randn(4, 3, 8, 8)])
+    kernel, matrix = (
+        quantized.get_submodule(str(node.target))
+        for node in quantized.graph.nodes
+        if node.name.endswith("_weight_quantizer")
+    )
+    assert isinstance(kernel, FakeQuantize)
+    assert (kernel.axis, tuple(kernel.scale.shape)) == (0, (6,))
+    assert isinstance(matrix, FakeQuantize)
+    assert (matrix.axis, tuple(matrix.scale.shape)) == (1, (5,))
+
+
+def test_float_readers_keep_the_float_tensor() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return operator.add(self.layer(x), x)
+
+    module = traced(Two(), torch.zeros(1, 4))
+    module.meta["placement"] = Placement(
+        (Quantizer("x", ("layer",)),), (PlacedKernel("layer", ("layer",), "int8", "float32", 0.0),)
+    )
+    quantized = quantize(module, [torch.randn(8, 4)])
+    add = next(node for node in quantized.graph.nodes if node.target is operator.add)
+    assert [node.name for node in add.all_input_nodes] == ["layer", "x"]
+
+
+def test_integer_inputs_are_not_checked_for_nan() -> None:
+    class Embed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.layer = nn.Embedding(10, 4), nn.Linear(4, 2)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.layer(self.table(ids))
+
+    module = traced(Embed(), torch.zeros(1, 3, dtype=torch.int64))
+    assert module.meta["inputs"] == (InputSpec("ids", (None, 3), torch.int64),)
+    quantized = quantize(int8(module), [torch.randint(0, 10, (5, 3))])
+    assert quantized(torch.randint(0, 10, (2, 3))).shape == (2, 3, 2)
