@@ -48,7 +48,7 @@ def place(
     readers: Collection[Any] = WEIGHTED,
     where: Callable[[fx.Node], bool] = lambda node: True,
 ) -> Placement:
-    """INT8 for every tensor that a node of the kinds in `readers` reads, quantized above the views before it."""
+    """INT8 for what nodes of the kinds in `readers` read, quantized above the views before it."""
     reads: dict[str, dict[str, None]] = {}
     kernels = []
     for node in module.graph.nodes:

@@ -134,5 +134,5 @@ def test_percentile_is_the_quantile() -> None:
 
 
 def test_percentile_refuses_what_is_none() -> None:
-    with pytest.raises(ValueError, match="percentile=100.5"):
+    with pytest.raises(ValueError, match=r"percentile=100\.5"):
         Percentile(100.5)

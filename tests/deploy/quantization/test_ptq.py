@@ -181,7 +181,7 @@ def test_a_module_that_overflows_is_an_error_naming_the_node(residual: fx.GraphM
 
 
 def test_unknown_observers_list_the_known() -> None:
-    with pytest.raises(UnknownNameError, match="'min_max'.*did you mean 'minmax'"):
+    with pytest.raises(UnknownNameError, match=r"'min_max'.*did you mean 'minmax'"):
         quantize(int8(traced(Residual(), torch.zeros(1, 3, 32, 32))), images(1), observer="min_max")
 
 
