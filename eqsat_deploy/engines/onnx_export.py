@@ -1,14 +1,16 @@
 """ONNX export: one quantized module, one file per lane, because runtimes disagree on how INT8 is written.
 
-The module is exported once in float32, with a marker wherever it rounds an activation, and turned into the lane's
-encoding afterwards, on the ONNX graph:
+The module is exported once in float32, with a marker wherever it rounds an activation, and turned into the
+lane's encoding afterwards, on the ONNX graph:
 
 - `tensorrt`: symmetric int8 with zero point 0, and everything else in FP16, scales included. Under strong typing a
-  DequantizeLinear returns the type of its scale, so float32 scales would make every unquantized layer float32.
+  DequantizeLinear returns the type of its scale, so float32 scales would make every unquantized layer
+  float32.
 - `onnxruntime`: float32, unsigned activations after ReLU, every operand of a residual sum quantized, no bias in a
   matrix product. ONNX Runtime runs in float what deviates from that.
 
-Weights are stored as int8 in both. ONNX nodes carry the names of the graph nodes they come from (`conv1`, `conv1:1`).
+Weights are stored as int8 in both. ONNX nodes carry the names of the graph nodes they come from (`conv1`,
+`conv1:1`).
 """
 
 from __future__ import annotations
@@ -16,18 +18,19 @@ from __future__ import annotations
 import copy
 import importlib.util
 import itertools
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.fx.traceback as fx_traceback
 from torch import Tensor, fx, nn
 
-from eqsat_deploy.engines.base import Batch, Signature, flat_module, flat_outputs
+from eqsat_deploy.engines.base import DEFAULT_BATCH, Batch, Signature, flat_outputs
+from eqsat_deploy.engines.program import export_program, node_origins
 from eqsat_deploy.errors import EngineError, UnknownNameError
 from eqsat_deploy.quantization import (
     FakeQuantize,
@@ -44,8 +47,9 @@ Array = npt.NDArray[Any]
 PRODUCER = "eqsat-deploy"
 MARKER = "FakeQuantize"
 DOMAIN = "eqsat_deploy"
-# Before opset 23 the exporter writes attention as MatMul, Softmax, MatMul with the scale on query and key, which
-# is the form TensorRT's fusion asks for; from 23 on it is one Attention node, which TensorRT reads from 10.14 on.
+# Before opset 23 the exporter writes attention as MatMul, Softmax, MatMul with the scale on query and key,
+# which is the form TensorRT's fusion asks for; from 23 on it is one Attention node, which TensorRT reads from
+# 10.14 on.
 OPSET = 21
 ATTENTION_OPSET = 23
 # ONNX Runtime 1.22 and TensorRT 10.13 read IR version 10 (onnx 1.16); newer files add nothing used here.
@@ -66,14 +70,14 @@ def missing_packages() -> str | None:
 
 
 def export_onnx(
-    module: fx.GraphModule, *, lane: str, batch: Batch = Batch(), opset: int | None = None
+    module: fx.GraphModule, *, lane: str, batch: Batch = DEFAULT_BATCH, opset: int | None = None
 ) -> bytes:
     """`module` as a serialized ONNX model for `lane` ("tensorrt" or "onnxruntime"); the same bytes every time.
 
-    Inputs and outputs have the module's shapes and dtypes, and a symbolic `batch` dimension. Inputs are named as
-    in `meta["inputs"]`, outputs `output_0`, `output_1`, ... in the order of `flat_outputs`. Quantizers that the
-    lane has no encoding for are widened to one it has: unsigned or asymmetric activations become symmetric int8 for
-    TensorRT. `module` is left as it is.
+    Inputs and outputs have the module's shapes and dtypes, and a symbolic `batch` dimension. Inputs are named
+    as in `meta["inputs"]`, outputs `output_0`, `output_1`, ... in the order of `flat_outputs`. Quantizers
+    that the lane has no encoding for are widened to one it has: unsigned or asymmetric activations become
+    symmetric int8 for TensorRT. `module` is left as it is.
 
     Args:
         module: a rebuilt or quantized module with `meta["inputs"]`.
@@ -82,8 +86,8 @@ def export_onnx(
         opset: ONNX opset, 21 unless given; 23 keeps attention as one operator.
 
     Raises:
-        EngineError: the module has no ONNX form (the message names the operator), or exceeds the 2 GB of one file.
-        UnknownNameError: there is no such lane.
+        EngineError: the module has no ONNX form (the message names the operator), or exceeds the 2 GB of one
+        file. UnknownNameError: there is no such lane.
     """
     if lane not in LANES:
         raise UnknownNameError("ONNX lane", lane, LANES)
@@ -95,6 +99,19 @@ def export_onnx(
     _name(exported.model)
     LANES[lane](exported)
     return _serialize(exported)
+
+
+def nodes_of(layer: str) -> tuple[str, ...]:
+    """The graph nodes named in a runtime's `layer` name, in its order.
+
+    Runtimes join ONNX node names ("conv1 + relu") and append to them ("conv1_token_7"); names of conversions
+    and of layers that the runtime made up are left out.
+    """
+    pieces = re.split(r" \+ |[\[\],\x1e]|ONNX Layer: ", layer)
+    names = (re.sub(r"(_token_\d+|/duplicated|:\w+)+$", "", piece.strip()) for piece in pieces)
+    conversion = ("_quantize", "_dequantize", "_half", "_float")
+    found = (name for name in names if name.isidentifier() and not name.endswith(conversion))
+    return tuple(dict.fromkeys(found))
 
 
 @dataclass
@@ -110,7 +127,8 @@ class _Exported:
         return self.model.graph
 
 
-# --- torch to float32 ONNX with markers ---------------------------------------------------------------------------
+# --- torch to float32 ONNX with markers
+# ---------------------------------------------------------------------------
 
 
 class _Marker(nn.Module):
@@ -132,60 +150,37 @@ class _Marker(nn.Module):
         return marked
 
 
-class _Named(nn.Module):
-    """Runs a graph node by node, so that every exported node can be traced to the graph node it comes from."""
-
-    def __init__(self, graph: fx.GraphModule) -> None:
-        super().__init__()
-        self.root = graph
-        for node in graph.graph.nodes:
-            node.meta = {"custom": {"node": node.name}}
-
-    def forward(self, *inputs: Tensor) -> Any:
-        with fx_traceback.preserve_node_meta():
-            return fx.Interpreter(self.root).run(*inputs)
-
-
 def _export_float(module: fx.GraphModule, batch: Batch, opset: int) -> _Exported:
     signature = Signature.of(module, batch)
-    shared = {id(t): t for t in itertools.chain(module.parameters(), module.buffers())}
-    graph = flat_module(copy.deepcopy(module, shared).eval())
+    graph = copy.deepcopy(module).cpu().eval()
     activations, weights = _replace_quantizers(graph)
-    device = next(iter(shared.values())).device if shared else torch.device("cpu")
-    # Exporting at batch 1 would specialize the batch.
-    example = tuple(value.to(device) for value in signature.zeros(max(2, batch.minimum)))
-    names = [spec.name for spec in signature.inputs]
-    outputs = [f"output_{index}" for index in range(len(flat_outputs(graph)))]
-    size = torch.export.Dim("batch", min=1)
-    shapes = tuple(
-        {axis: size for axis, length in enumerate(spec.shape) if length is None} for spec in signature.inputs
-    )
+    program = export_program(graph, signature)
+    origins = node_origins(program)
+    for node in program.graph.nodes:
+        # The ONNX exporter keeps a node's stack trace, and nothing else that is ours to set.
+        node.meta["stack_trace"] = origins.get(node.name, "")
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.export.export(_Named(graph), example, dynamic_shapes=(shapes,), strict=False)
-            for node in program.graph.nodes:
-                # The ONNX exporter keeps a node's stack trace and nothing else that is ours to set.
-                node.meta["stack_trace"] = (node.meta.get("custom") or {}).get("node", "")
             converted = torch.onnx.export(
                 program,
                 dynamo=True,
                 opset_version=opset,
-                input_names=names,
-                output_names=outputs,
+                input_names=[spec.name for spec in signature.inputs],
+                output_names=[f"output_{index}" for index in range(len(flat_outputs(graph)))],
                 external_data=False,
                 optimize=False,
                 verbose=False,
             )
-    except Exception as error:
+    except Exception as error:  # the exporter's errors have no common base
         raise EngineError(f"the module has no ONNX form at opset {opset}: {_reason(error)}") from error
     assert converted is not None
     model = converted.model
     model.ir_version = IR_VERSION
     model.producer_name = PRODUCER
-    model.producer_version = ""
+    model.producer_version = None
     for initializer in list(model.graph.initializers.values()):
-        initializer.name = str(initializer.name).removeprefix("root.")
+        initializer.name = str(initializer.name).removeprefix("module.")
     return _Exported(model, activations, weights)
 
 
@@ -237,7 +232,9 @@ def _name(model: ir.Model) -> None:
         value.metadata_props.clear()
         value.doc_string = None
         if value.shape is not None:
-            dims = [size if isinstance(size, int) else ir.SymbolicDim(_size_name(size)) for size in value.shape]
+            dims = [
+                size if isinstance(size, int) else ir.SymbolicDim(_size_name(size)) for size in value.shape
+            ]
             value.shape = ir.Shape(dims)
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
@@ -246,8 +243,6 @@ def _name(model: ir.Model) -> None:
 
 def _size_name(size: ir.SymbolicDim) -> str | None:
     """`batch` for the symbol of the batch; sizes computed from it keep their formula over it."""
-    import re
-
     return re.sub(r"\bs\d+\b", "batch", str(size.value)) if size.value is not None else None
 
 
@@ -267,7 +262,7 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def _fold_constants(model: ir.Model) -> None:
-    """Evaluates what depends on constants alone: small results, and float weights in the layout they are read in."""
+    """Evaluates what depends on constants alone: small results, and float weights in their readers' layout."""
     from onnxscript import optimizer
 
     optimizer.optimize_ir(
@@ -279,7 +274,8 @@ def _fold_constants(model: ir.Model) -> None:
     )
 
 
-# --- Q/DQ ----------------------------------------------------------------------------------------------------------
+# --- Q/DQ
+# ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -330,8 +326,10 @@ def _absorb_weight_transposes(exported: _Exported) -> None:
         del exported.weights[name]
 
 
-def _quantize_activations(exported: _Exported, encode: Callable[[ir.Node, _Encoding], _Encoding], scale: type) -> None:
-    """Replaces every marker by QuantizeLinear and DequantizeLinear; `scale` is the NumPy type of scales."""
+def _quantize_activations(
+    exported: _Exported, encode: Callable[[ir.Node, _Encoding], _Encoding], scale: type
+) -> None:
+    """Replaces markers by QuantizeLinear and DequantizeLinear; `scale` is the NumPy type of scales."""
     for node in list(exported.graph):
         if node.domain != DOMAIN:
             continue
@@ -340,7 +338,9 @@ def _quantize_activations(exported: _Exported, encode: Callable[[ir.Node, _Encod
         if quantizer.axis is not None:
             _quantize_constant(exported, node, quantizer, scale)
         else:
-            replacement = _insert_pair(exported.graph, source, encode(node, _encoding(quantizer)), node, scale)
+            replacement = _insert_pair(
+                exported.graph, source, encode(node, _encoding(quantizer)), node, scale
+            )
             _replace(node, replacement)
     exported.graph.opset_imports.pop(DOMAIN, None)
 
@@ -398,14 +398,15 @@ def _insert_pair(
 
 
 def _positive(scale: Array, dtype: type, *, up: bool = False) -> Array:
-    """`scale` in `dtype`, never 0 (runtimes refuse it); `up` rounds up, so that the greatest code is not clipped."""
-    rounded = scale.astype(dtype)
+    """`scale` in `dtype`, never 0, which runtimes refuse; `up` rounds up, so that no code is clipped."""
+    rounded: Array = scale.astype(dtype)
     if up:
         rounded = np.where(rounded < scale, np.nextafter(rounded, dtype(np.inf)), rounded).astype(dtype)
     return np.asarray(np.maximum(rounded, np.finfo(dtype).smallest_subnormal), dtype=dtype)
 
 
-# --- lanes ---------------------------------------------------------------------------------------------------------
+# --- lanes
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _finalize_tensorrt(exported: _Exported) -> None:
@@ -433,7 +434,9 @@ def _never_negative(value: ir.Value | None) -> bool:
     producer = value.producer() if value is not None else None
     if producer is None:
         return False
-    return producer.op_type == "Relu" or (producer.op_type in MOVEMENT and _never_negative(producer.inputs[0]))
+    return producer.op_type == "Relu" or (
+        producer.op_type in MOVEMENT and _never_negative(producer.inputs[0])
+    )
 
 
 def _split_bias(exported: _Exported) -> None:
@@ -442,7 +445,9 @@ def _split_bias(exported: _Exported) -> None:
     for name in list(exported.weights):
         weight = graph.initializers[name]
         for node in [reader for reader in weight.consumers() if reader.op_type == "Gemm"]:
-            if any(node.attributes[key].as_float() != 1.0 for key in ("alpha", "beta") if key in node.attributes):
+            if any(
+                node.attributes[key].as_float() != 1.0 for key in ("alpha", "beta") if key in node.attributes
+            ):
                 continue
             transposed = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
             if transposed:
@@ -451,20 +456,30 @@ def _split_bias(exported: _Exported) -> None:
                 stored = _constant(graph, f"{name}_transposed", _array(weight).T)
                 exported.weights[f"{name}_transposed"] = quantizer
             product = _insert(
-                graph, node, "MatMul", [node.inputs[0], stored if transposed else weight], f"{node.name}:matmul"
+                graph,
+                node,
+                "MatMul",
+                [node.inputs[0], stored if transposed else weight],
+                f"{node.name}:matmul",
             )
             bias = node.inputs[2] if len(node.inputs) > 2 else None
-            _replace(node, product if bias is None else _insert(graph, node, "Add", [product, bias], f"{node.name}:bias"))
+            _replace(
+                node,
+                product
+                if bias is None
+                else _insert(graph, node, "Add", [product, bias], f"{node.name}:bias"),
+            )
             if transposed:
                 del graph.initializers[name]
                 break
 
 
 def _quantize_residual_edges(graph: ir.Graph) -> None:
-    """Quantizes the convolution's side of a residual sum where the sum and its other operand are quantized.
+    """Quantizes a convolution that adds to a quantized tensor where the sum is quantized, too.
 
-    ONNX Runtime runs a convolution in integers only if its result is quantized. The range follows from the others:
-    a term outside [low(sum) - high(other), high(sum) - low(other)] is clipped in the sum whatever it is.
+    ONNX Runtime runs a convolution in integers only if its result is quantized. The range follows from the
+    others: a term outside [low(sum) - high(other), high(sum) - low(other)] is clipped in the sum whatever it
+    is.
     """
     for node in list(graph):
         if node.op_type != "Add" or (total := _encoding_after(node.outputs[0])) is None:
@@ -488,12 +503,16 @@ def _encoding_after(value: ir.Value) -> _Encoding | None:
         if reader.op_type == "QuantizeLinear":
             return _read_encoding(reader)
     readers = value.consumers()
-    return _encoding_after(readers[0].outputs[0]) if len(readers) == 1 and readers[0].op_type == "Relu" else None
+    return (
+        _encoding_after(readers[0].outputs[0]) if len(readers) == 1 and readers[0].op_type == "Relu" else None
+    )
 
 
 def _encoding_before(value: ir.Value | None) -> _Encoding | None:
     producer = value.producer() if value is not None else None
-    return _read_encoding(producer) if producer is not None and producer.op_type == "DequantizeLinear" else None
+    return (
+        _read_encoding(producer) if producer is not None and producer.op_type == "DequantizeLinear" else None
+    )
 
 
 def _read_encoding(node: ir.Node) -> _Encoding:
@@ -501,7 +520,8 @@ def _read_encoding(node: ir.Node) -> _Encoding:
     return _Encoding(float(scale), int(zero_point), zero_point.dtype == np.uint8)
 
 
-# --- FP16 ----------------------------------------------------------------------------------------------------------
+# --- FP16
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _to_half(model: ir.Model) -> None:
@@ -540,7 +560,9 @@ def _cast_interface(graph: ir.Graph) -> None:
         uses = list(value.uses())
         if value.dtype != ir.DataType.FLOAT or not uses:
             continue
-        narrow = _insert(graph, first, "Cast", [value], f"{value.name}_half", {"to": int(ir.DataType.FLOAT16)})
+        narrow = _insert(
+            graph, first, "Cast", [value], f"{value.name}_half", {"to": int(ir.DataType.FLOAT16)}
+        )
         for use in uses:
             use.node.replace_input_with(use.idx, narrow)
     for index, value in enumerate(graph.outputs):
@@ -565,7 +587,8 @@ def _halved(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
     return ir.Tensor(clipped.astype(np.float16), name=tensor.name)
 
 
-# --- graph editing -------------------------------------------------------------------------------------------------
+# --- graph editing
+# -------------------------------------------------------------------------------------------------
 
 
 def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
@@ -583,7 +606,7 @@ def _insert(
     graph: ir.Graph,
     before: ir.Node,
     op_type: str,
-    inputs: list[ir.Value | None],
+    inputs: Sequence[ir.Value | None],
     name: str,
     attributes: Mapping[str, int] | None = None,
 ) -> ir.Value:
@@ -612,7 +635,8 @@ def _replace(node: ir.Node, value: ir.Value) -> None:
 
 def _array(value: ir.Value) -> Array:
     assert value.const_value is not None
-    return value.const_value.numpy()
+    array: Array = value.const_value.numpy()
+    return array
 
 
 def _serialize(exported: _Exported) -> bytes:
@@ -622,7 +646,9 @@ def _serialize(exported: _Exported) -> bytes:
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]
-    size = sum(value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None)
+    size = sum(
+        value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None
+    )
     if size > 2**31 - 2**20:
         raise EngineError(f"the ONNX file would hold {size / 2**30:.1f} GB; one file holds 2")
     serialized: bytes = ir.to_proto(exported.model).SerializeToString(deterministic=True)
