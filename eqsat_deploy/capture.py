@@ -6,6 +6,7 @@ Works on a copy that shares parameters with the caller's model, in eval mode; th
 from __future__ import annotations
 
 import copy
+import inspect
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,9 +44,9 @@ class Captured:
     graph: fx.Graph
     constants: dict[str, tuple[str, Tensor]]
     inputs: tuple[str, ...]
-    batched: tuple[bool, ...]
-    example: tuple[Any, ...]
-    in_spec: pytree.TreeSpec
+    batch_axes: tuple[int | None, ...]
+    arguments: tuple[tuple[str, tuple[tuple[Any, ...], ...]], ...]
+    example: tuple[tuple[Any, ...], dict[str, Any]]
     out_spec: pytree.TreeSpec
     batch_symbol: Any
     module: nn.Module
@@ -118,8 +119,6 @@ def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dy
 
 
 def _by_name(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
-    import inspect
-
     names = list(inspect.signature(module.forward).parameters)
     return dict(zip(names, positional, strict=False)) | named
 
@@ -203,18 +202,41 @@ def _captured(
     values = {**program.state_dict, **program.constants}
     constants = {k: (name, values[name].detach()) for k, name in names.items()}
     inputs = tuple(n.name for n in program.graph.nodes if n.op == "placeholder" and n.name not in constants)
-    flat = tuple(pytree.tree_leaves((tuple(args), dict(kwargs))))
     symbols = _batch_symbols(program.graph, inputs)
     return Captured(
-        program.graph, constants, inputs,
-        tuple(_is_batched(n) for n in program.graph.nodes if n.op == "placeholder" and n.name in inputs),
-        flat, program.call_spec.in_spec, program.call_spec.out_spec, next(iter(symbols), None), module,
+        program.graph, constants, inputs, _batch_axes(program.graph, inputs), _arguments(module, args, kwargs), (tuple(args), dict(kwargs)),
+        program.call_spec.out_spec, next(iter(symbols), None), module,
     )  # fmt: skip
 
 
-def _is_batched(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and any(isinstance(s, torch.SymInt) for s in value.shape)
+def _arguments(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[str, tuple[tuple[Any, ...], ...]], ...]:
+    """Arguments of forward in order, each with the key paths of its leaves."""
+    names = [
+        p.name for p in inspect.signature(module.forward).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]  # fmt: skip
+    names += [f"input_{i}" for i in range(len(names), len(args))]
+    given = [*zip(names, args, strict=False), *kwargs.items()]
+    return tuple(
+        (name, tuple(tuple(_key(k) for k in path) for path, _ in pytree.tree_flatten_with_path(value)[0]))
+        for name, value in given
+    )
+
+
+def _batch_axes(graph: fx.Graph, inputs: tuple[str, ...]) -> tuple[int | None, ...]:
+    axes: dict[str, int | None] = dict.fromkeys(inputs)
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "placeholder" and node.name in axes and isinstance(value, Tensor):
+            dynamic = [i for i, size in enumerate(value.shape) if isinstance(size, torch.SymInt)]
+            axes[node.name] = dynamic[0] if dynamic else None
+    return tuple(axes.values())
+
+
+def _key(entry: Any) -> Any:
+    return entry.idx if isinstance(entry, pytree.SequenceKey) else getattr(entry, "key", None) or entry.name
 
 
 def _batch_symbols(graph: fx.Graph, inputs: tuple[str, ...]) -> list[Any]:

@@ -38,6 +38,11 @@ class EgglogRule(Protocol):
     phase: str
     doc: str
 
+    @property
+    def collapses(self) -> bool:
+        """Whether it makes a term equal to one of its own variables."""
+        ...
+
     def text(self, index: int) -> str:
         """Egglog commands, in ruleset `phase`; `index` identifies the rule in `(fired index e-class)`."""
         ...
@@ -53,6 +58,11 @@ class TextRule:
     phase: str
     doc: str
     source: str
+
+    @property
+    def collapses(self) -> bool:
+        """Text rules build terms."""
+        return False
 
     def text(self, index: int) -> str:
         """The source, its rules named after this one."""
@@ -189,13 +199,22 @@ class Rule:
             raise RuleError(f"rule {self.name!r} must return two equal terms, or pairs of them, and guards")
         return [(pairs[0], pairs[1])], guards
 
-    def text(self, index: int) -> str:
-        """The rule as egglog commands, once per direction."""
+    @property
+    def collapses(self) -> bool:
+        """Whether it makes a term equal to one of its own variables."""
+        pairs, _, _ = self._patterns()
+        return any(isinstance(right.head, str) for _, right in pairs)
+
+    def _patterns(self) -> tuple[list[tuple[Any, Any]], list[Any], dict[str, Any]]:
         variables: dict[str, Any] = {k: Pattern(k) for k in self.tensors}
         variables |= {k: Expr(k, a.sort) for k, a in self.attributes.items()}
         variables |= {k: Expr(k) for k in self.dimensions}
         with interpreted_by(_BuildPattern()):
-            pairs, guards = self(**variables)
+            return *self(**variables), variables
+
+    def text(self, index: int) -> str:
+        """The rule as egglog commands, once per direction."""
+        pairs, guards, variables = self._patterns()
         forward = _Compiler(self, variables).compile(pairs, guards, self.name, index)
         if not self.both:
             return forward

@@ -1,0 +1,92 @@
+"""What `optimize` returns: an `fx.GraphModule` with a report, that can be quantized and built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from eqsat_deploy.errors import InputError
+from eqsat_deploy.placement import InputSpec
+from eqsat_deploy.report import Report
+
+
+class OptimizedModule(fx.GraphModule):
+    """The chosen form. Calls check that inputs have the shapes and dtypes it was specialized to.
+
+    `meta` holds `inputs`, `placement`, `report` and, where it is known, `plain`: the form an engine reaches by
+    itself, for comparison.
+    """
+
+    def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "Optimized") -> None:
+        super().__init__(root, graph, class_name)
+        self.register_forward_pre_hook(_check_inputs)
+
+    @property
+    def report(self) -> Report:
+        """What the optimization found."""
+        return self.meta["report"]  # type: ignore[no-any-return]
+
+    def quantize(self, batches: Iterable[Any], **options: Any) -> OptimizedModule:
+        """Calibrate on `batches` and put Q/DQ where the extraction placed them; see `quantization.quantize`.
+
+        Raises:
+            QuantizationError: no batches, NaN or infinity in them, or another shape than the model's inputs.
+        """
+        from eqsat_deploy.quantization import quantize
+
+        batches = list(batches)
+        quantized = with_meta(quantize(self, batches, **options))
+        plain = self.meta.get("plain")
+        if plain is not None:
+            quantized.meta["plain"] = Plain(lambda: quantize(plain.module(), batches, **options))
+        return quantized
+
+    def build(self, engine: str = "auto", **options: Any) -> Any:
+        """Compile to an engine and ship whichever of this form and the plain one is faster; see `build.build`.
+
+        Raises:
+            EngineError: the engine is not available, with how to get it, or it fails to compile the module.
+        """
+        from eqsat_deploy.build import build
+
+        return build(self, engine, **options)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The form that an engine reaches by itself, made when it is asked for. Immutable, so copies share it."""
+
+    module: Callable[[], fx.GraphModule]
+
+    def __deepcopy__(self, memo: Mapping[int, Any]) -> Plain:
+        return self
+
+
+def with_meta(module: fx.GraphModule) -> OptimizedModule:
+    """`module` as an `OptimizedModule` with the same graph, submodules and meta."""
+    if isinstance(module, OptimizedModule):
+        return module
+    optimized = OptimizedModule(module, module.graph, "Optimized")
+    optimized.meta = dict(module.meta)
+    return optimized.train(module.training)  # type: ignore[no-any-return]
+
+
+def _check_inputs(module: nn.Module, args: tuple[Any, ...]) -> None:
+    """Shapes other than the batch are specialized: another height would be silently wrong, so it is an error."""
+    specs: tuple[InputSpec, ...] = module.meta.get("inputs", ())  # type: ignore[union-attr,assignment]
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    if len(tensors) != len(specs):
+        return
+    for spec, tensor in zip(specs, tensors, strict=True):
+        fits = len(tensor.shape) == len(spec.shape) and all(
+            e is None or isinstance(s, torch.SymInt) or e == s for e, s in zip(spec.shape, tensor.shape, strict=True)
+        )
+        if not fits:
+            wanted = ", ".join("batch" if s is None else str(s) for s in spec.shape)
+            raise InputError(f"input {spec.name!r}: shape [{wanted}] is expected, not {list(tensor.shape)}")
+        if tensor.dtype != spec.dtype and spec.dtype.is_floating_point != tensor.dtype.is_floating_point:
+            raise InputError(f"input {spec.name!r}: {spec.dtype} is expected, not {tensor.dtype}")

@@ -1,0 +1,299 @@
+"""`optimize`: from a model to the cheapest form of it that the rules can reach."""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib.metadata import entry_points, version
+from typing import Any
+
+import torch
+from eqsat_extraction import Solution, extract
+from eqsat_extraction.kernel import CostModel
+from torch import fx, nn
+from torch.export import ExportedProgram
+
+from eqsat_deploy.capture import capture
+from eqsat_deploy.errors import ExtractionError, RuleError, UnknownNameError
+from eqsat_deploy.freeze import CONCAT, ENode, Space, freeze
+from eqsat_deploy.inputs import example_arguments
+from eqsat_deploy.lower import Lowered, lower
+from eqsat_deploy.module import OptimizedModule, Plain
+from eqsat_deploy.price import Priced, price
+from eqsat_deploy.rebuild import VIEWS, rebuild
+from eqsat_deploy.report import Report, RuleUse
+from eqsat_deploy.rules import EgglogRule, select
+from eqsat_deploy.saturate import Budget, saturate
+from eqsat_deploy.stages import Stages
+from eqsat_deploy.verify import Verified, verify
+
+CONVERSIONS = ("linear-to-convolution", "identity-pool", "attention")
+PLAIN = ("folding", "kernels", "quantization")
+TARGET = ("kernels", "quantization")
+
+
+def optimize(
+    model: nn.Module | fx.GraphModule | ExportedProgram,
+    example_inputs: Any = None,
+    *,
+    cost: str | CostModel = "auto",
+    rules: str | Iterable[str | EgglogRule] | None = None,
+    extractor: str = "auto",
+    time_limit: float | None = 5.0,
+    work_limit: int | None = None,
+    budget: Budget | None = None,
+    batch: int = 1,
+    dynamic_shapes: Any = None,
+    check: bool = True,
+    seed: int = 0,
+) -> OptimizedModule:
+    """The same function as `model`, in the cheapest form that the rules can reach under the cost model.
+
+    Every rule is put into one e-graph and saturated together with the kernels of the target; the form with the
+    least predicted cost is extracted, with a certified gap, rebuilt as an `fx.GraphModule` and verified against the
+    original on the example inputs and at a second batch size. `model` is not changed.
+
+    Args:
+        model: in eval mode; one in training mode is optimized as in eval mode, with a warning, and left as it is.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; inferred when missing.
+        cost: name of a cost model, or one; `auto` is that of the engine this machine would build.
+        rules: `conversions` for the founding conversions alone, else names of families or rules, or rule objects;
+            all rules when missing. The target's kernels and quantization are always among them.
+        extractor: name of an extractor; `time_limit` (seconds) and `work_limit` bound it.
+        budget: limits on saturation.
+        batch: the batch size that kernels are priced at.
+        dynamic_shapes: as for `torch.export`; the batch is axis 0 of every input when missing.
+        check: verify the rebuilt module; without it, a wrong rule goes unnoticed.
+        seed: of the extractor's search.
+
+    Raises:
+        CaptureError: the model does not export; the message names the line.
+        InputError: example inputs are missing or do not fit.
+        UnknownNameError: no cost model, rule or extractor of that name; the message lists near misses.
+        VerificationError: the rebuilt module computes something else.
+    """
+    stages = Stages()
+    cost_model = find_cost(cost)
+    chosen_rules = find_rules(rules)
+    known_extractor(extractor)
+    if isinstance(model, nn.Module) and model.training and not isinstance(model, ExportedProgram):
+        warnings.warn(
+            "the model is in training mode: it is optimized as it computes in eval mode (dropout off, stored "
+            "BatchNorm statistics); the model itself stays in training mode",
+            stacklevel=2,
+        )
+    with stages("capture"):
+        args, kwargs = example_arguments(model, example_inputs)
+        captured = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
+    with stages("lower"):
+        lowered = lower(captured)
+    with stages("saturate"):
+        saturation = saturate(lowered, chosen_rules, budget=budget)
+    with stages("freeze"):
+        space = freeze(lowered, saturation)
+    with stages("price"):
+        priced = price(space, cost_model, batch=batch)
+    with stages("extract"):
+        solution = _extract(priced, extractor, time_limit, work_limit, seed)
+    with stages("rebuild"):
+        optimized = _module(priced, solution, type(model).__name__)
+    with stages("plain"):
+        plain_priced, plain_solution = _plain(lowered, cost_model, batch)
+    verified = None
+    if check:
+        with stages("verify"):
+            verified = verify(captured, optimized)
+    optimized.meta["plain"] = Plain(lambda: _module(plain_priced, plain_solution, "Plain"))
+    optimized.meta["report"] = _report(
+        model, priced, solution, plain_priced, plain_solution, verified, optimized, stages
+    )
+    return optimized
+
+
+def find_cost(cost: str | CostModel) -> CostModel:
+    """The cost model called `cost`, or `cost` itself.
+
+    Raises:
+        UnknownNameError: no such cost model is registered.
+    """
+    from eqsat_extraction.cost_models import cost_models, find_cost_model
+
+    if not isinstance(cost, str):
+        return cost
+    if cost == "auto":
+        from eqsat_deploy.doctor import auto_cost
+
+        cost = auto_cost()
+    known = cost_models()
+    if cost not in known:
+        raise UnknownNameError("cost model", cost, [*known, "auto"])
+    return find_cost_model(cost)
+
+
+@cache
+def registered_rules() -> tuple[EgglogRule, ...]:
+    """Every rule registered under the entry-point group `eqsat_deploy.rules`.
+
+    Raises:
+        RuleError: two rules have one name; the message names both sources.
+    """
+    found: dict[str, tuple[EgglogRule, str]] = {}
+    for entry in sorted(set(entry_points(group="eqsat_deploy.rules")), key=lambda e: (e.name != "builtin", e.name)):
+        for rule in entry.load()():
+            if rule.name in found:
+                raise RuleError(f"two rules are called {rule.name!r}: from {found[rule.name][1]} and {entry.value}")
+            found[rule.name] = (rule, entry.value)
+    if not found:
+        raise RuleError("no rules are registered: run `pip install -e .` in the checkout, or pass rules=")
+    return tuple(rule for rule, _ in found.values())
+
+
+def find_rules(rules: str | Iterable[str | EgglogRule] | None) -> list[EgglogRule]:
+    """The rules to saturate with: those asked for, and the target's kernels and quantization.
+
+    Raises:
+        UnknownNameError: a name is neither a rule nor a family.
+    """
+    known = registered_rules()
+    if rules is None or rules == "all":
+        return list(known)
+    wanted: Sequence[str | EgglogRule]
+    wanted = CONVERSIONS if rules == "conversions" else [rules] if isinstance(rules, str) else list(rules)
+    return select(known, [*TARGET, *wanted])
+
+
+def known_extractor(name: str) -> None:
+    """Check an extractor's name.
+
+    Raises:
+        UnknownNameError: no such extractor is registered.
+    """
+    from eqsat_extraction import extractors
+
+    if name not in extractors():
+        raise UnknownNameError("extractor", name, extractors())
+
+
+def _extract(
+    priced: Priced, extractor: str, time_limit: float | None, work_limit: int | None, seed: int
+) -> Solution:
+    from eqsat_extraction import InfeasibleError
+
+    try:
+        return extract(priced.egraph, priced.costs, extractor=extractor, time_limit=time_limit,
+                       work_limit=work_limit, seed=seed)  # fmt: skip
+    except InfeasibleError as error:
+        raise ExtractionError(
+            f"no form of this model can be built from the kernels of {priced.model.name!r}: {error}"
+        ) from error
+
+
+def _plain(lowered: Lowered, cost_model: CostModel, batch: int) -> tuple[Priced, Solution]:
+    """The form that an engine reaches by itself: BatchNorm folded, epilogues fused, INT8 where it pays."""
+    saturation = saturate(lowered, select(registered_rules(), PLAIN))
+    priced = price(freeze(lowered, saturation), cost_model, batch=batch)
+    return priced, _extract(priced, "greedy", None, None, 0)
+
+
+def _module(priced: Priced, solution: Solution, name: str) -> OptimizedModule:
+    rebuilt = rebuild(priced, solution)
+    module = OptimizedModule(rebuilt.root, rebuilt.graph, f"Optimized{name}")
+    module.meta |= {"inputs": rebuilt.inputs, "placement": rebuilt.placement}
+    return module.eval()  # type: ignore[return-value]
+
+
+def launches(priced: Priced, solution: Solution) -> list[int]:
+    """Chosen choices that are kernel launches, as indices."""
+    choices = priced.space.choices
+    free = VIEWS | {"input", "parameter", "constant", "scalar", "zeros"}
+    return [i for i in solution.order(priced.egraph) if choices[i][1].kind not in free]
+
+
+def _report(
+    model: Any, priced: Priced, solution: Solution, plain: Priced, plain_solution: Solution,
+    verified: Verified | None, optimized: OptimizedModule, stages: Stages,
+) -> Report:  # fmt: skip
+    space = priced.space
+    kernels = launches(priced, solution)
+    notes = list(space.lowered.warnings)
+    if verified is not None and verified.vacuous:
+        notes.append("all outputs compared were zero, so the verification shows nothing; use trained parameters")
+    return Report(
+        model=type(model).__name__,
+        cost_model=priced.model.name,
+        unit=priced.model.unit,
+        batch=priced.batch,
+        nodes=space.lowered.nodes,
+        opaque=[f"{c.node} ({c.target})" for c in space.lowered.calls],
+        plain_kernels=len(launches(plain, plain_solution)),
+        kernels=len(kernels),
+        integer_kernels=sum(space.choices[i][1].integer for i in kernels),
+        plain_cost=plain_solution.cost,
+        cost=solution.cost,
+        bound=solution.bound,
+        gap=solution.gap,
+        proved=solution.proved,
+        extractor=solution.extractor,
+        e_nodes=len(space.nodes),
+        e_classes=len(space.classes),
+        stopped=space.saturation.stopped,
+        rules=_rule_uses(space, solution),
+        errors=verified.errors if verified else {},
+        tolerance=verified.tolerance if verified else 0.0,
+        notes=notes,
+        seconds={k: round(v, 4) for k, v in stages.seconds.items()},
+        iterations=space.saturation.iterations,
+        versions={"eqsat-deploy": version("eqsat-deploy"), "torch": torch.__version__,
+                  "egglog": version("egglog"), "python": platform.python_version()},
+    )  # fmt: skip
+
+
+def _rule_uses(space: Space, solution: Solution) -> list[RuleUse]:
+    """Matches per rule, and whether the chosen form uses what it found.
+
+    A rule that makes a term equal to one of its own variables (a pool that changes nothing) is used where the
+    class is in the chosen form; any other where the chosen kernel, or the constant it reads, is not the model's own.
+    """
+    chosen = [space.choices[i] for i in solution.choice if i >= 0]
+    plain = {(node.operator, node.args): number for number, node in space.nodes}
+    reached: set[int] = set()
+    made = _constant_terms(space, chosen)
+    fused: set[int] = set()
+    for number, node in chosen:
+        own = space.classes[number].quantized_of
+        final = number if own is None else own
+        operands = (space.classes[o].quantized_of if space.classes[o].quantized_of is not None else o
+                    for o in node.operands)  # fmt: skip
+        exact = ENode(node.operator, node.kind, node.operator.join(tuple(operands), node.attributes)) if (  # type: ignore[arg-type]
+            node.operator is not None and node.kind not in (CONCAT, "opaque")) else node  # fmt: skip
+        anchor = plain.get((exact.operator, exact.args), final)
+        reached |= {final, anchor}
+        if (anchor, exact) not in space.original:
+            made.add(anchor)
+        if node.steps:
+            fused.add(final)
+    integer = any(node.integer for _, node in chosen)
+    matches = space.saturation.matches
+    uses = []
+    for index, rule in enumerate(space.saturation.rules):
+        where = fused if rule.phase == "kernels" else reached if rule.collapses else made
+        used = any(index in space.fired.get(number, ()) for number in where)
+        used |= rule.phase == "quantization" and integer and matches[rule.name] > 0
+        uses.append(RuleUse(rule.name, rule.family, matches[rule.name], used))
+    return uses
+
+
+def _constant_terms(space: Space, chosen: list[tuple[int, ENode]]) -> set[int]:
+    """Constant classes that the chosen form evaluates, and those their terms are made of."""
+    waiting = [c for _, n in chosen for c in n.children if space.classes[c].constant]
+    found: set[int] = set()
+    while waiting:
+        number = waiting.pop()
+        if number not in found:
+            found.add(number)
+            waiting += space.terms[number].operands if number in space.terms else ()
+    return found
+
+
