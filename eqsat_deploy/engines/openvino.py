@@ -102,6 +102,7 @@ class OpenVINOEngine(Engine):
 
         model = self.model.clone()
         compress_quantize_weights_transformation(model)
+        _number(model)
         openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
 
     @classmethod
@@ -293,13 +294,20 @@ def _name(model: Any, signature: Signature, origins: Mapping[str, str]) -> None:
         port.get_tensor().set_names({spec.name})
     for index, port in enumerate(model.outputs):
         port.get_tensor().add_names({f"output_{index}"})
-    for index, op in enumerate(model.get_ordered_ops()):
-        if op.get_type_name() == "Parameter":
-            continue
+    for op in model.get_ordered_ops():
         name = op.get_friendly_name()
         node = origins.get(name.partition("/")[0])
-        # OpenVINO numbers the operators it makes up through the whole process; this numbers them by position.
-        op.set_friendly_name(f"{op.get_type_name()}_{index}" if node is None else f"{node}/{name}")
+        if node is not None:
+            op.set_friendly_name(f"{node}/{name}")
+    model.set_friendly_name("model")
+    _number(model)
+
+
+def _number(model: Any) -> None:
+    """OpenVINO numbers operators it makes up through the whole process; number them by position instead."""
+    for index, op in enumerate(model.get_ordered_ops()):
+        if "/" not in op.get_friendly_name() and op.get_type_name() != "Parameter":
+            op.set_friendly_name(f"{op.get_type_name()}_{index}")
 
 
 def _reshape(model: Any, signature: Signature, batch: int) -> None:

@@ -72,16 +72,6 @@ def int8(module: fx.GraphModule, readers: Collection[Any] = WEIGHTED) -> fx.Grap
     return module
 
 
-def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
-    """BatchNorm statistics and LayerScale that do something, so that errors show."""
-    generator = torch.Generator().manual_seed(seed)
-    for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean.uniform_(-0.1, 0.1, generator=generator)
-            layer.running_var.uniform_(0.5, 2.0, generator=generator)
-    return model
-
-
 class Residual(nn.Module):
     """Convolution, depthwise convolution, residual add, pool, linear."""
 
@@ -98,26 +88,71 @@ class Residual(nn.Module):
         return self.head(F.relu(x + y).mean((2, 3)))
 
 
-class Attention(nn.Module):
-    """A pre-norm transformer block on a patch embedding, with a class token's worth of pooling."""
+class Block(nn.Module):
+    """A pre-norm transformer block."""
 
-    def __init__(self, width: int = 32, heads: int = 4, size: int = 32, patch: int = 8) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.width, self.heads = width, heads
-        self.embed = nn.Conv2d(3, width, patch, stride=patch)
-        self.position = nn.Parameter(torch.randn(1, (size // patch) ** 2, width) * 0.02)
+        self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(packed[0], packed[1], packed[2])
+        x = x + self.out(torch.transpose(attended, 1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class Attention(nn.Module):
+    """Patch embedding, transformer blocks, mean over the tokens, linear head."""
+
+    def __init__(
+        self, width: int = 32, heads: int = 4, depth: int = 1, size: int = 32, patch: int = 8
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, width, patch, stride=patch)
+        self.position = nn.Parameter(torch.randn(1, (size // patch) ** 2, width) * 0.02)
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.transpose(torch.flatten(self.embed(x), 2), 1, 2) + self.position
-        packed = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(packed[0], packed[1], packed[2])
-        x = x + self.out(torch.transpose(attended, 1, 2).flatten(2))
-        x = x + self.down(F.gelu(self.up(self.norm2(x))))
-        return self.head(x.mean(1))
+        return self.head(self.norm(self.blocks(x)).mean(1))
+
+
+def torchvision_model(name: str, seed: int = 0) -> nn.Module:
+    """A torchvision model in eval mode, its weights and BatchNorm statistics random but seeded.
+
+    A torchvision wheel made for another build of torch cannot load its own operators; models do not need
+    them, but the import does, so they are declared first.
+    """
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for operator_name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, operator_name):
+            library.define(f"{operator_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    DECLARED.append(library)
+    import torchvision
+
+    torch.manual_seed(seed)
+    return calibrate_norms(getattr(torchvision.models, name)(weights=None))
+
+
+DECLARED: list[torch.library.Library] = []  # an operator library lives as long as its object
+
+
+def calibrate_norms(model: nn.Module) -> nn.Module:
+    """BatchNorm statistics from a batch of images, so that activations stay in range through any depth."""
+    norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for layer in norms:
+        layer.reset_running_stats()
+        layer.momentum = None
+    if norms:
+        with torch.no_grad():
+            model.train()(images(1, size=224, batch=4)[0])
+    return model.eval()
 
 
 def images(count: int, size: int = 32, batch: int = 4, seed: int = 0) -> Sequence[Tensor]:

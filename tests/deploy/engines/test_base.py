@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import fx, nn
+
+from eqsat_deploy.engines import base
+from eqsat_deploy.engines.base import Batch, Engine, Signature, find_engine, flat_module, flat_outputs
+from eqsat_deploy.errors import EngineError, UnknownNameError
+from eqsat_deploy.placement import InputSpec
+
+
+class Ready(Engine):
+    __abstractmethods__ = frozenset()
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        return None
+
+
+class Missing(Ready):
+    @classmethod
+    def unavailable(cls) -> str | None:
+        return "no such processor; buy one"
+
+
+def register(monkeypatch: pytest.MonkeyPatch, **targets: str) -> None:
+    entries = [EntryPoint(name.rstrip("_"), value, base.GROUP) for name, value in targets.items()]
+    monkeypatch.setattr(base, "entry_points", lambda group: entries)
+
+
+HERE = __name__
+READY, MISSING = f"{HERE}:Ready", f"{HERE}:Missing"
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, HERE, sys.modules[Ready.__module__])
+
+
+def test_auto_takes_the_first_preferred_engine_that_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, aaa=READY, onnxruntime=READY, openvino=READY, tensorrt=MISSING)
+    assert find_engine() is base.engines()["openvino"].load()
+    register(monkeypatch, zzz=READY, tensorrt=MISSING)
+    assert find_engine() is base.engines()["zzz"].load()
+
+
+def test_an_engine_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, tensorrt=MISSING)
+    with pytest.raises(EngineError, match="'tensorrt' is not available: no such processor; buy one"):
+        find_engine("tensorrt")
+    with pytest.raises(EngineError, match="no engine is available on this machine; tensorrt: no such"):
+        find_engine()
+    with pytest.raises(UnknownNameError, match="unknown engine 'tensort': did you mean 'tensorrt'"):
+        find_engine("tensort")
+
+
+def test_two_of_one_name_is_an_error_naming_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, openvino=READY, openvino_=MISSING)
+    with pytest.raises(EngineError, match=f"'openvino': {MISSING} and {READY}"):
+        find_engine()
+
+
+def test_without_entry_points_the_error_says_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch)
+    with pytest.raises(EngineError, match="pip install -e"):
+        find_engine()
+
+
+@pytest.mark.parametrize(
+    ("target", "message"), [("nowhere:X", "cannot be imported"), ("json:dumps", "not a subclass")]
+)
+def test_a_broken_entry_point_is_an_error(monkeypatch: pytest.MonkeyPatch, target: str, message: str) -> None:
+    register(monkeypatch, broken=target)
+    with pytest.raises(EngineError, match=message):
+        find_engine("broken")
+
+
+def structures() -> st.SearchStrategy[Any]:
+    leaves = st.one_of(st.none(), st.integers(0, 5))
+    return st.recursive(
+        leaves,
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=3),
+            st.lists(inner, max_size=3).map(tuple),
+            st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        ),
+        max_leaves=8,
+    )
+
+
+@given(structures())
+def test_a_signature_goes_through_json(outputs: Any) -> None:
+    import json
+
+    inputs = (InputSpec("x", (None, 3, 4), torch.float32), InputSpec("mask", (2,), torch.bool))
+    signature = Signature(inputs, outputs, Batch(1, 2, None))
+    assert Signature.from_json(json.loads(json.dumps(signature.to_json()))) == signature
+
+
+@pytest.mark.parametrize("sizes", [(0, 1, 2), (2, 1, 3), (1, 4, 3)])
+def test_batches_are_ordered(sizes: tuple[int, int, int]) -> None:
+    with pytest.raises(EngineError, match="minimum <= typical <= maximum"):
+        Batch(*sizes)
+
+
+def test_inputs_must_agree_on_the_batch() -> None:
+    inputs = tuple(InputSpec(name, (None, 2), torch.float32) for name in "ab")
+    with pytest.raises(base.InputError, match="disagree on the batch size"):
+        Signature(inputs, 0).check([torch.zeros(2, 2), torch.zeros(3, 2)])
+
+
+class Many(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> dict[str, Any]:
+        y = self.layer(x)
+        return {"a": (y, x), "b": y, "c": None}
+
+
+def test_a_flat_module_returns_each_output_once_and_shares_parameters() -> None:
+    module = fx.symbolic_trace(Many())
+    module.meta["inputs"] = (InputSpec("x", (None, 2), torch.float32),)
+    flat = flat_module(module)
+    assert [node.name for node in flat_outputs(module)] == ["layer", "x"]
+    assert Signature.of(module, Batch()).outputs == {"a": (0, 1), "b": 0, "c": None}
+    assert flat.layer is module.layer
+    x = torch.randn(3, 2)
+    y, same = flat(x)
+    torch.testing.assert_close(y, module(x)["b"])
+    assert torch.equal(same, x)
+
+
+def test_outputs_that_are_no_tensors_are_refused() -> None:
+    class Constant(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+            return x, 3
+
+    module = fx.symbolic_trace(Constant())
+    module.meta["inputs"] = ()
+    with pytest.raises(EngineError, match="the module returns 3"):
+        Signature.of(module, Batch())

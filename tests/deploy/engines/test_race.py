@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from eqsat_deploy.engines.race import race
+from eqsat_deploy.errors import EngineError
+
+
+def test_contestants_take_turns_and_the_slow_one_loses() -> None:
+    calls: list[str] = []
+
+    def fast(x: torch.Tensor) -> None:
+        calls.append("fast")
+
+    def slow(x: torch.Tensor) -> None:
+        calls.append("slow")
+        time.sleep(0.005)
+
+    timings = race({"fast": fast, "slow": slow}, [torch.zeros(1)], runs=6)
+    assert list(timings) == ["fast", "slow"]
+    assert timings["slow"].median >= 5000 > timings["fast"].median
+    assert timings["fast"].runs == timings["slow"].runs == 6
+    rounds = calls[6:]
+    assert rounds == ["fast", "slow", "slow", "fast"] * 3
+    assert timings["slow"].lower <= timings["slow"].median <= timings["slow"].upper
+
+
+def test_a_contestant_that_fails_costs_only_itself() -> None:
+    def broken(x: torch.Tensor) -> None:
+        raise RuntimeError("no kernel")
+
+    assert list(race({"broken": broken, "fine": torch.abs}, [torch.zeros(1)], runs=5)) == ["fine"]
+    with pytest.raises(EngineError, match="broken: no kernel"):
+        race({"broken": broken}, [torch.zeros(1)])
+    with pytest.raises(EngineError, match="none was given"):
+        race({}, [torch.zeros(1)])

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from eqsat_deploy import artifact
+from eqsat_deploy.engines import Batch, Engine, Layer, Signature
+from eqsat_deploy.engines.base import DEFAULT_BATCH
+from eqsat_deploy.engines.openvino import OpenVINOEngine
+from eqsat_deploy.errors import ArtifactError, EngineError
+from eqsat_deploy.quantization import quantize
+from tests.deploy.placing import Residual, images, int8, traced
+
+
+class Fake(Engine):
+    """Doubles its input; its file says so."""
+
+    name = "fake"
+    here = ("machine A", "runtime 1")
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        return None
+
+    @classmethod
+    def build(
+        cls,
+        module: fx.GraphModule,
+        *,
+        batch: Batch = DEFAULT_BATCH,
+        options: Mapping[str, Any] | None = None,
+    ) -> Self:
+        return cls(Signature.of(module, batch), module.state_dict())
+
+    def run(self, inputs: Sequence[Tensor], batch: int) -> Sequence[Tensor]:
+        return [2 * inputs[0]]
+
+    def save_files(self, folder: Path) -> None:
+        (folder / "program").mkdir()
+        (folder / "program" / "code.txt").write_text("double")
+
+    @classmethod
+    def load_files(cls, folder: Path, signature: Signature) -> Self:
+        if (folder / "program" / "code.txt").read_text() != "double":
+            raise EngineError("not a program")
+        return cls(signature)
+
+    def layers(self, *inputs: Tensor) -> tuple[Layer, ...]:
+        return ()
+
+    @property
+    def device(self) -> str:
+        return self.here[0]
+
+    @property
+    def version(self) -> str:
+        return self.here[1]
+
+
+class Double(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Parameter(torch.ones(3))
+        self.tied = self.one
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (2 * x * self.one * self.tied,)
+
+
+@pytest.fixture
+def engine() -> Fake:
+    engine = Fake.build(traced(Double(), torch.zeros(1, 3)), batch=Batch(1, 2, 8))
+    engine.report = {"gap": 0.0, "rules": ["fold"]}
+    return engine
+
+
+@pytest.fixture
+def saved(engine: Fake, tmp_path: Path) -> Path:
+    path = tmp_path / "model.eqsat"
+    engine.save(path)
+    return path
+
+
+def test_what_is_saved_loads(engine: Fake, saved: Path) -> None:
+    loaded = artifact.load(saved, Fake)
+    assert loaded.signature == engine.signature
+    assert loaded.report == engine.report
+    assert loaded.weights.keys() == engine.weights.keys()
+    assert all(torch.equal(loaded.weights[name], value) for name, value in engine.weights.items())
+    x = torch.randn(4, 3)
+    (result,) = loaded(x)
+    assert torch.equal(result, 2 * x)
+
+
+def test_it_is_a_plain_directory_beside_nothing_else(saved: Path) -> None:
+    names = sorted(file.relative_to(saved).as_posix() for file in saved.rglob("*") if file.is_file())
+    assert names == ["engine/program/code.txt", "manifest.json", "weights.safetensors"]
+    assert [entry.name for entry in saved.parent.iterdir()] == ["model.eqsat"]
+    manifest = json.loads((saved / "manifest.json").read_text())
+    assert set(manifest["files"]) == set(names) - {"manifest.json"}
+    assert manifest["versions"]["engine"] == "runtime 1"
+
+
+def test_saving_twice_gives_the_same_bytes_and_replaces(engine: Fake, saved: Path) -> None:
+    before = {file: file.read_bytes() for file in saved.rglob("*") if file.is_file()}
+    (saved / "stale.txt").write_text("left over")
+    engine.save(saved)
+    assert {file: file.read_bytes() for file in saved.rglob("*") if file.is_file()} == before
+    assert [entry.name for entry in saved.parent.iterdir()] == ["model.eqsat"]
+
+
+def test_a_loaded_engine_saves_over_itself(saved: Path) -> None:
+    before = (saved / "manifest.json").read_bytes()
+    artifact.load(saved, Fake).save(saved)
+    assert (saved / "manifest.json").read_bytes() == before
+
+
+def flip(path: Path) -> None:
+    data = bytearray((path / "weights.safetensors").read_bytes())
+    data[-1] ^= 1
+    (path / "weights.safetensors").write_bytes(bytes(data))
+
+
+def edit(**changes: Any) -> Callable[[Path], None]:
+    def apply(path: Path) -> None:
+        manifest = json.loads((path / "manifest.json").read_text())
+        (path / "manifest.json").write_text(json.dumps(manifest | changes))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip, r"weights.safetensors is not what was saved .SHA-256"),
+        (lambda path: (path / "engine/program/code.txt").unlink(), r"code.txt is missing"),
+        (lambda path: (path / "manifest.json").unlink(), r"is not an artifact: .*manifest.json"),
+        (lambda path: (path / "manifest.json").write_text("{"), r"manifest.json is damaged"),
+        (lambda path: (path / "manifest.json").write_text("[]"), r"has format None"),
+        (edit(format=99), r"has format 99, this version reads 1"),
+        (edit(device="machine B"), r"device: saved machine B, here machine A.*build it again"),
+        (edit(files={"../outside": {"bytes": 0, "sha256": ""}}), r"'../outside', which is outside"),
+        (edit(files={}), r"lists no weights.safetensors"),
+    ],
+)
+def test_what_changed_since_is_an_error(saved: Path, damage: Callable[[Path], None], message: str) -> None:
+    damage(saved)
+    with pytest.raises(ArtifactError, match=message):
+        artifact.load(saved, Fake)
+
+
+def test_another_runtime_is_an_error_unless_the_engine_is_portable(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Fake, "here", ("machine A", "runtime 2"))
+    with pytest.raises(ArtifactError, match="runtime: saved runtime 1, here runtime 2"):
+        artifact.load(saved, Fake)
+    monkeypatch.setattr(Fake, "portable", True)
+    with pytest.warns(UserWarning, match="it runs, but was not tuned"):
+        artifact.load(saved, Fake)
+
+
+def test_an_engine_that_cannot_run_here_is_an_error_with_its_reason(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path, signature: Signature) -> Fake:
+        raise EngineError("no such processor")
+
+    monkeypatch.setattr(Fake, "load_files", refuse)
+    with pytest.raises(
+        ArtifactError, match=r"needs engine 'fake' \(runtime 1, built on machine A\): no such"
+    ):
+        artifact.load(saved, Fake)
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(28, "No space left on device"), RuntimeError("disk"), KeyboardInterrupt()]
+)
+def test_an_interrupted_save_leaves_what_was_there(
+    engine: Fake, saved: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    before = (saved / "manifest.json").read_bytes()
+
+    def fail(self: Fake, folder: Path) -> None:
+        (folder / "half").write_text("written")
+        raise failure
+
+    monkeypatch.setattr(Fake, "save_files", fail)
+    for path in (saved, saved.with_name("new.eqsat")):
+        expected = KeyboardInterrupt if isinstance(failure, KeyboardInterrupt) else ArtifactError
+        with pytest.raises(expected):
+            engine.save(path)
+    assert (saved / "manifest.json").read_bytes() == before
+    assert [entry.name for entry in saved.parent.iterdir()] == ["model.eqsat"]
+
+
+def test_something_else_under_the_name_is_never_replaced(engine: Fake, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "cat.jpg").write_text("meow")
+    file = tmp_path / "notes.txt"
+    file.write_text("keep")
+    for path in (folder, file):
+        with pytest.raises(ArtifactError, match="exists and is not an artifact"):
+            engine.save(path)
+    assert (folder / "cat.jpg").read_text() == "meow"
+    assert file.read_text() == "keep"
+
+
+def test_a_missing_parent_and_an_unwritable_report_are_errors(engine: Fake, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="cannot write beside"):
+        engine.save(tmp_path / "nowhere" / "model.eqsat")
+    engine.report = {"when": object()}
+    with pytest.raises(ArtifactError, match="the report is not JSON"):
+        engine.save(tmp_path / "model.eqsat")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_others_may_read_what_the_umask_lets_them(saved: Path) -> None:
+    plain = saved.parent / "plain"
+    plain.mkdir()
+    assert stat.S_IMODE(saved.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_an_openvino_engine_survives_the_way_to_disk(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    quantized = quantize(int8(traced(Residual(), torch.zeros(1, 3, 32, 32))), images(2))
+    engine = OpenVINOEngine.build(quantized, batch=Batch(1, 2, 4), options={"threads": 1})
+    engine.save(tmp_path / "model.eqsat")
+    loaded = artifact.load(tmp_path / "model.eqsat", OpenVINOEngine)
+    x = images(1, batch=3)[0]
+    torch.testing.assert_close(loaded(x), engine(x), rtol=1e-3, atol=1e-3)
+    assert loaded.signature == engine.signature
+    assert set(loaded.weights) == set(quantized.state_dict())
