@@ -10,6 +10,7 @@ import pytest
 
 from eqsat_extraction import cost_models as registry
 from eqsat_extraction.cost_models import CostModelError, counting, find_cost_model, roofline
+from eqsat_extraction.cost_models.onnxruntime import ort_int8
 from eqsat_extraction.kernel import CostModel, Epilogue, Kernel, TensorSpec
 
 BUILT_IN = {
@@ -18,6 +19,7 @@ BUILT_IN = {
     "bytes": "eqsat_extraction.cost_models.counting:bytes",
     "trt_int8": "eqsat_extraction.cost_models.roofline:trt_int8",
     "trt_fp16": "eqsat_extraction.cost_models.roofline:trt_fp16",
+    "ort_int8": "eqsat_extraction.cost_models.onnxruntime:ort_int8",
 }
 
 
@@ -90,7 +92,9 @@ def test_two_models_of_one_name_are_an_error_naming_both(installed):
 
 
 def test_unknown_model_lists_the_known_ones(installed):
-    with pytest.raises(CostModelError, match=r"trt_int9.*known: bytes, flops, kernels, trt_fp16, trt_int8"):
+    with pytest.raises(
+        CostModelError, match=r"trt_int9.*bytes, flops, kernels, ort_int8, trt_fp16, trt_int8"
+    ):
         find_cost_model("trt_int9")
 
 
@@ -260,15 +264,15 @@ def test_the_fp16_model_has_no_int8_kernels():
     assert model.price(conv()) == TRT.price(conv())
 
 
-def test_multihead_attention_costs_its_launches():
+def test_attention_with_its_projections_costs_its_launches():
     tokens = spec(1, 197, 768, dtype="float16")
     weights = (spec(2304, 768, constant=True), spec(768, 768, constant=True))
-    whole = Kernel("multihead_attention", (tokens, tokens, tokens, *weights), tokens, (("num_heads", 12),))
+    whole = Kernel("multihead_attention", (tokens, *weights), tokens, (("heads", 12),))
     heads = spec(12, 197, 64, dtype="float16")
-    parts = [linear(out=2304), Kernel("attention", (heads,) * 3, heads), linear()]
-    assert TRT.price(whole) == pytest.approx(sum(map(TRT.price, parts)))
-    cross = replace(whole, inputs=(tokens, replace(tokens, shape=(1, 50, 768)), tokens, *weights))
-    assert TRT.price(cross) > TRT.price(whole)
+    attention = Kernel("attention", (heads,) * 3, heads)
+    packed = Kernel("packed_attention", (spec(1, 197, 2304, dtype="float16"),), tokens, (("heads", 12),))
+    assert TRT.price(packed) == pytest.approx(TRT.price(attention))
+    assert TRT.price(whole) == pytest.approx(sum(map(TRT.price, [linear(out=2304), attention, linear()])))
 
 
 def test_attention_that_cannot_fuse_pays_for_its_scores():
@@ -276,6 +280,46 @@ def test_attention_that_cannot_fuse_pays_for_its_scores():
     assert TRT.price(Kernel("attention", (odd,) * 3, odd)) > 2 * TRT.price(
         Kernel("attention", (fits,) * 3, fits)
     )
+
+
+ORT = ort_int8()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reason"),
+    [
+        (conv(dtype="int8", epilogue=(RELU,)), None),
+        (conv(dtype="int8", result="float32"), "also writes INT8"),
+        (conv(dtype="int8", epilogue=(SKIP8, RELU)), "add does not fuse"),
+        (conv(dtype="float32", epilogue=(Epilogue("add", spec(1, 64, 56, 56)), RELU)), None),
+        (conv(dtype="float32", epilogue=(GELU,)), "gelu does not fuse"),
+        (linear(dtype="int8", result="float32"), None),
+        (linear(dtype="int8", result="int8", epilogue=(GELU,)), "gelu does not fuse"),
+        (linear(dtype="float32", result="float32", epilogue=(GELU,)), None),
+        (linear(dtype="float32", result="int8"), "another node"),
+        (pointwise("add", TOKENS8, TOKENS8, dtype="int8"), None),
+        (pointwise("add", TOKENS8, TOKENS8, dtype="float32"), "runs in float"),
+        (pointwise("silu", TOKENS8, dtype="int8"), "runs in float"),
+        (pointwise("layer_norm", TOKENS16, dtype="float32"), None),
+    ],
+)
+def test_refusals_follow_what_onnxruntime_was_seen_to_do(kernel, reason):
+    refusal = ORT.refusal(kernel)
+    if reason is None:
+        assert refusal is None
+        assert isfinite(ORT.price(kernel))
+    else:
+        assert reason in refusal
+        assert ORT.price(kernel) == inf
+
+
+def test_onnxruntime_gains_from_int8_and_pays_for_conversions_and_bias():
+    assert ORT.price(conv(kernel=3, dtype="int8")) < ORT.price(conv(kernel=3, dtype="float32")) / 2
+    tokens = spec(1, 197, 768)
+    assert ORT.price(Kernel("quantize", (tokens,), replace(tokens, dtype="int8"))) > ORT.launch_us
+    plain = linear(dtype="int8", result="float32")
+    biased = replace(plain, inputs=(*plain.inputs, spec(768, constant=True)))
+    assert ORT.price(biased) > ORT.price(plain) + ORT.launch_us
 
 
 def resnet(depth: tuple[int, ...], dtype: str) -> list[Kernel]:

@@ -31,12 +31,25 @@ NORMALIZATIONS = frozenset({"layer_norm", "group_norm", "softmax"})
 REDUCTIONS = NORMALIZATIONS | {"mean", "sum", "avg_pool2d", "adaptive_avg_pool2d", "max_pool2d"}
 # Permutes read or write with a stride; these copy, too, but in long runs.
 STRIDED = frozenset({"permute"})
+WHOLE_ATTENTION = frozenset({"multihead_attention", "packed_attention"})
 CONVERSIONS = frozenset({"quantize", "dequantize"})
 
 # Fusion catalog, "Conv + ...": ReLU, Clip, GELU, ElementWise sum, min and max, and Scale (a constant factor
 # or shift per channel). Anything else after a convolution is a pointwise kernel of its own.
 CONV_EPILOGUES = frozenset(
-    {"relu", "relu6", "clamp", "hardtanh", "gelu", "add", "sub", "minimum", "maximum", "mul", "bias", "scale"}
+    {
+        "relu",
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+        "gelu",
+        "gelu_tanh",
+        "add",
+        "sub",
+        "minimum",
+        "maximum",
+        "mul",
+    }
 )
 # "Tensor cores alignment" in the TensorRT best practices: 8 elements for FP16, 32 for INT8, padded
 # implicitly.
@@ -175,7 +188,7 @@ class Roofline:
             return 0.0
         if self.refusal(kernel) is not None:
             return inf
-        if kernel.op == "multihead_attention":
+        if kernel.op in WHOLE_ATTENTION:
             return sum(self.price(part) for part in attention_parts(kernel))
         if kernel.op == "attention":
             return self._attention(kernel)
@@ -196,7 +209,7 @@ class Roofline:
             return _weighted_refusal(kernel)
         if integer and kernel.op in NORMALIZATIONS:
             return f"{kernel.op} computes in float; INT8 is possible as its output type only"
-        if integer and kernel.op in {"attention", "multihead_attention", "opaque"}:
+        if (integer or writes_int8) and kernel.op in WHOLE_ATTENTION | {"attention", "opaque"}:
             # Fused INT8 attention needs Q/DQ after the softmax, head sizes 16, 32 or 64 and at most 512
             # positions, and was measured slower than FP16 where it did fuse; ModelOpt leaves both products in
             # FP16 as well.
@@ -306,7 +319,7 @@ def _weighted_refusal(kernel: Kernel) -> str | None:
     for step in kernel.epilogue:
         if kernel.op in CONVOLUTIONS and step.op not in CONV_EPILOGUES:
             return f"{step.op} is not in the fusion catalog after a convolution"
-        if kernel.op in CONVOLUTIONS and step.op == "gelu" and integer != writes_int8:
+        if kernel.op in CONVOLUTIONS and step.op.startswith("gelu") and integer != writes_int8:
             return "Conv + GELU fuses only when input and output have the same precision"
         if step.operand is None or step.operand.constant:
             continue
@@ -329,34 +342,24 @@ def _data(kernel: Kernel) -> list[TensorSpec]:
 
 
 def attention_parts(kernel: Kernel) -> list[Kernel]:
-    """The launches of a `multihead_attention` kernel: input projections, attention, output projection.
+    """The launches of self-attention with its projections, or without them (`packed_attention`).
 
-    Reads query, key and value of shape (N, S, E) or (S, N, E), weights of any layout, attribute `num_heads`.
+    Reads (batch, positions, width), or 3 x width when packed; attribute `heads`.
     """
-    query, key, value = kernel.inputs[:3]
-    width, heads = query.shape[-1], int(kernel.attribute("num_heads"))  # type: ignore[arg-type]
-    batch_first = not _has(kernel, "batch_first") or bool(kernel.attribute("batch_first"))
+    source, output = kernel.inputs[0], kernel.output
+    batch, positions, width = output.shape
+    heads = int(kernel.attribute("heads"))  # type: ignore[arg-type]
+    part = replace(output, shape=(batch * heads, positions, width // heads))
+    attention = Kernel("attention", (part, part, part), part)
+    if kernel.op == "packed_attention":
+        return [attention]
 
-    def linear(source: TensorSpec, features: int) -> Kernel:
-        weight = TensorSpec((features, source.shape[-1]), source.dtype, constant=True)
-        result = replace(source, shape=(*source.shape[:-1], features))
-        return Kernel("linear", (source, weight), result, flops=2.0 * result.numel * source.shape[-1])
+    def linear(features: int) -> Kernel:
+        weight = TensorSpec((features, width), source.dtype, constant=True)
+        result = replace(output, shape=(batch, positions, features))
+        return Kernel("linear", (source, weight), result, flops=2.0 * result.numel * width)
 
-    def per_head(source: TensorSpec) -> TensorSpec:
-        batch, length = source.shape[-3:-1] if batch_first else source.shape[-3:-1][::-1]
-        return replace(source, shape=(batch * heads, length, width // heads))
-
-    projections = (
-        [linear(query, 3 * width)]
-        if query == key == value
-        else [linear(source, width) for source in (query, key, value)]
-    )
-    parts = (per_head(query), per_head(key), per_head(value))
-    return [*projections, Kernel("attention", parts, parts[0]), linear(query, width)]
-
-
-def _has(kernel: Kernel, name: str) -> bool:
-    return any(key == name for key, _ in kernel.attributes)
+    return [linear(3 * width), attention, linear(width)]
 
 
 def _up(value: int, multiple: int) -> int:

@@ -1,0 +1,109 @@
+"""ONNX Runtime on a CPU with INT8: attained rates per kind of kernel, over one table of measurements.
+
+    price = launches * launch_us + max(arithmetic / attained rate, traffic / attained bandwidth)
+
+What runs in integers, and what fuses, is what ONNX Runtime 1.31 and 1.32 were seen to do: a convolution
+without a quantized result runs in float (its price as an INT8 kernel is infinite), sums and products of INT8
+tensors are kernels of their own, and the bias of a matrix product with a float result is another pass.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from math import inf
+
+from eqsat_extraction.cost_models.counting import is_free
+from eqsat_extraction.cost_models.roofline import CONVERSIONS, CONVOLUTIONS, WEIGHTED, WHOLE_ATTENTION, gemm
+from eqsat_extraction.kernel import Kernel
+
+# FusedConv and QLinearConv take these; the clamps disappear into the range of the result's codes.
+CLAMPS = frozenset({"relu", "clamp", "clamp_min"})
+FLOAT_CONVOLUTION_EPILOGUES = CLAMPS | {"sigmoid", "tanh", "leaky_relu", "hardsigmoid", "add"}
+FLOAT_GEMM_EPILOGUES = frozenset({"gelu"})
+ATTENTION = frozenset({"attention"}) | WHOLE_ATTENTION
+# Operators with an 8-bit kernel in ONNX Runtime, their result 8-bit as well.
+INTEGER = frozenset(
+    {"add", "mul", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean", "concat", "permute", "slice"}
+)
+
+
+@dataclass(frozen=True)
+class OnnxRuntimeModel:
+    """The price in microseconds of one node of ONNX Runtime's optimized graph.
+
+    `gops` are attained rates in 10^9 operations per second by kind of kernel and dtype.
+    """
+
+    gops: Mapping[str, Mapping[str, float]]
+    bandwidth_gb_s: float
+    launch_us: float
+    name: str = "ort_int8"
+    unit: str = "us"
+    float_dtype: str = "float32"
+    int8: bool = True
+
+    def price(self, kernel: Kernel) -> float:
+        """Microseconds of one node; 0 for views and constants, infinity where there is no such kernel."""
+        if is_free(kernel):
+            return 0.0
+        if self.refusal(kernel) is not None:
+            return inf
+        if kernel.op in ATTENTION:
+            # Products, softmax and the permutes around them.
+            return 4 * self.launch_us + max(self._compute(kernel, "gemm"), self._move(kernel.bytes))
+        if kernel.op not in WEIGHTED:
+            return self.launch_us + self._move(kernel.bytes)
+        integer = kernel.inputs[0].dtype == "int8"
+        traffic = kernel.bytes
+        if integer and kernel.inputs[1].constant:
+            traffic += kernel.inputs[1].numel - kernel.inputs[1].bytes  # stored as int8
+        price = self.launch_us + max(self._compute(kernel, _kind(kernel)), self._move(traffic))
+        if integer and kernel.output.dtype != "int8" and len(kernel.inputs) > 2:
+            price += self.launch_us + self._move(2 * kernel.output.bytes)  # the bias
+        return price
+
+    def refusal(self, kernel: Kernel) -> str | None:
+        """Why ONNX Runtime does not run `kernel` as one integer or fused node; None where it does."""
+        integer = bool(kernel.inputs) and kernel.inputs[0].dtype == "int8"
+        writes_int8 = kernel.output.dtype == "int8"
+        steps = [step.op for step in kernel.epilogue]
+        if kernel.op in CONVERSIONS:
+            return None
+        if kernel.op in CONVOLUTIONS:
+            if integer != writes_int8:
+                return f"an INT8 {kernel.op} also writes INT8; otherwise it runs in float"
+            unfused = set(steps) - (CLAMPS if integer else FLOAT_CONVOLUTION_EPILOGUES)
+            return f"{', '.join(sorted(unfused))} does not fuse into {kernel.op}" if unfused else None
+        if kernel.op in WEIGHTED:
+            if writes_int8 and not integer:
+                return f"{kernel.op} computes in float: its result is quantized by another node"
+            unfused = set(steps) - (set() if integer else FLOAT_GEMM_EPILOGUES)
+            return f"{', '.join(sorted(unfused))} does not fuse into {kernel.op}" if unfused else None
+        if steps:
+            return f"{kernel.op} takes no epilogue"
+        if (integer or writes_int8) and (kernel.op not in INTEGER or not writes_int8 or not integer):
+            return f"{kernel.op} with these types runs in float"
+        return None
+
+    def _compute(self, kernel: Kernel, kind: str) -> float:
+        dtype = "int8" if kernel.inputs[0].dtype == "int8" else "float32"
+        return kernel.flops / (self.gops[kind][dtype] * 1e3)
+
+    def _move(self, traffic: int) -> float:
+        return traffic / (self.bandwidth_gb_s * 1e3)
+
+
+def ort_int8() -> OnnxRuntimeModel:
+    """ONNX Runtime's CPU execution provider, INT8 where it has kernels for it and float32 elsewhere."""
+    table = json.loads((files("eqsat_extraction.cost_models") / "tables" / "onnxruntime.json").read_text())
+    return OnnxRuntimeModel(table["gops"], table["bandwidth_gb_s"], table["launch_us"])
+
+
+def _kind(kernel: Kernel) -> str:
+    if kernel.op not in CONVOLUTIONS:
+        return "gemm"
+    shape = gemm(kernel)
+    return "depthwise" if shape.count > 1 and shape.channels == 1 else "convolution"
