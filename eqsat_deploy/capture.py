@@ -25,7 +25,7 @@ from eqsat_deploy.errors import CaptureError, InputError
 BATCH_DIMENSION = Dim("batch")
 FUNCTIONAL_IN_PLACE = frozenset({"relu_", "relu6_", "hardtanh_", "silu_", "hardswish_", "hardsigmoid_", "sigmoid_",
                                  "tanh_", "leaky_relu_", "elu_", "celu_", "selu_", "mish_", "add_", "sub_", "mul_",
-                                 "div_", "clamp_", "dropout_", "feature_dropout_"})  # fmt: skip
+                                 "div_", "clamp_"})  # fmt: skip
 VIEWS = frozenset({"view", "reshape", "permute", "transpose", "t", "slice", "select", "unsqueeze", "squeeze", "expand",
                    "flatten", "unflatten", "split", "chunk", "unbind", "narrow", "alias", "detach", "contiguous",
                    "to", "movedim", "expand_as", "split_with_sizes", "view_as", "unfold", "diagonal", "as_strided",
@@ -175,6 +175,8 @@ def _is_plain_in_place(node: fx.Node) -> bool:
 
     True when the mutated tensor is fresh: computed by an operator that makes no view, and never viewed before.
     """
+    if _base_name(node) in ("dropout_", "feature_dropout_"):  # the identity in eval mode, whatever it views
+        return not node.args[2]
     base = node.args[0]
     return (
         _base_name(node) in FUNCTIONAL_IN_PLACE

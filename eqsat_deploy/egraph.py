@@ -18,7 +18,7 @@ from egglog import bindings
 from eqsat_deploy.errors import EqsatError, RuleError
 from eqsat_deploy.language import OPERATORS, Expr, Operator
 from eqsat_deploy.language.expressions import literal
-from eqsat_deploy.language.shapes import encode
+from eqsat_deploy.language.shapes import BATCH, SLOTS, encode
 from eqsat_deploy.lower import Lowered
 from eqsat_deploy.rules import PHASES, EgglogRule
 
@@ -96,6 +96,10 @@ def _declare(o: Operator) -> list[str]:
     if o.name not in ("input", "parameter", "opaque"):
         operands = [f"a{i}" for i, s in enumerate(sorts) if s == "T"]
         facts = [f"(const {a})" for a in operands]
+        if o.name == "expand":  # to a shape with the batch: known only when the model runs
+            batched = [f"(= 0 (% (vec-get a1 {i}) {BATCH}))" for i in range(1, SLOTS)]
+            lines += [f"(rule ((= e {term}) {b}) ((dynamic e)) :ruleset analysis)" for b in batched]
+            facts += [b.replace("(= 0", "(!= 0") for b in batched]
         lines.append(f"(rule ((= e {term}) {' '.join(facts)}) ((const e)) :ruleset analysis)")
         lines += [f"(rule ((= e {term}) (dynamic {a})) ((dynamic e)) :ruleset analysis)" for a in operands]
     return lines

@@ -18,6 +18,7 @@ from eqsat_deploy.language.operator import Unsupported, interpreted_by
 from eqsat_deploy.language.shapes import MAX_RANK
 
 IMPURE = frozenset({torch.Tag.nondeterministic_seeded})
+SHAPE_ONLY = frozenset({"new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +139,8 @@ class _Lowering:
         if meta.dim() > MAX_RANK:
             raise Unsupported(f"rank above {MAX_RANK}")
         row = operator.join(tuple(o.row for o in operands), attributes)
-        return self.add(Row(operator, row), meta, all(o.constant for o in operands))
+        batched = any(d % BATCH == 0 for d in meta.shape if d)
+        return self.add(Row(operator, row), meta, not batched and all(o.constant for o in operands))
 
     def add(self, row: Row, meta: Tensor | None, constant: bool) -> Term:
         key = (row.operator.name, repr(row.args))
@@ -248,17 +250,17 @@ class _Lowering:
         target = _functional_target(node.target)
         held = _map((args, kwargs), hole)
         pure = not (getattr(target, "tags", ()) and IMPURE & set(target.tags))
-        constant = pure and all(o.constant for o in operands) and not _has_batch(held) and not self._depends(value)
+        known = all(o.constant for o in operands) or _packet(target) in SHAPE_ONLY
+        constant = pure and known and not _has_batch(held) and not self._depends(value)
         if constant:
             return self._evaluate(node, target, held, operands)
         call = Call(target, held[0], held[1], reason, node.name)
-        identity = () if pure else (node.name,)
         if "left whole" in reason:
             self.lowered.warnings.append(f"{node.name}: {reason}")
-        known = [i for i, c in enumerate(self.lowered.calls)
-                 if (c.target, repr((c.args, c.kwargs))) == (target, repr(held)) and not identity]  # fmt: skip
-        index = known[0] if known else len(self.lowered.calls)
-        if not known:
+        same = [i for i, c in enumerate(self.lowered.calls)
+                if (c.target, repr((c.args, c.kwargs))) == (target, repr(held)) and pure]  # fmt: skip
+        index = same[0] if same else len(self.lowered.calls)
+        if not same:
             self.lowered.calls.append(call)
         row = Row(opaque, (index, tuple(o.row for o in operands)))
         if isinstance(value, Tensor):
@@ -269,7 +271,10 @@ class _Lowering:
 
     def _evaluate(self, node: fx.Node, target: Any, held: Any, operands: list[Term]) -> Any:
         """A constant call that no operator models: its value becomes a parameter named after the node."""
-        values = [self._value(o) for o in operands]
+        values = [self._value(o) if o.constant else torch.empty(o.shape, dtype=o.dtype, device="meta")
+                  for o in operands]  # fmt: skip
+        if any(v.is_meta for v in values):  # only the shape of the operand matters, and that is known
+            held = (held[0], held[1] | {"device": torch.device("cpu")})
         args, kwargs = _map(held, lambda leaf: values[leaf.index] if isinstance(leaf, Hole) else leaf)
         value = target(*args, **kwargs)
         if isinstance(value, Tensor):
@@ -364,6 +369,11 @@ def _module_path(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     paths = [path for path, _ in stack.values()]
     return paths[-1] if paths else ""
+
+
+def _packet(target: Any) -> str:
+    schema = getattr(target, "_schema", None)
+    return schema.name.split("::")[1] if schema is not None else ""
 
 
 def _name(node: fx.Node) -> str:

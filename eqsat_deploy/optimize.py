@@ -258,6 +258,9 @@ def _rule_uses(space: Space, solution: Solution) -> list[RuleUse]:
     """
     chosen = [space.choices[i] for i in solution.choice if i >= 0]
     plain = {(node.operator, node.args): number for number, node in space.nodes}
+    by_class: dict[int, list[ENode]] = {}
+    for number, node in space.nodes:
+        by_class.setdefault(number, []).append(node)
     reached: set[int] = set()
     made = _constant_terms(space, chosen)
     fused: set[int] = set()
@@ -271,7 +274,7 @@ def _rule_uses(space: Space, solution: Solution) -> list[RuleUse]:
         anchor = plain.get((exact.operator, exact.args), final)
         reached |= {final, anchor}
         if (anchor, exact) not in space.original:
-            made.add(anchor)
+            made |= _covered(by_class, final, exact.operands)
         if node.steps:
             fused.add(final)
     integer = any(node.integer for _, node in chosen)
@@ -283,6 +286,17 @@ def _rule_uses(space: Space, solution: Solution) -> list[RuleUse]:
         used |= rule.phase == "quantization" and integer and matches[rule.name] > 0
         uses.append(RuleUse(rule.name, rule.family, matches[rule.name], used))
     return uses
+
+
+def _covered(by_class: dict[int, list[ENode]], final: int, operands: tuple[int, ...]) -> set[int]:
+    """Classes between what a kernel reads and what it writes, in whatever form."""
+    waiting, found = [final], set()
+    while waiting:
+        number = waiting.pop()
+        if number not in found and number not in operands:
+            found.add(number)
+            waiting += [o for node in by_class.get(number, ()) for o in node.operands]
+    return found
 
 
 def _constant_terms(space: Space, chosen: list[tuple[int, ENode]]) -> set[int]:

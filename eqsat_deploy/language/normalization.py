@@ -49,7 +49,7 @@ def _layer_norm_module(w: Tensor, b: Tensor, eps: float) -> nn.Module:
     return module
 
 
-@operator(shape=lambda x, w, b, eps: x, flops=_per_element(8), module=_layer_norm_module)
+@operator(shape=lambda x, w, b, eps: x, flops=_per_element(8), module=_layer_norm_module, epilogue=True)
 def layer_norm(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
     """Layer normalization over the last axes, as many as `w` has."""
     return F.layer_norm(x, w.shape, w, b, eps)
@@ -75,7 +75,7 @@ def softmax(x: Tensor, slot: int) -> Tensor:
 
 @operator(
     shape=lambda kind, x, axes: vec(x[0], *(x[i] + (1 - x[i]) * axes[i] for i in range(1, SLOTS))),
-    flops=_per_element(1),
+    flops=lambda out, kind, x, axes: _per_element(1)(out, x),
     integer="pointwise",
 )
 def reduce_(kind: str, x: Tensor, axes: Ints) -> Tensor:

@@ -74,6 +74,23 @@ requantized = TextRule(
 (rule ((integer-kernel e a p) (= q (Quant e))) ((union q (QRun a p))) :ruleset quantization)""",
 )  # fmt: skip
 
+WRITES_INT8 = ("unary", "binary", "layer_norm", "batch_norm")
+
+
+def _written(name):
+    operator = OPERATORS[name]
+    variables = " ".join(f"a{i}" for i in range(len(operator.parameters)))
+    return f"""
+(rule ((= q (Quant e)) (= e (Run a p)) (= a (A{operator.constructor} {variables})))
+      ((union q (QRun a p))) :ruleset quantization)"""
+
+
+written = TextRule(
+    "float-requantized", "quantization", "approximate", "quantization",
+    "A pointwise or normalization kernel that computes in float may write INT8 codes itself.",
+    "".join(map(_written, WRITES_INT8)),
+)  # fmt: skip
+
 pointwise = TextRule(
     "integer-pointwise", "quantization", "approximate", "quantization",
     "Pools, means and sums on INT8 that return INT8.",
