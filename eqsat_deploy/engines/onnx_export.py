@@ -6,8 +6,8 @@ lane's encoding afterwards, on the ONNX graph:
 - `tensorrt`: symmetric int8 with zero point 0, and everything else in FP16, scales included. Under strong typing a
   DequantizeLinear returns the type of its scale, so float32 scales would make every unquantized layer
   float32.
-- `onnxruntime`: float32, unsigned activations after ReLU, every operand of a residual sum quantized, no bias in a
-  matrix product. ONNX Runtime runs in float what deviates from that.
+- `onnxruntime`: float32, unsigned activations after ReLU, every operand of a residual sum quantized, no bias
+  in a matrix product. ONNX Runtime runs in float what deviates from that.
 
 Weights are stored as int8 in both. ONNX nodes carry the names of the graph nodes they come from (`conv1`,
 `conv1:1`).
@@ -72,7 +72,7 @@ def missing_packages() -> str | None:
 def export_onnx(
     module: fx.GraphModule, *, lane: str, batch: Batch = DEFAULT_BATCH, opset: int | None = None
 ) -> bytes:
-    """`module` as a serialized ONNX model for `lane` ("tensorrt" or "onnxruntime"); the same bytes every time.
+    """`module` as a serialized ONNX model for `lane` ("tensorrt", "onnxruntime"); always the same bytes.
 
     Inputs and outputs have the module's shapes and dtypes, and a symbolic `batch` dimension. Inputs are named
     as in `meta["inputs"]`, outputs `output_0`, `output_1`, ... in the order of `flat_outputs`. Quantizers
@@ -213,7 +213,7 @@ def _replace_quantizers(graph: fx.GraphModule) -> tuple[list[FakeQuantize], dict
 
 
 def _name(model: ir.Model) -> None:
-    """Names nodes after their graph nodes and the batch dimension `batch`; drops metadata with paths in it."""
+    """Names nodes after their graph nodes and the batch dimension `batch`; drops metadata, which has paths."""
     import onnx_ir as ir
 
     public = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
@@ -262,7 +262,7 @@ def _values(graph: ir.Graph) -> Iterator[ir.Value]:
 
 
 def _fold_constants(model: ir.Model) -> None:
-    """Evaluates what depends on constants alone: small results, and float weights in their readers' layout."""
+    """Evaluates what depends on constants alone: small results, and transposed float weights."""
     from onnxscript import optimizer
 
     optimizer.optimize_ir(
@@ -307,7 +307,7 @@ def _symmetric(encoding: _Encoding) -> _Encoding:
 
 
 def _absorb_weight_transposes(exported: _Exported) -> None:
-    """Stores a quantized weight the way its reader wants it, so that nothing stands between it and its reader."""
+    """Stores a quantized weight the way its reader wants it, so that nothing stands between the two."""
     graph = exported.graph
     for name, quantizer in list(exported.weights.items()):
         if name not in graph.initializers:
@@ -393,8 +393,7 @@ def _insert_pair(
     zero = np.array(encoding.zero_point, np.uint8 if encoding.unsigned else np.int8)
     zero_point = _constant(graph, f"{name}_zero_point", zero)
     codes = _insert(graph, before, "QuantizeLinear", [source, step, zero_point], f"{name}_quantize")
-    values = _insert(graph, before, "DequantizeLinear", [codes, step, zero_point], f"{name}_dequantize")
-    return values
+    return _insert(graph, before, "DequantizeLinear", [codes, step, zero_point], f"{name}_dequantize")
 
 
 def _positive(scale: Array, dtype: type, *, up: bool = False) -> Array:
@@ -547,8 +546,8 @@ def _to_half(model: ir.Model) -> None:
                 node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT16))
         for position in FLOAT32_INPUTS.get(node.op_type, ()):
             if position < len(node.inputs) and (value := node.inputs[position]) is not None and value.name:
-                wide = _insert(graph, node, "Cast", [value], f"{node.name}:float{position}", {"to": 1})
-                node.replace_input_with(position, wide)
+                cast_name = f"{node.name}:float{position}"
+                node.replace_input_with(position, _insert(graph, node, "Cast", [value], cast_name, {"to": 1}))
     _cast_interface(graph)
 
 

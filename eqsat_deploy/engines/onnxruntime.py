@@ -27,7 +27,7 @@ CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 TYPES = {"float": "float32", "double": "float64", "uint8": "int8"}
 
 
-class OnnxRuntimeEngine(Engine):
+class ONNXRuntimeEngine(Engine):
     """An inference session on the CPU. Options: `threads` (per operator, all cores unless given), `opset`."""
 
     name: ClassVar[str] = "onnxruntime"

@@ -1,4 +1,4 @@
-"""TensorRT 10.13 and later, 11.x included, on an NVIDIA GPU: the `tensorrt` lane's file as a strongly typed engine.
+"""TensorRT 10.13 and later, 11.x included: the `tensorrt` lane's file as a strongly typed engine on a GPU.
 
 No calibrators and no precision flags: 11 has neither, and in 10 Q/DQ networks should not set them. The types
 of the file decide. Names and signatures used here are checked against the published Python bindings by the
@@ -43,7 +43,8 @@ RUNS = 10
 # Inspector texts of 10.x ("Row major linear FP16 format") and 11.x ("Half") for each dtype, most specific
 # first.
 PRECISIONS = (
-    ("int8", r"\bint8\b"), ("bfloat16", r"\bbf16\b|\bbfloat16\b"), ("float16", r"\bfp16\b|\bhalf\b|\bfloat16\b"),
+    ("int8", r"\bint8\b"), ("bfloat16", r"\bbf16\b|\bbfloat16\b"),
+    ("float16", r"\bfp16\b|\bhalf\b|\bfloat16\b"),
     ("float8", r"\bfp8\b"), ("int64", r"\bint64\b"), ("int32", r"\bint32\b"), ("bool", r"\bbool\b"),
     ("float32", r"\bfp32\b|\bfloat\b|\bfloat32\b"),
 )  # fmt: skip
@@ -56,8 +57,8 @@ class TensorRTEngine(Engine):
 
     - `level`: builder optimization level, 0 (fast build) to 5; TensorRT's default is 3.
     - `workspace`: bytes of scratch memory tactics may use; 4 GiB unless given.
-    - `refit`: keep weights replaceable with `refit`. TensorRT then gives up INT8 rewrites that need scales to be
-      equal, since they may change.
+    - `refit`: keep weights replaceable with `refit`. TensorRT then gives up INT8 rewrites that need equal
+      scales, since they may change.
     - `timing_cache`: file of measured tactics, reused over builds; False for none. By default one file per
       TensorRT version and GPU in the user's cache directory.
     - `opset`: ONNX opset of the exported file.
@@ -73,46 +74,46 @@ class TensorRTEngine(Engine):
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(signature, weights)
-        trt = _tensorrt()
+        api = _tensorrt()
         self.plan = plan
         self.model = model
-        self.errors = _error_recorder(trt)
-        self.logger: trt.Logger = trt.Logger(trt.Logger.WARNING)
-        self.runtime: trt.Runtime = trt.Runtime(self.logger)
+        self.errors = _error_recorder(api)
+        self.logger: trt.Logger = api.Logger(api.Logger.WARNING)
+        self.runtime: trt.Runtime = api.Runtime(self.logger)
         self.runtime.error_recorder = self.errors
         engine: trt.ICudaEngine | None = self.runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise EngineError(
-                f"TensorRT {trt.__version__} cannot load this plan on {self.device}: a plan runs on the version and "
-                f"the GPU model it was built for; build it again. {self._reported()}"
+                f"TensorRT {api.__version__} cannot load this plan on {self.device}: a plan runs on the "
+                f"version and the GPU model it was built for; build it again. {self._reported()}"
             )
         self.engine: trt.ICudaEngine = engine
         context: trt.IExecutionContext | None = self.engine.create_execution_context()
         if context is None:
-            raise EngineError(f"TensorRT has no memory left for an execution context. {self._reported()}")
+            raise EngineError(f"TensorRT cannot make an execution context. {self._reported()}")
         self.context: trt.IExecutionContext = context
-        self.stream = torch.cuda.Stream()
+        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._lock = Lock()  # a context serves one call at a time
         names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
         modes = {name: self.engine.get_tensor_mode(name) for name in names}
-        self.inputs = [name for name in names if modes[name] == trt.TensorIOMode.INPUT]
-        self.outputs = [name for name in names if modes[name] == trt.TensorIOMode.OUTPUT]
+        self.inputs = [name for name in names if modes[name] == api.TensorIOMode.INPUT]
+        self.outputs = [name for name in names if modes[name] == api.TensorIOMode.OUTPUT]
         self.outputs.sort(key=lambda name: int(name.rpartition("_")[2]))  # output_0, output_1, ...
 
     @classmethod
     def unavailable(cls) -> str | None:
         """What is missing: the package, its version, a GPU, or the packages that export ONNX."""
         if importlib.util.find_spec("tensorrt") is None:
-            return "tensorrt is not installed: pip install 'eqsat-deploy[tensorrt]' on a machine with an NVIDIA GPU"
+            return "tensorrt is not installed: pip install 'eqsat-deploy[tensorrt]' (it needs an NVIDIA GPU)"
         if not torch.cuda.is_available():
-            return "torch sees no CUDA device: TensorRT needs an NVIDIA GPU, its driver, and a CUDA build of torch"
+            return "torch sees no CUDA device: it needs an NVIDIA GPU, its driver, and a CUDA build of torch"
         try:
-            trt = _tensorrt()
+            api = _tensorrt()
         except EngineError as error:
             return str(error)
-        if _version(trt) < OLDEST:
+        if _version(api) < OLDEST:
             oldest = ".".join(map(str, OLDEST))
-            return f"TensorRT {trt.__version__} is older than {oldest}: pip install -U tensorrt"
+            return f"TensorRT {api.__version__} is older than {oldest}: pip install -U tensorrt"
         return missing_packages()
 
     @classmethod
@@ -135,27 +136,28 @@ class TensorRTEngine(Engine):
 
     def run(self, inputs: Sequence[Tensor], batch: int) -> Sequence[Tensor]:
         """Flat outputs, on the device of the first input."""
-        trt = _tensorrt()
+        api = _tensorrt()
         given = {spec.name: value for spec, value in zip(self.signature.inputs, inputs, strict=True)}
         home = inputs[0].device if inputs else torch.device("cpu")
+        caller = torch.cuda.current_stream()
         with self._lock, torch.cuda.stream(self.stream):
-            self.stream.wait_stream(torch.cuda.default_stream())
+            self.stream.wait_stream(caller)
             # The context holds pointers only: these tensors must live until the stream is synchronized.
             held = {}
             for name in self.inputs:
-                dtype = _torch_dtype(trt, self.engine.get_tensor_dtype(name))
+                dtype = _torch_dtype(api, self.engine.get_tensor_dtype(name))
                 held[name] = given[name].detach().to("cuda", dtype, non_blocking=True).contiguous()
                 if not self.context.set_input_shape(name, tuple(held[name].shape)):
                     raise EngineError(
-                        f"input {name!r}: shape {tuple(held[name].shape)} is outside what the engine was built for, "
-                        f"{self.signature.batch}. {self._reported()}"
+                        f"input {name!r}: shape {tuple(held[name].shape)} is outside what the engine was "
+                        f"built for, {self.signature.batch}. {self._reported()}"
                     )
                 self.context.set_tensor_address(name, held[name].data_ptr())
             if missing := self.context.infer_shapes():
                 raise EngineError(f"TensorRT cannot infer shapes: {', '.join(missing)} unspecified")
             for name in self.outputs:
                 shape = tuple(self.context.get_tensor_shape(name))
-                dtype = _torch_dtype(trt, self.engine.get_tensor_dtype(name))
+                dtype = _torch_dtype(api, self.engine.get_tensor_dtype(name))
                 held[name] = torch.empty(shape, dtype=dtype, device="cuda")
                 self.context.set_tensor_address(name, held[name].data_ptr())
             if not self.context.execute_async_v3(self.stream.cuda_stream):
@@ -176,12 +178,12 @@ class TensorRTEngine(Engine):
         return cls(signature, (folder / PLAN).read_bytes(), (folder / MODEL).read_bytes())
 
     def layers(self, *inputs: Tensor) -> tuple[Layer, ...]:
-        """Every layer of the engine. Times are for attribution: with events between layers they sum to more."""
+        """Every layer of the engine. Times are for attribution: measured one by one, they sum to more."""
         inputs = inputs or self.signature.zeros(self.signature.batch.typical)
         size = self.signature.check(inputs)
-        trt = _tensorrt()
+        api = _tensorrt()
         self.run(inputs, size)
-        profiler = _profiler(trt)
+        profiler = _profiler(api)
         # A context of its own: a profiler cannot be taken off again.
         serving, context = self.context, self.engine.create_execution_context()
         self.context = context
@@ -193,19 +195,19 @@ class TensorRTEngine(Engine):
                 self.context.report_to_profiler()
             inspector: trt.EngineInspector = self.engine.create_engine_inspector()
             inspector.execution_context = self.context
-            described = json.loads(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+            described = json.loads(inspector.get_engine_information(api.LayerInformationFormat.JSON))
         finally:
             self.context = serving
         return read_layers(described["Layers"], profiler.milliseconds)
 
     def refit(self, module: fx.GraphModule) -> None:
-        """Replace the weights by those of `module`, of the same structure; needs the option `refit` at build."""
-        trt = _tensorrt()
+        """Replace the weights by those of `module`, of the same structure; needs the option `refit`."""
+        api = _tensorrt()
         if not self.engine.refittable:
             raise EngineError("this engine cannot be refitted: build it with options={'refit': True}")
         model = export_onnx(module, lane=self.name, batch=self.signature.batch, opset=_opset(self.model))
-        refitter: trt.Refitter = trt.Refitter(self.engine, self.logger)
-        parser: trt.OnnxParserRefitter = trt.OnnxParserRefitter(refitter, self.logger)
+        refitter: trt.Refitter = api.Refitter(self.engine, self.logger)
+        parser: trt.OnnxParserRefitter = api.OnnxParserRefitter(refitter, self.logger)
         with self._lock:
             if not parser.refit_from_bytes(_decomposable(model)):
                 found = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
@@ -233,29 +235,29 @@ class TensorRTEngine(Engine):
 
 def _build_plan(model: bytes, signature: Signature, options: Mapping[str, Any]) -> bytes:
     """The serialized engine for an ONNX file; `EngineError` carries what parser and builder reported."""
-    trt = _tensorrt()
-    errors = _error_recorder(trt)
-    logger: trt.Logger = trt.Logger(trt.Logger.WARNING)
-    builder: trt.Builder = trt.Builder(logger)
+    api = _tensorrt()
+    errors = _error_recorder(api)
+    logger: trt.Logger = api.Logger(api.Logger.WARNING)
+    builder: trt.Builder = api.Builder(logger)
     builder.error_recorder = errors
     # Needed by 10.x, accepted and without effect in 11.x.
-    strong = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    strong = 1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network: trt.INetworkDefinition = builder.create_network(strong)
-    parser: trt.OnnxParser = trt.OnnxParser(network, logger)
+    parser: trt.OnnxParser = api.OnnxParser(network, logger)
     if not parser.parse(_decomposable(model)):
         found = "; ".join(_parser_error(parser.get_error(index)) for index in range(parser.num_errors))
-        raise EngineError(f"TensorRT {trt.__version__} does not read the model: {found}")
+        raise EngineError(f"TensorRT {api.__version__} does not read the model: {found}")
     config: trt.IBuilderConfig = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.get("workspace", 4 << 30))
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the inspector then says types and formats
+    config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, options.get("workspace", 4 << 30))
+    config.profiling_verbosity = api.ProfilingVerbosity.DETAILED  # the inspector then says types and formats
     if "level" in options:
         config.builder_optimization_level = options["level"]
     if options.get("refit"):
-        config.set_flag(trt.BuilderFlag.REFIT)
+        config.set_flag(api.BuilderFlag.REFIT)
     profile: trt.IOptimizationProfile = builder.create_optimization_profile()
     if _set_shapes(profile, signature) and config.add_optimization_profile(profile) < 0:
         raise EngineError(f"TensorRT refuses the batch sizes {signature.batch}. {_said(errors)}")
-    cache_file = _timing_cache(trt, options.get("timing_cache"))
+    cache_file = _timing_cache(api, options.get("timing_cache"))
     if cache_file is not None:
         known = cache_file.read_bytes() if cache_file.is_file() else b""
         cache: trt.ITimingCache = config.create_timing_cache(known)
@@ -264,7 +266,7 @@ def _build_plan(model: bytes, signature: Signature, options: Mapping[str, Any]) 
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     plan: trt.IHostMemory | None = builder.build_serialized_network(network, config)
     if plan is None:
-        raise EngineError(f"TensorRT {trt.__version__} cannot build the engine. {_said(errors)}")
+        raise EngineError(f"TensorRT {api.__version__} cannot build the engine. {_said(errors)}")
     if cache_file is not None:
         measured: trt.ITimingCache = config.get_timing_cache()
         _write(cache_file, bytes(measured.serialize()))
@@ -284,14 +286,14 @@ def _set_shapes(profile: trt.IOptimizationProfile, signature: Signature) -> bool
     return bool(batched)
 
 
-def _timing_cache(trt: Any, option: str | os.PathLike[str] | bool | None) -> Path | None:
+def _timing_cache(api: Any, option: str | os.PathLike[str] | bool | None) -> Path | None:
     if option is False:
         return None
     if option is not None and option is not True:
         return Path(option)
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     device = re.sub(r"\W+", "-", torch.cuda.get_device_name())
-    return root / "eqsat-deploy" / f"tensorrt-{trt.__version__}-{device}.cache"
+    return root / "eqsat-deploy" / f"tensorrt-{api.__version__}-{device}.cache"
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -362,21 +364,21 @@ def _tensorrt() -> Any:
         raise EngineError(f"tensorrt cannot be imported: {error}") from error
 
 
-def _version(trt: Any) -> tuple[int, int]:
-    major, minor = trt.__version__.split(".")[:2]
+def _version(api: Any) -> tuple[int, int]:
+    major, minor = api.__version__.split(".")[:2]
     return int(major), int(minor)
 
 
-def _torch_dtype(trt: Any, dtype: trt.DataType) -> torch.dtype:
+def _torch_dtype(api: Any, dtype: trt.DataType) -> torch.dtype:
     known = {
-        trt.DataType.FLOAT: torch.float32,
-        trt.DataType.HALF: torch.float16,
-        trt.DataType.BF16: torch.bfloat16,
-        trt.DataType.INT8: torch.int8,
-        trt.DataType.UINT8: torch.uint8,
-        trt.DataType.INT32: torch.int32,
-        trt.DataType.INT64: torch.int64,
-        trt.DataType.BOOL: torch.bool,
+        api.DataType.FLOAT: torch.float32,
+        api.DataType.HALF: torch.float16,
+        api.DataType.BF16: torch.bfloat16,
+        api.DataType.INT8: torch.int8,
+        api.DataType.UINT8: torch.uint8,
+        api.DataType.INT32: torch.int32,
+        api.DataType.INT64: torch.int64,
+        api.DataType.BOOL: torch.bool,
     }
     if dtype not in known:
         raise EngineError(f"TensorRT type {dtype} of an input or output has no torch dtype")
@@ -392,21 +394,21 @@ def _said(errors: Any) -> str:
     return f"It says: {said}" if said else "It gives no reason; its log has more."
 
 
-def _error_recorder(trt: Any) -> Any:
-    return _classes(trt)[0]()
+def _error_recorder(api: Any) -> Any:
+    return _classes(api)[0]()
 
 
-def _profiler(trt: Any) -> Any:
-    return _classes(trt)[1]()
+def _profiler(api: Any) -> Any:
+    return _classes(api)[1]()
 
 
 @cache
-def _classes(trt: Any) -> tuple[type, type]:
-    """Implementations of TensorRT's callback interfaces, which are base classes that exist once it is imported."""
+def _classes(api: Any) -> tuple[type, type]:
+    """TensorRT's callback interfaces implemented; their bases exist once it is imported."""
 
-    class Recorder(trt.IErrorRecorder):  # type: ignore[misc]
+    class Recorder(api.IErrorRecorder):  # type: ignore[misc]
         def __init__(self) -> None:
-            trt.IErrorRecorder.__init__(self)
+            api.IErrorRecorder.__init__(self)
             self.found: list[tuple[Any, str]] = []
 
         def num_errors(self) -> int:  # a method to override, not a property
@@ -428,9 +430,9 @@ def _classes(trt: Any) -> tuple[type, type]:
             self.found.append((code, description))
             return False  # processing may continue
 
-    class Profiler(trt.IProfiler):  # type: ignore[misc]
+    class Profiler(api.IProfiler):  # type: ignore[misc]
         def __init__(self) -> None:
-            trt.IProfiler.__init__(self)
+            api.IProfiler.__init__(self)
             self.milliseconds: dict[str, list[float]] = {}
 
         def report_layer_time(self, layer_name: str, ms: float) -> None:

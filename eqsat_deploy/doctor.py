@@ -1,0 +1,255 @@
+"""What this machine can do, why not more, and how to get what is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from eqsat_deploy.engines.base import PREFERENCE, engines
+from eqsat_deploy.errors import EngineError, EqsatError
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+# The cost model of each engine, which `cost="auto"` stands for.
+COST_MODELS = {"tensorrt": "trt_int8", "openvino": "openvino_int8", "onnxruntime": "ort_int8"}
+# CPU features that INT8 kernels use, by their names in /proc/cpuinfo and in torch's CPU capabilities.
+INT8_FEATURES = {
+    "AVX512-VNNI": ("avx512_vnni",),
+    "AVX-VNNI": ("avx_vnni",),
+    "AMX-INT8": ("amx_int8",),
+    "dot product (ARMv8.2)": ("asimddp",),
+    "I8MM (ARMv8.6)": ("i8mm",),
+}
+PACKAGES = ("torch", "egglog", "numpy", "highspy", "numba", "rich", "safetensors", "networkx")
+OK, MISSING, BROKEN = "ok", "missing", "broken"
+STYLES = {OK: "green", MISSING: "yellow", BROKEN: "red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. `state` is ok, missing (optional) or broken; `remedy` says how to get it."""
+
+    name: str
+    state: str
+    detail: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All findings; prints as a table, and `to_json` gives plain values.
+
+    `engine` is what `build()` would use and `cost` what `cost="auto"` stands for, None where there is no
+    engine.
+    """
+
+    findings: tuple[Finding, ...]
+    engine: str | None = None
+    cost: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether a model can be optimized and built here."""
+        return self.engine is not None and all(finding.state != BROKEN for finding in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """The diagnosis as JSON values."""
+        return {**asdict(self), "healthy": self.healthy}
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table("", "", "", box=None, show_header=False, pad_edge=False)
+        for finding in self.findings:
+            detail = Text(finding.detail)
+            if finding.remedy:
+                detail.append(f"\n{finding.remedy}", style="italic")
+            table.add_row(Text(finding.state, style=STYLES[finding.state]), finding.name, detail)
+        yield table
+        yield Text(f"build() uses {self.engine or 'nothing'}, cost='auto' is {self.cost or 'undefined'}")
+
+
+def doctor() -> Diagnosis:
+    """Look at packages, CPU, GPU, engines and cost models; never raises for what it finds."""
+    findings = [*_packages(), _cpu(), _gpu(), *_engines(), _cost_models()]
+    engine = next((name for name, reason in _engine_states() if reason is None), None)
+    cost = COST_MODELS.get(engine) if engine is not None else None
+    versions = {name: found for name in ("eqsat-deploy", *PACKAGES) if (found := _version(name)) is not None}
+    versions["python"] = platform.python_version()
+    return Diagnosis(tuple(findings), engine, cost, versions)
+
+
+def auto_cost() -> str:
+    """Name of the cost model that belongs to the engine `build()` would use on this machine.
+
+    Engines without a cost model of their own (plugins) are passed over. `EngineError` says what is missing
+    where there is no engine.
+    """
+    reasons = []
+    for name, reason in _engine_states():
+        if reason is None and name in COST_MODELS:
+            return COST_MODELS[name]
+        reasons.append(f"{name}: {reason or 'no cost model belongs to it'}")
+    raise EngineError(
+        "cost='auto' needs an engine to price for; name a cost model instead, or install one: "
+        + ("; ".join(reasons) or "no engine is registered, run `pip install -e .` in the checkout")
+    )
+
+
+def roofline_device() -> str | None:
+    """The CUDA device's name where `trt_int8` has a table for it; None otherwise, for the default table."""
+    from eqsat_extraction.cost_models import CostModelError
+    from eqsat_extraction.cost_models.roofline import device_table
+
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    try:
+        device_table(name)
+    except CostModelError:
+        return None
+    return name
+
+
+def _engine_states() -> Iterator[tuple[str, str | None]]:
+    """Registered engines in order of preference, each with the reason it is not available."""
+    try:
+        known = engines()
+    except EngineError:
+        return
+    order = [
+        *(name for name in PREFERENCE if name in known),
+        *(name for name in known if name not in PREFERENCE),
+    ]
+    for name in order:
+        try:
+            yield name, known[name].load().unavailable()
+        except Exception as error:  # a plugin may fail in any way, and costs itself alone
+            yield name, f"{known[name].value} cannot be loaded: {error}"
+
+
+def _packages() -> Iterator[Finding]:
+    own = _version("eqsat-deploy")
+    if own is None:
+        yield Finding(
+            "eqsat-deploy", BROKEN, "imported from a checkout that is not installed: nothing is registered",
+            "pip install -e . in the checkout",
+        )  # fmt: skip
+    else:
+        yield Finding("eqsat-deploy", OK, f"{own}, Python {platform.python_version()}")
+    wanted = {entry.split(";")[0].strip() for entry in (requires("eqsat-deploy") or [])} if own else set()
+    for name in PACKAGES:
+        found = _version(name)
+        requirement = next((entry for entry in sorted(wanted) if _distribution(entry) == name), name)
+        if found is None:
+            yield Finding(name, BROKEN, "not installed", f"pip install {requirement!r}")
+        elif not _satisfied(requirement, found):
+            yield Finding(
+                name, BROKEN, f"{found} is installed, {requirement} is needed", f"pip install {requirement!r}"
+            )
+        else:
+            yield Finding(name, OK, found)
+
+
+def _cpu() -> Finding:
+    name, flags = _cpu_flags()
+    features = [label for label, known in INT8_FEATURES.items() if flags & set(known)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    detail = f"{name or platform.machine()}, {cores} cores"
+    if features:
+        return Finding("CPU", OK, f"{detail}, INT8 by {', '.join(features)}")
+    return Finding(
+        "CPU", MISSING, f"{detail}, no INT8 instructions seen",
+        "INT8 engines run here without their speed; measure on a CPU with VNNI, AMX or ARM dot products",
+    )  # fmt: skip
+
+
+def _cpu_flags() -> tuple[str, set[str]]:
+    """Model name and feature flags, as Linux lists them; empty elsewhere."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return platform.processor(), set()
+    fields: dict[str, str] = {}
+    for line in info.read_text().splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip().lower(), value.strip())
+    return fields.get("model name", ""), set(fields.get("flags", fields.get("features", "")).split())
+
+
+def _gpu() -> Finding:
+    if not torch.cuda.is_available():
+        build = "a CPU build of torch" if torch.version.cuda is None else "no CUDA device visible to torch"
+        return Finding(
+            "GPU", MISSING, build, "a machine with an NVIDIA GPU, its driver and a CUDA build of torch"
+        )
+    name = torch.cuda.get_device_name()
+    major, minor = torch.cuda.get_device_capability()
+    detail = f"{name}, compute capability {major}.{minor}, CUDA {torch.version.cuda}"
+    if roofline_device() is not None:
+        return Finding("GPU", OK, detail)
+    return Finding(
+        "GPU", OK, f"{detail}; no roofline table",
+        "trt_int8 prices for its default device; find_cost_model('trt_int8', device=...) takes a table of your own",
+    )  # fmt: skip
+
+
+def _engines() -> Iterator[Finding]:
+    states = dict(_engine_states())
+    if not states:
+        yield Finding("engines", BROKEN, _registry_problem("engine"), "pip install -e . in the checkout")
+    for name, reason in states.items():
+        if reason is None:
+            yield Finding(f"engine {name}", OK, _version(name) or "available")
+        else:
+            yield Finding(f"engine {name}", MISSING, "not available", reason)
+
+
+def _registry_problem(kind: str) -> str:
+    try:
+        engines()
+    except EqsatError as error:
+        return str(error)
+    return f"no {kind} is registered"
+
+
+def _cost_models() -> Finding:
+    from eqsat_extraction.cost_models import CostModelError, cost_models
+
+    try:
+        known = cost_models()
+    except CostModelError as error:
+        return Finding("cost models", BROKEN, str(error))
+    if not known:
+        return Finding("cost models", BROKEN, "none is registered", "pip install -e . in the checkout")
+    return Finding("cost models", OK, ", ".join(known))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _distribution(requirement: str) -> str:
+    return requirement.split("[")[0].rstrip("0123456789.*,<>=!~ ").lower()
+
+
+def _satisfied(requirement: str, found: str) -> bool:
+    """Whether `found` is in the range of `requirement`; true where `packaging` is not there to tell."""
+    if importlib.util.find_spec("packaging") is None:
+        return True
+    from packaging.requirements import Requirement
+
+    return Requirement(requirement).specifier.contains(found, prereleases=True)
