@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eqsat_deploy.artifact import load
-    from eqsat_deploy.doctor import doctor
     from eqsat_deploy.errors import EqsatError
     from eqsat_deploy.module import OptimizedModule
-    from eqsat_deploy.optimize import optimize
+    from eqsat_deploy.optimizer import optimize
     from eqsat_deploy.report import Report
     from eqsat_deploy.rules import rule
     from eqsat_deploy.saturate import Budget
@@ -32,14 +31,13 @@ _HOMES = {
     "OptimizedModule": "module",
     "Report": "report",
     "check_egraph": "soundness",
-    "doctor": "doctor",
     "load": "artifact",
-    "optimize": "optimize",
+    "optimize": "optimizer",
     "rule": "rules",
 }
 
 __all__ = [
-    "Budget", "EqsatError", "OptimizedModule", "Report", "__version__", "check_egraph", "doctor", "load",
+    "Budget", "EqsatError", "OptimizedModule", "Report", "__version__", "check_egraph", "load",
     "optimize", "rule",
 ]  # fmt: skip
 
