@@ -36,7 +36,7 @@ STYLES = {OK: "green", MISSING: "yellow", BROKEN: "red"}
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `state` is ok, missing (optional) or broken; `remedy` says how to get it."""
+    """One thing looked at: `state` is ok, missing (optional) or broken; `remedy` says how to get it."""
 
     name: str
     state: str
@@ -200,7 +200,7 @@ def _gpu() -> Finding:
         return Finding("GPU", OK, detail)
     return Finding(
         "GPU", OK, f"{detail}; no roofline table",
-        "trt_int8 prices for its default device; find_cost_model('trt_int8', device=...) takes a table of your own",
+        "trt_int8 prices for its default device; find_cost_model('trt_int8', device=...) takes your own table",
     )  # fmt: skip
 
 

@@ -3,9 +3,8 @@
 The module is exported once in float32, with a marker wherever it rounds an activation, and turned into the
 lane's encoding afterwards, on the ONNX graph:
 
-- `tensorrt`: symmetric int8 with zero point 0, and everything else in FP16, scales included. Under strong typing a
-  DequantizeLinear returns the type of its scale, so float32 scales would make every unquantized layer
-  float32.
+- `tensorrt`: symmetric int8 with zero point 0, and everything else in FP16, scales included. Under strong
+  typing a DequantizeLinear returns the type of its scale: float32 scales would make all else float32.
 - `onnxruntime`: float32, unsigned activations after ReLU, every operand of a residual sum quantized, no bias
   in a matrix product. ONNX Runtime runs in float what deviates from that.
 
@@ -213,7 +212,7 @@ def _replace_quantizers(graph: fx.GraphModule) -> tuple[list[FakeQuantize], dict
 
 
 def _name(model: ir.Model) -> None:
-    """Names nodes after their graph nodes and the batch dimension `batch`; drops metadata, which has paths."""
+    """Names nodes after their graph nodes and the batch size `batch`; drops metadata, which has paths."""
     import onnx_ir as ir
 
     public = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
@@ -309,21 +308,22 @@ def _symmetric(encoding: _Encoding) -> _Encoding:
 def _absorb_weight_transposes(exported: _Exported) -> None:
     """Stores a quantized weight the way its reader wants it, so that nothing stands between the two."""
     graph = exported.graph
-    for name, quantizer in list(exported.weights.items()):
+    for name in list(exported.weights):
         if name not in graph.initializers:
             raise EngineError(f"the exporter lost the quantized weight {name!r}")
-        weight = graph.initializers[name]
-        readers = weight.consumers()
-        if len(readers) != 1 or readers[0].op_type != "Transpose":
-            continue
-        permutation = [int(axis) for axis in readers[0].attributes["perm"].as_ints()]
-        transposed = _constant(graph, f"{name}_transposed", _array(weight).transpose(permutation))
-        _replace(readers[0], transposed)
-        del graph.initializers[name]
-        moved = copy.copy(quantizer)
-        moved.axis = permutation.index(cast(int, quantizer.axis))
-        exported.weights[f"{name}_transposed"] = moved
-        del exported.weights[name]
+        readers = graph.initializers[name].consumers()
+        if len(readers) == 1 and readers[0].op_type == "Transpose":
+            permutation = [int(axis) for axis in readers[0].attributes["perm"].as_ints()]
+            _replace(readers[0], _transposed(exported, name, permutation))
+
+
+def _transposed(exported: _Exported, name: str, permutation: list[int]) -> ir.Value:
+    """The quantized weight `name` with its axes permuted, as an initializer of its own."""
+    quantizer = copy.copy(exported.weights[name])
+    quantizer.axis = permutation.index(cast(int, quantizer.axis))
+    exported.weights[f"{name}_transposed"] = quantizer
+    array = _array(exported.graph.initializers[name]).transpose(permutation)
+    return _constant(exported.graph, f"{name}_transposed", array)
 
 
 def _quantize_activations(
@@ -348,13 +348,13 @@ def _quantize_activations(
 def _quantize_weights(exported: _Exported, scale: type) -> None:
     graph = exported.graph
     for name, quantizer in exported.weights.items():
-        weight = graph.initializers[name]
-        first = next(iter(weight.consumers()))
-        readers = [(use.node, use.idx) for use in weight.uses()]
-        stored = _dequantized(graph, name, _array(weight), quantizer, first, scale)
-        for reader, position in readers:
+        weight = graph.initializers.get(name)
+        if weight is None or not weight.uses():  # replaced by its transpose
+            continue
+        uses = [(use.node, use.idx) for use in weight.uses()]
+        stored = _dequantized(graph, name, _array(weight), quantizer, uses[0][0], scale)
+        for reader, position in uses:
             reader.replace_input_with(position, stored)
-        del graph.initializers[name]
 
 
 def _quantize_constant(exported: _Exported, marker: ir.Node, quantizer: FakeQuantize, scale: type) -> None:
@@ -409,9 +409,9 @@ def _positive(scale: Array, dtype: type, *, up: bool = False) -> Array:
 
 
 def _finalize_tensorrt(exported: _Exported) -> None:
-    _to_half(exported.model)
     _quantize_weights(exported, np.float16)
     _quantize_activations(exported, lambda marker, encoding: _symmetric(encoding), np.float16)
+    _to_half(exported.model)  # last: weights are rounded once
 
 
 def _finalize_onnxruntime(exported: _Exported) -> None:
@@ -439,38 +439,17 @@ def _never_negative(value: ir.Value | None) -> bool:
 
 
 def _split_bias(exported: _Exported) -> None:
-    """Gemm of a quantized weight becomes MatMul and Add: ONNX Runtime has no integer Gemm with a float bias."""
+    """A quantized Gemm becomes MatMul and Add: ONNX Runtime has no integer Gemm with a float bias."""
     graph = exported.graph
-    for name in list(exported.weights):
+    for name in [name for name in exported.weights if name in graph.initializers]:
         weight = graph.initializers[name]
         for node in [reader for reader in weight.consumers() if reader.op_type == "Gemm"]:
-            if any(
-                node.attributes[key].as_float() != 1.0 for key in ("alpha", "beta") if key in node.attributes
-            ):
-                continue
-            transposed = "transB" in node.attributes and node.attributes["transB"].as_int() == 1
-            if transposed:
-                quantizer = copy.copy(exported.weights.pop(name))
-                quantizer.axis = 1 - cast(int, quantizer.axis)
-                stored = _constant(graph, f"{name}_transposed", _array(weight).T)
-                exported.weights[f"{name}_transposed"] = quantizer
-            product = _insert(
-                graph,
-                node,
-                "MatMul",
-                [node.inputs[0], stored if transposed else weight],
-                f"{node.name}:matmul",
-            )
-            bias = node.inputs[2] if len(node.inputs) > 2 else None
-            _replace(
-                node,
-                product
-                if bias is None
-                else _insert(graph, node, "Add", [product, bias], f"{node.name}:bias"),
-            )
-            if transposed:
-                del graph.initializers[name]
-                break
+            # The exporter writes x @ w.T + b, with alpha and beta 1.
+            stored = _transposed(exported, name, [1, 0])
+            result = _insert(graph, node, "MatMul", [node.inputs[0], stored], f"{node.name}:matmul")
+            if len(node.inputs) > 2:
+                result = _insert(graph, node, "Add", [result, node.inputs[2]], f"{node.name}:bias")
+            _replace(node, result)
 
 
 def _quantize_residual_edges(graph: ir.Graph) -> None:
@@ -545,9 +524,12 @@ def _to_half(model: ir.Model) -> None:
             elif name in ("to", "dtype") and attribute.as_int() == int(ir.DataType.FLOAT):
                 node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT16))
         for position in FLOAT32_INPUTS.get(node.op_type, ()):
-            if position < len(node.inputs) and (value := node.inputs[position]) is not None and value.name:
+            operand = node.inputs[position] if position < len(node.inputs) else None
+            if operand is not None and operand.name:
                 cast_name = f"{node.name}:float{position}"
-                node.replace_input_with(position, _insert(graph, node, "Cast", [value], cast_name, {"to": 1}))
+                node.replace_input_with(
+                    position, _insert(graph, node, "Cast", [operand], cast_name, {"to": 1})
+                )
     _cast_interface(graph)
 
 
@@ -569,7 +551,7 @@ def _cast_interface(graph: ir.Graph) -> None:
             continue
         wide = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)}, name=f"{value.name}_float")
         wide.outputs[0].name, wide.outputs[0].shape = value.name, value.shape
-        wide.outputs[0].dtype = ir.DataType.FLOAT
+        wide.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         value.name, value.dtype = f"{value.name}_half", ir.DataType.FLOAT16
         graph.append(wide)
         graph.outputs[index] = wide.outputs[0]
@@ -624,9 +606,9 @@ def _replace(node: ir.Node, value: ir.Value) -> None:
     graph = cast("ir.Graph", node.graph)
     old = node.outputs[0]
     if old.is_graph_output():
-        if value.producer() is None:
+        if value.producer() is None or value.is_graph_output():
             value = _insert(graph, node, "Identity", [value], f"{node.name}:value")
-        name, value.shape, value.dtype = old.name, old.shape, old.dtype
+        name, value.shape, value.type = old.name, old.shape, old.type
         old.name, value.name = f"{name}:old", name
     ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
     graph.remove(node, safe=True)
