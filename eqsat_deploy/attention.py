@@ -59,6 +59,7 @@ def _fake(
     if not need_weights:
         return out, query.new_empty(0)
     extra = int(bias_k is not None) + int(add_zero_attn)
+    batch: tuple[Any, ...]
     if query.dim() == 2:
         batch, target, source = (), query.shape[0], key.shape[0] + extra
     elif batch_first:

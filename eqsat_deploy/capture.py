@@ -72,6 +72,7 @@ def capture(
         InputError: the example inputs do not fit the model.
     """
     kwargs = dict(kwargs or {})
+    module: nn.Module
     if isinstance(model, ExportedProgram):
         program, module = model, model.module()
         args, kwargs = model.example_inputs or (args, kwargs)
@@ -79,7 +80,7 @@ def capture(
         module = shared_copy(model).eval()
         keep_attention_whole(module)
         args, kwargs = pytree.tree_map(_at_least_two, (args, kwargs))
-        program = _export(module, args, kwargs, dynamic_shapes)
+        program = _export(module, args, dict(kwargs), dynamic_shapes)
     program = _functional(program)
     return _captured(program, module, args, kwargs)
 
@@ -95,7 +96,9 @@ def _batch_of(value: Any) -> Any:
     return {0: BATCH_DIMENSION} if isinstance(value, Tensor) and value.dim() else None
 
 
-def _export(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> ExportedProgram:
+def _export(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> ExportedProgram:
     if dynamic_shapes is None:
         positional, named = pytree.tree_map(_batch_of, (args, kwargs))
         dynamic_shapes = (*positional, *named.values()) if not named else _by_name(module, positional, named)
@@ -138,7 +141,8 @@ def _model_line(error: BaseException) -> str:
 def _describe(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     leaves = pytree.tree_leaves((tuple(args), dict(kwargs)))
     return ", ".join(
-        f"{str(v.dtype).removeprefix('torch.')}{list(v.shape)}" if isinstance(v, Tensor) else repr(v) for v in leaves
+        f"{str(v.dtype).removeprefix('torch.')}{list(v.shape)}" if isinstance(v, Tensor) else repr(v)
+        for v in leaves
     )
 
 
@@ -151,10 +155,13 @@ def _quiet() -> Iterator[None]:
 
 def _functional(program: ExportedProgram) -> ExportedProgram:
     """`program` without mutation. Plain in-place activations are left to lowering, which is free."""
-    if all(_is_functional(n) or _is_plain_in_place(n) for n in program.graph.nodes if n.op == "call_function"):
+    if all(
+        _is_functional(n) or _is_plain_in_place(n) for n in program.graph.nodes if n.op == "call_function"
+    ):
         return program
     with _quiet():
-        return program.run_decompositions({})
+        functional: ExportedProgram = program.run_decompositions({})
+        return functional
 
 
 def _schema(node: fx.Node) -> Any:
@@ -190,7 +197,7 @@ def _is_plain_in_place(node: fx.Node) -> bool:
 
 
 def _captured(
-    program: ExportedProgram, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    program: ExportedProgram, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Captured:
     signature = program.graph_signature
     mutated = {**signature.buffers_to_mutate, **signature.user_inputs_to_mutate}
@@ -206,9 +213,16 @@ def _captured(
     inputs = tuple(n.name for n in program.graph.nodes if n.op == "placeholder" and n.name not in constants)
     symbols = _batch_symbols(program.graph, inputs)
     return Captured(
-        program.graph, constants, inputs, _batch_axes(program.graph, inputs), _arguments(module, args, kwargs), (tuple(args), dict(kwargs)),
-        program.call_spec.out_spec, next(iter(symbols), None), module,
-    )  # fmt: skip
+        graph=program.graph,
+        constants=constants,
+        inputs=inputs,
+        batch_axes=_batch_axes(program.graph, inputs),
+        arguments=_arguments(module, args, kwargs),
+        example=(tuple(args), dict(kwargs)),
+        out_spec=program.call_spec.out_spec,
+        batch_symbol=next(iter(symbols), None),
+        module=module,
+    )
 
 
 def _arguments(

@@ -72,7 +72,9 @@ def _declare(o: Operator) -> list[str]:
     else:
         columns = [COLUMNS[s] for s in sorts]
         facts = [f"(= w{i} (vector a{i}))" for i, s in enumerate(sorts) if s == "VI"]
-        bound = [f"(Node a{i})" if s == "T" else f"w{i}" if s == "VI" else f"a{i}" for i, s in enumerate(sorts)]
+        bound = [
+            f"(Node a{i})" if s == "T" else f"w{i}" if s == "VI" else f"a{i}" for i, s in enumerate(sorts)
+        ]
     lines = [
         f"(constructor {name} ({' '.join(sorts)}) T)",
         f"(relation row-{name} (i64 {' '.join(columns)}))",
@@ -92,7 +94,9 @@ def _declare(o: Operator) -> list[str]:
         shapes = [Expr(f"s{i}", "VI") if s == "T" else Expr(f"a{i}", s) for i, s in enumerate(sorts)]
         facts = [f"(= s{i} (shape a{i}))" for i, s in enumerate(sorts) if s == "T"]
         result = literal(o.shape(*shapes))
-        lines.append(f"(rule ((= e {term}) {' '.join(facts)} (= r {result})) ((set (shape e) r)) :ruleset analysis)")
+        lines.append(
+            f"(rule ((= e {term}) {' '.join(facts)} (= r {result})) ((set (shape e) r)) :ruleset analysis)"
+        )
     if o.name not in ("input", "parameter", "opaque"):
         operands = [f"a{i}" for i, s in enumerate(sorts) if s == "T"]
         facts = [f"(const {a})" for a in operands]
@@ -160,7 +164,7 @@ class EGraph:
         if schedule not in self._schedules:
             self._schedules[schedule] = self._egglog.parse_program(f"(run-schedule {schedule})")
         try:
-            (output,) = self._egglog.run_program(*self._schedules[schedule])
+            output: Any = self._egglog.run_program(*self._schedules[schedule])[0]
         except bindings.EggSmolError as error:
             if "shape" in str(error):
                 raise RuleError(
@@ -217,7 +221,9 @@ class Frozen:
     def size(self) -> int:
         """Number of e-nodes of sort T."""
         return sum(
-            len(t.rows) for n, t in self._functions.items() if t.output_sort == "T" and n not in ("Node", "Run")
+            len(t.rows)
+            for n, t in self._functions.items()
+            if t.output_sort == "T" and n not in ("Node", "Run")
         )
 
 
@@ -263,5 +269,3 @@ def _tables(
         if row.operator.name in ("input", "opaque"):
             tables.setdefault("row-dynamic", []).append((number,))
     return tables, vectors
-
-

@@ -12,7 +12,7 @@ import torch
 
 from eqsat_deploy.egraph import Frozen
 from eqsat_deploy.errors import EqsatError
-from eqsat_deploy.language import BY_CONSTRUCTOR, OPERATORS, Operator, decode
+from eqsat_deploy.language import OPERATORS, Operator, decode
 from eqsat_deploy.lower import Lowered, Term
 from eqsat_deploy.saturate import Saturation
 
@@ -224,7 +224,7 @@ class _Freezer:
             return torch.float64
         if node.kind == "zeros":
             return torch.float32
-        operands = [self.space.classes[o] for o in node.operands[::-1 if node.kind == "embedding" else 1]]
+        operands = [self.space.classes[o] for o in node.operands[:: -1 if node.kind == "embedding" else 1]]
         ranked = [o for o in operands if o.shape] or operands
         return ranked[0].dtype
 
@@ -233,7 +233,7 @@ class _Freezer:
     def _kernels(self) -> None:
         anchors = dict(self._anchors())
         steps = self._steps()
-        runs = {out: [] for _, out in self.frozen.rows("Run")}
+        runs: dict[Any, list[tuple[Any, Any]]] = {out: [] for _, out in self.frozen.rows("Run")}
         for (anchor, epilogue), out in self.frozen.rows("Run"):
             runs[out].append((anchor, epilogue))
         for number, node in list(self.space.nodes):
@@ -263,7 +263,10 @@ class _Freezer:
         waiting = deque(
             [(values[-1], Step(values[0]), out) for values, out in self.frozen.rows("EpUnary")]
             + [(v[-1], Step(v[0], self.number(v[2]), v[1]), out) for v, out in self.frozen.rows("EpBinary")]
-            + [(v[-1], Step(v[0], self.number(v[2]), v[1], True), out) for v, out in self.frozen.rows("EpQuant")]
+            + [
+                (v[-1], Step(v[0], self.number(v[2]), v[1], True), out)
+                for v, out in self.frozen.rows("EpQuant")
+            ]
         )
         while waiting:
             before, step, out = waiting.popleft()
@@ -313,5 +316,3 @@ class _Freezer:
     def _sort(self) -> None:
         unique = dict.fromkeys(self.space.choices)
         self.space.choices = sorted(unique, key=lambda pair: (pair[0], pair[1].sort_key))
-
-

@@ -48,7 +48,8 @@ def _arguments(given: Any) -> Arguments:
         case tuple() | list():
             return tuple(given), {}
     raise InputError(
-        f"example_inputs must be a tensor, a tuple of arguments or a dict of keyword arguments, not {type(given).__name__}"
+        "example_inputs must be a tensor, a tuple of arguments or a dict of keyword arguments, "
+        f"not {type(given).__name__}"
     )
 
 
@@ -83,7 +84,9 @@ def _placeholders(model: nn.Module) -> Any:
             if isinstance(value, Tensor):
                 found.append(_like(value, model))
             elif tensor_meta is not None:
-                found.append(_like(torch.empty(tensor_meta.shape, dtype=tensor_meta.dtype, device="meta"), model))
+                found.append(
+                    _like(torch.empty(tensor_meta.shape, dtype=tensor_meta.dtype, device="meta"), model)
+                )
             else:
                 return None
     return tuple(found)
@@ -95,7 +98,9 @@ def _lightning(model: nn.Module) -> Any:
 
 def _timm(model: nn.Module) -> Any:
     config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-    size = getattr(config, "input_size", None) or (config.get("input_size") if isinstance(config, dict) else None)
+    size = getattr(config, "input_size", None) or (
+        config.get("input_size") if isinstance(config, dict) else None
+    )
     return None if size is None else _random((2, *size), model)
 
 
@@ -111,7 +116,10 @@ def _rebuilt(model: nn.Module) -> Any:
     specs = getattr(model, "meta", {}).get("inputs") if isinstance(model, fx.GraphModule) else None
     if not specs:
         return None
-    shapes = [torch.empty([2 if s is None else s for s in spec.shape], dtype=spec.dtype, device="meta") for spec in specs]
+    shapes = [
+        torch.empty([2 if s is None else s for s in spec.shape], dtype=spec.dtype, device="meta")
+        for spec in specs
+    ]
     return tuple(_like(shape, model) for shape in shapes)
 
 
@@ -137,7 +145,9 @@ def _probe(model: nn.Module) -> Arguments:
             with torch.no_grad():
                 probed(x)
         except Exception as error:  # whatever somebody else's forward raises: the next probe may fit
-            tried.append(f"{list(shape)}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            tried.append(
+                f"{list(shape)}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            )
             continue
         warnings.warn(
             f"no example_inputs given; assuming one {x.dtype} input of shape {['batch', *shape[1:]]}, on which the "

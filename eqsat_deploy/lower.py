@@ -166,7 +166,9 @@ class _Lowering:
             self.values[node] = self._call(node)
             self._mutate(node)
         else:
-            raise CaptureError(f"node {node.name!r} ({node.op} {node.target}) has control flow, which is not supported")
+            raise CaptureError(
+                f"node {node.name!r} ({node.op} {node.target}) has control flow, which is not supported"
+            )
 
     def _placeholder(self, node: fx.Node) -> Any:
         if node.name in self.captured.constants:
@@ -284,11 +286,14 @@ class _Lowering:
     def _value(self, term: Term) -> Tensor:
         row = self.lowered.rows[term.row]
         if row.operator is parameter:
-            return self.lowered.parameters[row.args[0]][1]
+            return self._parameter_value(row.args[0])
         operands, attributes = row.operator.split(row.args)
         values = tuple(self._value(Term(o, self.lowered.metas[o], True)) for o in operands)
         value: Tensor = row.operator.body(*row.operator.join(values, attributes))
         return value if term.meta is None else value.to(term.dtype)
+
+    def _parameter_value(self, index: int) -> Tensor:
+        return self.lowered.parameters[index][1]
 
     def _depends(self, value: Any) -> bool:
         leaves = value if isinstance(value, list | tuple) else [value]
@@ -409,7 +414,9 @@ def _call_importer(importer: Any, target: Any, args: tuple[Any, ...], kwargs: di
     if schema.name.startswith("eqsat_deploy::"):
         names = [a.name for a in schema.arguments]
         return importer(**dict(zip(names, args, strict=False)), **kwargs)
-    known = set(importer.__code__.co_varnames[: importer.__code__.co_argcount + importer.__code__.co_kwonlyargcount])
+    known = set(
+        importer.__code__.co_varnames[: importer.__code__.co_argcount + importer.__code__.co_kwonlyargcount]
+    )
     takes_any = bool(importer.__code__.co_flags & 0x08)
     extra = {k: v for k, v in kwargs.items() if not takes_any and k not in known}
     if any(v not in (None, False) for v in extra.values()):

@@ -21,7 +21,9 @@ class OptimizedModule(fx.GraphModule):
     itself, for comparison.
     """
 
-    def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "Optimized") -> None:
+    def __init__(
+        self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "Optimized"
+    ) -> None:
         super().__init__(root, graph, class_name)
         self.register_forward_pre_hook(_check_inputs)
 
@@ -72,18 +74,20 @@ def with_meta(module: fx.GraphModule) -> OptimizedModule:
         return module
     optimized = OptimizedModule(module, module.graph, "Optimized")
     optimized.meta = dict(module.meta)
-    return optimized.train(module.training)  # type: ignore[no-any-return]
+    return optimized.train(module.training)
 
 
 def _check_inputs(module: nn.Module, args: tuple[Any, ...]) -> None:
     """Shapes other than the batch are specialized: another height would be silently wrong, so it is an error."""
-    specs: tuple[InputSpec, ...] = module.meta.get("inputs", ())  # type: ignore[union-attr,assignment]
+    assert isinstance(module, fx.GraphModule)
+    specs: tuple[InputSpec, ...] = module.meta.get("inputs", ())
     tensors = [a for a in args if isinstance(a, Tensor)]
     if len(tensors) != len(specs):
         return
     for spec, tensor in zip(specs, tensors, strict=True):
         fits = len(tensor.shape) == len(spec.shape) and all(
-            e is None or isinstance(s, torch.SymInt) or e == s for e, s in zip(spec.shape, tensor.shape, strict=True)
+            e is None or isinstance(s, torch.SymInt) or e == s
+            for e, s in zip(spec.shape, tensor.shape, strict=True)
         )
         if not fits:
             wanted = ", ".join("batch" if s is None else str(s) for s in spec.shape)

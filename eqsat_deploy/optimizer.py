@@ -10,8 +10,6 @@ from importlib.metadata import entry_points, version
 from typing import Any
 
 import torch
-from eqsat_extraction import Solution, extract
-from eqsat_extraction.kernel import CostModel
 from torch import fx, nn
 from torch.export import ExportedProgram
 
@@ -28,6 +26,8 @@ from eqsat_deploy.rules import EgglogRule, select
 from eqsat_deploy.saturate import Budget, saturate
 from eqsat_deploy.stages import Stages
 from eqsat_deploy.verify import Verified, verify
+from eqsat_extraction import Solution, extract
+from eqsat_extraction.kernel import CostModel
 
 CONVERSIONS = ("linear-to-convolution", "identity-pool", "attention")
 PLAIN = ("folding", "kernels", "quantization")
@@ -140,10 +140,14 @@ def registered_rules() -> tuple[EgglogRule, ...]:
         RuleError: two rules have one name; the message names both sources.
     """
     found: dict[str, tuple[EgglogRule, str]] = {}
-    for entry in sorted(set(entry_points(group="eqsat_deploy.rules")), key=lambda e: (e.name != "builtin", e.name)):
+    for entry in sorted(
+        set(entry_points(group="eqsat_deploy.rules")), key=lambda e: (e.name != "builtin", e.name)
+    ):
         for rule in entry.load()():
             if rule.name in found:
-                raise RuleError(f"two rules are called {rule.name!r}: from {found[rule.name][1]} and {entry.value}")
+                raise RuleError(
+                    f"two rules are called {rule.name!r}: from {found[rule.name][1]} and {entry.value}"
+                )
             found[rule.name] = (rule, entry.value)
     if not found:
         raise RuleError("no rules are registered: run `pip install -e .` in the checkout, or pass rules=")
@@ -201,7 +205,7 @@ def _module(priced: Priced, solution: Solution, name: str) -> OptimizedModule:
     rebuilt = rebuild(priced, solution)
     module = OptimizedModule(rebuilt.root, rebuilt.graph, f"Optimized{name}")
     module.meta |= {"inputs": rebuilt.inputs, "placement": rebuilt.placement}
-    return module.eval()  # type: ignore[return-value]
+    return module.eval()
 
 
 def launches(priced: Priced, solution: Solution) -> list[int]:
@@ -219,7 +223,9 @@ def _report(
     kernels = launches(priced, solution)
     notes = list(space.lowered.warnings)
     if verified is not None and verified.vacuous:
-        notes.append("all outputs compared were zero, so the verification shows nothing; use trained parameters")
+        notes.append(
+            "all outputs compared were zero, so the verification shows nothing; use trained parameters"
+        )
     return Report(
         model=type(model).__name__,
         cost_model=priced.model.name,
@@ -269,7 +275,7 @@ def _rule_uses(space: Space, solution: Solution) -> list[RuleUse]:
         final = number if own is None else own
         operands = (space.classes[o].quantized_of if space.classes[o].quantized_of is not None else o
                     for o in node.operands)  # fmt: skip
-        exact = ENode(node.operator, node.kind, node.operator.join(tuple(operands), node.attributes)) if (  # type: ignore[arg-type]
+        exact = ENode(node.operator, node.kind, node.operator.join(tuple(operands), node.attributes)) if (
             node.operator is not None and node.kind not in (CONCAT, "opaque")) else node  # fmt: skip
         anchor = plain.get((exact.operator, exact.args), final)
         reached |= {final, anchor}
@@ -309,5 +315,3 @@ def _constant_terms(space: Space, chosen: list[tuple[int, ENode]]) -> set[int]:
             found.add(number)
             waiting += space.terms[number].operands if number in space.terms else ()
     return found
-
-

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf, isnan
+from typing import Any
 
 import numpy as np
 import torch
-from eqsat_extraction import EGraph
-from eqsat_extraction.kernel import CostModel, Epilogue, Kernel, TensorSpec
 
 from eqsat_deploy.errors import ExtractionError
 from eqsat_deploy.freeze import CONCAT, CONSTANT, QUANTIZE, EClass, ENode, Space
 from eqsat_deploy.language.shapes import BATCH
+from eqsat_extraction import EGraph
+from eqsat_extraction.kernel import CostModel, Epilogue, Kernel, TensorSpec
 
 FREE = frozenset({"input", "parameter", CONSTANT, "result", "scalar", "zeros"})
 NAMES = {"self_attention": "multihead_attention", "masked_attention": "attention", "causal_attention": "attention",
@@ -80,7 +81,7 @@ def kernel_of(space: Space, number: int, node: ENode, model: CostModel, batch: i
         Epilogue(_function(s.function), None if s.operand is None else spec(s.operand)) for s in node.steps
     )
     inputs = tuple(spec(o) for o in node.operands)
-    attributes = ()
+    attributes: tuple[tuple[str, Any], ...] = ()
     if node.operator is not None and node.kind not in (CONCAT, "opaque"):
         attributes = tuple(zip(node.operator.attribute_names, node.attributes, strict=True))
     return Kernel(operator_name(node), inputs, output, attributes, steps, _flops(node, inputs, output))

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from eqsat_extraction import Solution
 from torch import Tensor, fx, nn
 
 from eqsat_deploy.attention import rebuild_attention
@@ -19,6 +18,7 @@ from eqsat_deploy.language.shapes import BATCH, axis, batch_size
 from eqsat_deploy.lower import Hole, Term
 from eqsat_deploy.placement import InputSpec, PlacedKernel, Placement, Quantizer
 from eqsat_deploy.price import Priced
+from eqsat_extraction import Solution
 
 VIEWS = frozenset({"reshape", "result"})
 OPTIONAL_BIAS = {"conv2d": 2, "conv_transpose2d": 2, "linear": 2}
@@ -100,7 +100,9 @@ class _Rebuilder:
                 leaf = next(leaves)
                 proxy = placeholder
                 for key in path:
-                    proxy = self._proxy(self.graph.call_function(python_operator.getitem, (proxy.node, key)), 0)
+                    proxy = self._proxy(
+                        self.graph.call_function(python_operator.getitem, (proxy.node, key)), 0
+                    )
                 index = captured.inputs.index(leaf)
                 if index not in numbers:
                     continue
@@ -116,13 +118,15 @@ class _Rebuilder:
                     self.batched = (proxy, shape.index(BATCH))
         return tuple(specs)
 
-    def batch(self) -> fx.Proxy:
-        """The batch size at run time, asked of the first input that has it."""
+    def batch(self, factor: int = 1) -> fx.Proxy:
+        """The batch size at run time, asked of the first input that has it, times `factor`."""
         if self.size is None:
             proxy, position = self.batched
             with self.graph.inserting_after(proxy.node):
                 self.size = fx.Proxy(self.graph.call_method("size", (proxy.node, position)), self.tracer)
-        return self.size
+        if factor == 1:
+            return self.size
+        return fx.Proxy(self.graph.call_function(python_operator.mul, (self.size.node, factor)), self.tracer)
 
     # -- nodes ---------------------------------------------------------------------------------------------
 
@@ -137,7 +141,9 @@ class _Rebuilder:
     def _value(self, number: int) -> _Proxy:
         """What stands for a class in the graph: its node, or the parameter that holds its constant."""
         if number not in self.values:
-            self.values[number] = self._proxy(self.graph.get_attr(self._attribute(number)), self._rank(number))
+            self.values[number] = self._proxy(
+                self.graph.get_attr(self._attribute(number)), self._rank(number)
+            )
         return self.values[number]
 
     def _scalar(self, number: int) -> Any:
@@ -214,12 +220,13 @@ class _Rebuilder:
         rank = self._rank(number) if self.space.classes[number].shape is not None else 0
         if "multihead_attention" in str(call.target):
             return self._whole_attention(call, node)
+
         def fill(leaf: Any) -> Any:
             if isinstance(leaf, Hole):
                 return self._value(node.operands[leaf.index]).node
             if isinstance(leaf, int) and not isinstance(leaf, bool) and leaf and leaf % BATCH == 0:
                 factor = leaf // BATCH
-                return (self.batch() if factor == 1 else self.batch() * factor).node
+                return self.batch(factor).node
             return leaf
 
         args, kwargs = pytree.tree_map(fill, (call.args, call.kwargs))
@@ -326,7 +333,7 @@ class _LazyBatch:
         self.rebuilder = rebuilder
 
     def __rmul__(self, factor: int) -> Any:
-        return self.rebuilder.batch() * factor
+        return self.rebuilder.batch(factor)
 
     def __fx_create_arg__(self, tracer: Any) -> fx.Node:
         return self.rebuilder.batch().node
@@ -352,19 +359,20 @@ class Constants:
 
     def _compute(self, term: ENode) -> Tensor:
         if term.kind == "parameter":
-            value = self.space.lowered.parameters[term.attributes[0]][1].detach()
-            return value.double() if value.is_floating_point() else value
+            stored: Tensor = self.space.lowered.parameters[term.attributes[0]][1].detach()
+            return stored.double() if stored.is_floating_point() else stored
         assert term.operator is not None
         operands = tuple(self._evaluate(o) for o in term.operands)
-        value = term.operator.body(*term.operator.join(operands, term.attributes))
-        return value.double() if value.is_floating_point() else value  # type: ignore[no-any-return]
+        value: Tensor = term.operator.body(*term.operator.join(operands, term.attributes))
+        return value.double() if value.is_floating_point() else value
 
 
 def leading_parameter(space: Space, number: int) -> str | None:
     """The name of the first parameter in the term of a constant class, depth first."""
     term = space.terms[number]
     if term.kind == "parameter":
-        return space.lowered.parameters[term.attributes[0]][0]
+        name: str = space.lowered.parameters[term.attributes[0]][0]
+        return name
     return next((n for n in (leading_parameter(space, o) for o in term.operands) if n is not None), None)
 
 
@@ -379,5 +387,3 @@ def module_path(space: Space, weight: int) -> str:
 
 def _path_of(node: str, space: Space) -> str:
     return next((path for name, path in space.lowered.origin.values() if name == node and path), node)
-
-

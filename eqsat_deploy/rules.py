@@ -24,6 +24,11 @@ from eqsat_deploy.language.expressions import Expr, Guard, literal
 from eqsat_deploy.language.operator import Operator, interpreted_by
 from eqsat_deploy.language.shapes import SLOTS, encode
 
+Term = Any
+"""What a rule's arguments are and its operators return: patterns and expressions, tensors and numbers."""
+Equation = Any
+"""What a rule returns: two equal terms, or several pairs of them, and optionally a list of guards."""
+
 KINDS = ("exact", "real", "approximate")
 PHASES = ("demand", "rewrites", "merging", "kernels", "quantization")
 
@@ -32,11 +37,30 @@ PHASES = ("demand", "rewrites", "merging", "kernels", "quantization")
 class EgglogRule(Protocol):
     """Anything that saturation can load: a name, where it belongs, and egglog text."""
 
-    name: str
-    family: str
-    kind: str
-    phase: str
-    doc: str
+    @property
+    def name(self) -> str:
+        """What it is selected and reported by."""
+        ...
+
+    @property
+    def family(self) -> str:
+        """What it is selected with."""
+        ...
+
+    @property
+    def kind(self) -> str:
+        """`exact`, `real` or `approximate`."""
+        ...
+
+    @property
+    def phase(self) -> str:
+        """The ruleset it runs in."""
+        ...
+
+    @property
+    def doc(self) -> str:
+        """What it says, in a sentence."""
+        ...
 
     @property
     def collapses(self) -> bool:
@@ -80,9 +104,9 @@ class Attribute:
     """
 
     sort: str
-    samples: Sequence[Any] | Callable[[dict[str, int]], Sequence[Any]]
+    samples: Sequence[Any] | Callable[[dict[str, Any]], Sequence[Any]]
 
-    def draw(self, dimensions: dict[str, int], random: Random) -> Any:
+    def draw(self, dimensions: dict[str, Any], random: Random) -> Any:
         """One of the sample values."""
         values = self.samples(dimensions) if callable(self.samples) else self.samples
         return random.choice(list(values))
@@ -219,8 +243,10 @@ class Rule:
         if not self.both:
             return forward
         swapped = [(right, left) for left, right in pairs]
-        return forward + "\n" + _Compiler(self, variables).compile(
-            swapped, guards, f"{self.name}#reverse", index
+        return (
+            forward
+            + "\n"
+            + _Compiler(self, variables).compile(swapped, guards, f"{self.name}#reverse", index)
         )
 
     def draw(self, random: Random, batch: int) -> dict[str, Any]:
@@ -306,7 +332,10 @@ class _Compiler:
             size = f"(vec-get s_{tensor} {SLOTS - 1 - position})"
             multiple = _MULTIPLE.fullmatch(token)
             if multiple and multiple[2] not in self.plain:
-                self.facts += [f"(= {multiple[2]} (/ {size} {multiple[1]}))", f"(= 0 (% {size} {multiple[1]}))"]
+                self.facts += [
+                    f"(= {multiple[2]} (/ {size} {multiple[1]}))",
+                    f"(= 0 (% {size} {multiple[1]}))",
+                ]
             else:
                 dimension = literal(eval(token, {}, self.variables))
                 if dimension.startswith("("):  # egglog 13.2 panics where two computed values are equated
@@ -335,9 +364,10 @@ def rule(
 
     `kind` is `exact` (data movement), `real` (true over the reals) or `approximate`. A keyword per argument
     gives a tensor's shape pattern (`"n c h w"`; `"... k"` with any axes in front; `"1... c"` with axes of size
-    one in front; `""` for any shape), an attribute's samples, or a tuple of values for a dimension. Tensor arguments not named may have any shape. Every dimension named in a
-    pattern may be asked for as an argument. The function returns `left, right`, several pairs, and optionally
-    a list of guards at the end. With `both`, the right side is also rewritten to the left.
+    one in front; `""` for any shape), an attribute's samples, or a tuple of values for a dimension. Tensor
+    arguments not named may have any shape. Every dimension named in a pattern may be asked for as an argument.
+    The function returns `left, right` or several such pairs, and optionally a list of guards at the end. With
+    `both`, the right side is also rewritten to the left.
 
     Raises:
         RuleError: the declaration and the function's signature disagree.
@@ -347,7 +377,9 @@ def rule(
         signature = inspect.signature(function)
         specs = {k: v for k, v in domains.items() if isinstance(v, str)}
         named = {t for spec in specs.values() for t in _TOKEN.findall(spec)}
-        full: dict[str, Any] = {p: domains.get(p, "") for p in signature.parameters if p not in named or p in domains}
+        full: dict[str, Any] = {
+            p: domains.get(p, "") for p in signature.parameters if p not in named or p in domains
+        }
         full |= {k: v for k, v in domains.items() if isinstance(v, tuple)}
         unknown = [k for k in domains if k not in signature.parameters and k not in named]
         label = f"{function.__module__}.{function.__name__}"

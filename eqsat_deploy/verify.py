@@ -54,7 +54,9 @@ def verify(captured: Captured, rebuilt: nn.Module) -> Verified:
         if not error <= allowed:
             allowed = max(allowed, ROUNDING_FACTOR * _rounding(captured, arguments, expected))
         if not error <= allowed:
-            worst = max(range(len(expected)), key=lambda i: relative_error(expected[i : i + 1], actual[i : i + 1]))
+            worst = max(
+                range(len(expected)), key=lambda i: relative_error(expected[i : i + 1], actual[i : i + 1])
+            )
             raise VerificationError(
                 f"output {worst} differs by {error:.3g} of its largest value at batch {batch} (allowed {allowed:.3g}): "
                 "a rule or the rebuild is wrong for this model. check_egraph(model) names the rule; "
@@ -73,7 +75,9 @@ def relative_error(expected: list[Tensor], actual: list[Tensor]) -> float:
             return float("inf")
         a, b = _real(a), _real(b)
         finite = torch.isfinite(a)
-        if not torch.equal(finite, torch.isfinite(b)) or not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()):
+        if not torch.equal(finite, torch.isfinite(b)) or not torch.equal(
+            a[~finite].nan_to_num(), b[~finite].nan_to_num()
+        ):
             return float("inf")
         difference = float((a - b)[finite].abs().max()) if finite.any() else 0.0
         scale = float(a[finite].abs().max()) if finite.any() else 0.0
@@ -126,4 +130,6 @@ def _other_batch(captured: Captured) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _size(arguments: Any) -> int:
-    return next((int(v.shape[0]) for v in pytree.tree_leaves(arguments) if isinstance(v, Tensor) and v.dim()), 1)
+    return next(
+        (int(v.shape[0]) for v in pytree.tree_leaves(arguments) if isinstance(v, Tensor) and v.dim()), 1
+    )

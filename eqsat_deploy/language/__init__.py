@@ -1,10 +1,24 @@
 """The tensor language: each operator declared once, with its meaning, shape rule, import and features."""
 
 from eqsat_deploy.language.attention import (
-    attention, causal_attention, masked_attention, packed_attention, self_attention,
+    attention,
+    causal_attention,
+    masked_attention,
+    packed_attention,
+    self_attention,
 )  # fmt: skip
 from eqsat_deploy.language.expressions import (
-    Expr, Guard, broadcast, dims, gather, maximum, minimum, numel, power, replace, vec,
+    Expr,
+    Guard,
+    broadcast,
+    dims,
+    gather,
+    maximum,
+    minimum,
+    numel,
+    power,
+    replace,
+    vec,
 )  # fmt: skip
 from eqsat_deploy.language.leaves import input_, opaque, parameter, result, scalar, zeros
 from eqsat_deploy.language.linear import conv2d, conv_transpose2d, embedding, linear, matmul

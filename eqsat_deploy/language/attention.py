@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -58,7 +57,9 @@ class PackedAttention(nn.Module):
 
     def forward(self, qkv: Tensor) -> Tensor:
         """The attended values, heads joined."""
-        q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        batch, positions, width = qkv.shape
+        parts = qkv.reshape(batch, positions, 3, self.heads, width // (3 * self.heads))
+        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
     def extra_repr(self) -> str:
@@ -106,8 +107,9 @@ def _mha_flops(out: Ints, x: Ints, *_: Any) -> float:
 )
 def self_attention(x: Tensor, in_w: Tensor, in_b: Tensor, out_w: Tensor, out_b: Tensor, heads: int) -> Tensor:
     """`nn.MultiheadAttention` on one batch-first tensor (batch, positions, width), without masks."""
+    t = x.transpose(0, 1)
     return F.multi_head_attention_forward(
-        *[x.transpose(0, 1)] * 3, x.shape[-1], heads, in_w, in_b, None, None, False, 0.0, out_w, out_b,
+        t, t, t, x.shape[-1], heads, in_w, in_b, None, None, False, 0.0, out_w, out_b,
         training=False, need_weights=False,
     )[0].transpose(0, 1)  # fmt: skip
 
@@ -150,4 +152,3 @@ def _sdpa(
     if mask is not None:
         return masked_attention(q, k, v, mask, scale)
     return attention(q, k, v, scale)
-

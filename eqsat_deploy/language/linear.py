@@ -146,7 +146,9 @@ def _bias(b: Any, out: int) -> Any:
 
 
 @aten("conv2d.default")
-def _conv2d(x: Any, w: Any, b: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Any:
+def _conv2d(
+    x: Any, w: Any, b: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Any:
     if len(x.shape) != 4:
         raise Unsupported("a convolution without batch dimension")
     return conv2d(x, w, _bias(b, w.shape[0]), _pair(stride), _pair(padding), _pair(dilation), groups)

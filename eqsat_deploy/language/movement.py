@@ -11,7 +11,16 @@ import torch.nn.functional as F
 from eqsat_deploy.language.expressions import gather, replace, vec
 from eqsat_deploy.language.operator import Ints, Unsupported, aten, operator
 from eqsat_deploy.language.shapes import (
-    BATCH, MAX_RANK, SLOTS, axes, axis, encode, permutation, reshape_sizes, sizes, slot,
+    BATCH,
+    MAX_RANK,
+    SLOTS,
+    axes,
+    axis,
+    encode,
+    permutation,
+    reshape_sizes,
+    sizes,
+    slot,
 )  # fmt: skip
 
 
@@ -292,4 +301,3 @@ def _roll(x: Any, shifts: Sequence[int], dims: Sequence[int] = ()) -> Any:
         if shift % size:
             x = roll(x, slot(dim, len(x.shape)), shift % size)
     return x
-

@@ -145,7 +145,7 @@ def operator(
 
 
 @dataclass(frozen=True)
-class Unsupported(Exception):  # noqa: N818 - control flow between an importer and lowering, never shown
+class Unsupported(Exception):
     """An ATen call has arguments that the language does not model: the node stays opaque."""
 
     reason: str

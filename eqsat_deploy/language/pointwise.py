@@ -206,10 +206,10 @@ def _import_binary(f: str) -> Callable[..., Any]:
 for _name in ("add", "sub"):
     aten(f"{_name}.Tensor", f"{_name}.Scalar")(_import_binary(_name))
 for _name in ("mul", "div"):
-    aten(f"{_name}.Tensor", f"{_name}.Scalar")(lambda a, b, f=_import_binary(_name): f(a, b))
+    aten(f"{_name}.Tensor", f"{_name}.Scalar")(_import_binary(_name))
 for _name in ("maximum", "minimum"):
-    aten(f"{_name}.default")(lambda a, b, f=_import_binary(_name): f(a, b))
-aten("pow.Tensor_Tensor")(lambda a, b, f=_import_binary("pow"): f(a, b))
+    aten(f"{_name}.default")(_import_binary(_name))
+aten("pow.Tensor_Tensor")(_import_binary("pow"))
 
 
 @aten("rsub.Scalar", "rsub.Tensor")

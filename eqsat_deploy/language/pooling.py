@@ -59,7 +59,7 @@ def avg_pool2d(x: Tensor, kernel: Ints, stride: Ints, padding: Ints, ceil: int, 
 )
 def adaptive_avg_pool2d(x: Tensor, size: Ints) -> Tensor:
     """Average over a grid of `size` windows that cover an NCHW tensor."""
-    return F.adaptive_avg_pool2d(x, size)
+    return F.adaptive_avg_pool2d(x, (size[0], size[1]))
 
 
 def _pair(value: int | Sequence[int]) -> Ints:

@@ -78,13 +78,21 @@ class Report:
         lines = [
             f"{certificate} among {self.e_nodes:,} e-nodes in {self.e_classes:,} e-classes ({self.extractor})",
             f"saturation stopped: {self.stopped}",
-            f"{self.nodes} ATen nodes, {len(self.opaque)} opaque" + (f": {', '.join(self.opaque[:5])}" if self.opaque else ""),
+            f"{self.nodes} ATen nodes, {len(self.opaque)} opaque"
+            + (f": {', '.join(self.opaque[:5])}" if self.opaque else ""),
         ]
         if self.errors:
             checked = ", ".join(f"{v:.1e} at batch {k}" for k, v in self.errors.items())
-            lines.append(f"verified against the original: relative error {checked} (allowed {self.tolerance:.1e})")
+            lines.append(
+                f"verified against the original: relative error {checked} (allowed {self.tolerance:.1e})"
+            )
         rules = Table(title="rules that matched", title_justify="left")
-        for column, justify in (("rule", "left"), ("family", "left"), ("matches", "right"), ("in chosen form", "left")):
+        for column, justify in (
+            ("rule", "left"),
+            ("family", "left"),
+            ("matches", "right"),
+            ("in chosen form", "left"),
+        ):
             rules.add_column(column, justify=justify)  # type: ignore[arg-type]
         for rule in self.rules:
             if rule.matches:
@@ -110,6 +118,10 @@ class Report:
 
 
 def _engine_line(engine: dict[str, Any]) -> str:
-    return f"engine {engine['name']}: {engine['shipped']} form shipped" + (
-        f", {engine['latency'][engine['shipped']] / 1000:.3f} ms" if engine.get("latency") else ""
-    ) + (f"; INT8 realized {engine['realized_int8']} of {engine['expected_int8']} kernels" if "expected_int8" in engine else "")  # fmt: skip
+    shipped, latency = engine["shipped"], engine["latency"]
+    line = f"engine {engine['name']}: {shipped} form shipped"
+    if shipped in latency:
+        line += f", {latency[shipped] / 1000:.3f} ms"
+    if engine["realized_int8"] is not None:
+        line += f"; INT8 realized in {engine['realized_int8']} of {engine['expected_int8']} kernels"
+    return line

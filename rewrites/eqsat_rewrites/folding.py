@@ -1,23 +1,37 @@
 """Folding: per-channel scales and shifts go into the weights beside them, and normalization becomes both."""
 
+from typing import Any
+
 from eqsat_deploy.language import (
-    add, batch_norm, binary, conv2d, dims, linear, mul, reshape, scalar, sub, unary,
+    add,
+    batch_norm,
+    binary,
+    conv2d,
+    dims,
+    linear,
+    mul,
+    reshape,
+    scalar,
+    sub,
+    unary,
 )  # fmt: skip
-from eqsat_deploy.rules import constant, integer, integers, name, number, rule, runtime
+from eqsat_deploy.rules import Equation, Term, constant, integer, integers, name, number, rule, runtime
 
 STRIDES = integers((1, 1), (2, 1))
 PADDINGS = integers((0, 0), (1, 1))
 DILATIONS = integers((1, 1))
 
 
-def affine_of_batch_norm(w, b, mean, variance, eps):
+def affine_of_batch_norm(w: Term, b: Term, mean: Term, variance: Term, eps: Term) -> Term:
     """Scale and shift of a BatchNorm with stored statistics (Ioffe and Szegedy 2015, algorithm 2)."""
     scale = mul(w, unary("rsqrt", add(variance, scalar(eps))))
     return scale, sub(b, mul(mean, scale))
 
 
 @rule("real", x="n c h w", weight="c", b="c", mean="c", variance="c", eps=number(1e-5, 1e-3))
-def batch_norm_is_affine(x, weight, b, mean, variance, eps, c):
+def batch_norm_is_affine(
+    x: Term, weight: Term, b: Term, mean: Term, variance: Term, eps: Term, c: Term
+) -> Equation:
     """A BatchNorm with stored statistics scales and shifts its channels."""
     scale, shift = affine_of_batch_norm(weight, b, mean, variance, eps)
     per_channel = dims(c, 1, 1)
@@ -26,47 +40,74 @@ def batch_norm_is_affine(x, weight, b, mean, variance, eps, c):
 
 
 @rule("real", x="n c", weight="c", b="c", mean="c", variance="c", eps=number(1e-5, 1e-3))
-def batch_norm_of_features_is_affine(x, weight, b, mean, variance, eps):
+def batch_norm_of_features_is_affine(
+    x: Term, weight: Term, b: Term, mean: Term, variance: Term, eps: Term
+) -> Equation:
     """A BatchNorm over features scales and shifts them."""
     scale, shift = affine_of_batch_norm(weight, b, mean, variance, eps)
     return batch_norm(x, weight, b, mean, variance, eps), add(mul(x, scale), shift)
 
 
 @rule("exact", f=name("add", "mul"))
-def constant_operand_last(f, a, b):
+def constant_operand_last(f: Term, a: Term, b: Term) -> Equation:
     """Sums and products are commutative; constants go last, where the folding rules look for them."""
     return binary(f, a, b), binary(f, b, a), [constant(a), runtime(b)]
 
-CONVOLUTION = {
+
+CONVOLUTION: dict[str, Any] = {
     "stride": STRIDES, "padding": PADDINGS, "dilation": DILATIONS,
     "groups": integer(lambda d: [g for g in (1, 2) if d["o"] % g == 0]), "o": (2, 3, 4), "i": (1, 2),
     "h": (3, 5), "w": (3, 4),
 }  # fmt: skip
 
 
-@rule("real", x="n i*groups h w", weight="o i kh kw", b="o", s="1... o 1 1", kh=(1, 3), kw=(1, 3), **CONVOLUTION)
-def scale_after_convolution(x, weight, b, s, o, stride, padding, dilation, groups):
+@rule(
+    "real", x="n i*groups h w", weight="o i kh kw", b="o", s="1... o 1 1", kh=(1, 3), kw=(1, 3), **CONVOLUTION
+)
+def scale_after_convolution(
+    x: Term,
+    weight: Term,
+    b: Term,
+    s: Term,
+    o: Term,
+    stride: Term,
+    padding: Term,
+    dilation: Term,
+    groups: Term,
+) -> Equation:
     """Scaling the channels of a convolution's result scales its filters."""
     scaled = mul(weight, reshape(s, dims(o, 1, 1, 1)))
     folded = conv2d(x, scaled, mul(b, reshape(s, dims(o))), stride, padding, dilation, groups)
     return mul(conv2d(x, weight, b, stride, padding, dilation, groups), s), folded, [constant(s)]
 
 
-@rule("real", x="n i*groups h w", weight="o i kh kw", b="o", t="1... o 1 1", kh=(1, 3), kw=(1, 3), **CONVOLUTION)
-def shift_after_convolution(x, weight, b, t, o, stride, padding, dilation, groups):
+@rule(
+    "real", x="n i*groups h w", weight="o i kh kw", b="o", t="1... o 1 1", kh=(1, 3), kw=(1, 3), **CONVOLUTION
+)
+def shift_after_convolution(
+    x: Term,
+    weight: Term,
+    b: Term,
+    t: Term,
+    o: Term,
+    stride: Term,
+    padding: Term,
+    dilation: Term,
+    groups: Term,
+) -> Equation:
     """Shifting the channels of a convolution's result shifts its bias."""
     folded = conv2d(x, weight, add(b, reshape(t, dims(o))), stride, padding, dilation, groups)
     return add(conv2d(x, weight, b, stride, padding, dilation, groups), t), folded, [constant(t)]
 
 
 @rule("real", x="... k", weight="o k", b="o", s="1... o")
-def scale_after_linear(x, weight, b, s, o):
+def scale_after_linear(x: Term, weight: Term, b: Term, s: Term, o: Term) -> Equation:
     """Scaling the features of a Linear's result scales its rows."""
     folded = linear(x, mul(weight, reshape(s, dims(o, 1))), mul(b, reshape(s, dims(o))))
     return mul(linear(x, weight, b), s), folded, [constant(s)]
 
 
 @rule("real", x="... k", weight="o k", b="o", t="1... o")
-def shift_after_linear(x, weight, b, t, o):
+def shift_after_linear(x: Term, weight: Term, b: Term, t: Term, o: Term) -> Equation:
     """Shifting the features of a Linear's result shifts its bias."""
     return add(linear(x, weight, b), t), linear(x, weight, add(b, reshape(t, dims(o)))), [constant(t)]

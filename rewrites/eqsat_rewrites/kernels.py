@@ -5,14 +5,14 @@ catalog: Conv + ElementWise + Activation; oneDNN's post-ops), and chains of poin
 Which of these forms a target really has is a question of price: its cost model answers infinity.
 """
 
-from eqsat_deploy.language import OPERATORS
+from eqsat_deploy.language import OPERATORS, Operator
 from eqsat_deploy.rules import TextRule
 
 MAX_STEPS = 8
 MAX_JOINS = 2
 
 
-def _anchor(operator):
+def _anchor(operator: Operator) -> str:
     variables = " ".join(f"a{i}" for i in range(len(operator.parameters)))
     name = operator.constructor
     return (
@@ -38,7 +38,7 @@ unary_epilogue = TextRule(
 )  # fmt: skip
 
 
-def _join(pattern, side):
+def _join(pattern: str, side: int) -> str:
     return f"""
 (rule ((= e (Binary f {pattern})) (= k (Run a ep)) (!= e k) (!= k t) (= s (shape k)) (= s (shape e))
        (= n (steps ep)) (< n {MAX_STEPS}) (= m (+ n 1)) (= j (joins ep)) (< j {MAX_JOINS}) (= i (+ j 1)))

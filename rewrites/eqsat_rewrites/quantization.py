@@ -7,11 +7,13 @@ weighted operators; quantize the residual operand so that the sum may leave in I
 quantization hand codes on; non-weighted operators take INT8 only if they also return it.
 """
 
-from eqsat_deploy.language import OPERATORS
+from collections.abc import Callable
+
+from eqsat_deploy.language import OPERATORS, Operator
 from eqsat_deploy.rules import TextRule
 
 
-def _weighted(operator):
+def _weighted(operator: Operator) -> str:
     """The kernel reads its data as INT8 and its weight, a constant, with per-channel scales."""
     variables = [f"a{i}" for i in range(len(operator.parameters))]
     data, weight = [v for v, (_, s) in zip(variables, operator.parameters, strict=True) if s == "T"][:2]
@@ -22,7 +24,7 @@ def _weighted(operator):
       ((integer-kernel e (I{name} {" ".join(quantized)}) q)) :ruleset quantization)"""
 
 
-def _both_ways(operator, condition=""):
+def _both_ways(operator: Operator, condition: str = "") -> str:
     """The kernel exists with INT8 operands and an INT8 result only."""
     variables = [f"a{i}" for i in range(len(operator.parameters))]
     pairs = list(zip(variables, operator.parameters, strict=True))
@@ -34,7 +36,7 @@ def _both_ways(operator, condition=""):
       ((union q (QRun (I{name} {" ".join(quantized)}) (EpNone)))) :ruleset quantization)"""
 
 
-def _commuting(operator):
+def _commuting(operator: Operator) -> str:
     """Codes pass through: Q(f(x)) = f(Q(x))."""
     variables = [f"a{i}" for i in range(len(operator.parameters))]
     pairs = list(zip(variables, operator.parameters, strict=True))
@@ -45,7 +47,7 @@ def _commuting(operator):
       ((union q (Q{name} {" ".join(quantized)}))) :ruleset quantization)"""
 
 
-def _all(integer, build):
+def _all(integer: str, build: Callable[[Operator], str]) -> str:
     return "".join(build(o) for o in OPERATORS.values() if o.integer == integer)
 
 
@@ -77,7 +79,7 @@ requantized = TextRule(
 WRITES_INT8 = ("unary", "binary", "layer_norm", "batch_norm")
 
 
-def _written(name):
+def _written(name: str) -> str:
     operator = OPERATORS[name]
     variables = " ".join(f"a{i}" for i in range(len(operator.parameters)))
     return f"""
