@@ -194,11 +194,30 @@ def _extract(
         ) from error
 
 
+def search(
+    lowered: Lowered,
+    rules: Sequence[EgglogRule],
+    cost_model: CostModel,
+    *,
+    batch: int = 1,
+    budget: Budget | None = None,
+    extractor: str = "auto",
+    time_limit: float | None = 5.0,
+    work_limit: int | None = None,
+    seed: int = 0,
+) -> tuple[Priced, Solution]:
+    """Saturate, freeze, price and extract: the stages between lowering and rebuild, for looking inside.
+
+    Raises:
+        ExtractionError: no form can be built from the kernels of the target.
+    """
+    priced = price(freeze(lowered, saturate(lowered, rules, budget=budget)), cost_model, batch=batch)
+    return priced, _extract(priced, extractor, time_limit, work_limit, seed)
+
+
 def _plain(lowered: Lowered, cost_model: CostModel, batch: int) -> tuple[Priced, Solution]:
     """The form that an engine reaches by itself: BatchNorm folded, epilogues fused, INT8 where it pays."""
-    saturation = saturate(lowered, select(registered_rules(), PLAIN))
-    priced = price(freeze(lowered, saturation), cost_model, batch=batch)
-    return priced, _extract(priced, "greedy", None, None, 0)
+    return search(lowered, select(registered_rules(), PLAIN), cost_model, batch=batch, extractor="greedy")
 
 
 def _module(priced: Priced, solution: Solution, name: str) -> OptimizedModule:
