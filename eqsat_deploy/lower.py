@@ -17,6 +17,7 @@ from eqsat_deploy.language import BATCH, IMPORTERS, Operator, input_, opaque, pa
 from eqsat_deploy.language.operator import Unsupported, interpreted_by
 from eqsat_deploy.language.shapes import MAX_RANK
 
+UNKNOWN = "the shape of what it reads is not known before the model runs"
 IMPURE = frozenset({torch.Tag.nondeterministic_seeded})
 SHAPE_ONLY = frozenset({"new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "full_like"})
 
@@ -25,7 +26,8 @@ SHAPE_ONLY = frozenset({"new_zeros", "new_ones", "new_full", "zeros_like", "ones
 class Term:
     """A lowered tensor: its row, its shape with the batch as `BATCH`, and its dtype.
 
-    `results` marks an opaque call that returns several tensors; such a term has no shape of its own.
+    An opaque call that returns several tensors has no shape of its own, and neither has a tensor whose shape is not
+    known before the model runs; nothing but opaque calls can read them.
     """
 
     row: int
@@ -45,7 +47,7 @@ class Term:
     @property
     def _value(self) -> Tensor:
         if self.meta is None:
-            raise Unsupported("a call that returns several tensors, used as one")
+            raise Unsupported(UNKNOWN)
         return self.meta
 
 
@@ -115,25 +117,20 @@ def lower(captured: Captured) -> Lowered:
     return lowering.lowered
 
 
-class _Lowering:
-    """Visits FX nodes in order and interprets operators as rows."""
+class Rows:
+    """Interprets operators as hash-consed rows of a `Lowered`; `current` is the origin that new rows get."""
 
     def __init__(self, captured: Captured) -> None:
-        self.captured = captured
         self.lowered = Lowered(captured)
         self.seen: dict[tuple[Any, ...], Term] = {}
-        self.values: dict[fx.Node, Any] = {}
-        self.mutates: dict[fx.Node, fx.Node] = {}
         self.current: tuple[str, str] = ("", "")
-        self.symbol = captured.batch_symbol
-
-    # -- operators as rows ---------------------------------------------------------------------------------
 
     def apply(self, operator: Operator, args: tuple[Any, ...]) -> Term:
+        """A row for `operator` on terms and attributes in declaration order; torch's body gives its shape."""
         operands, attributes = operator.split(args)
         metas = [o.meta for o in operands]
         if any(m is None for m in metas):
-            raise Unsupported("a call that returns several tensors, used as one")
+            raise Unsupported(UNKNOWN)
         value = operator.body(*operator.join(tuple(metas), attributes))
         meta = torch.empty(value.shape, dtype=value.dtype, device="meta")
         if meta.dim() > MAX_RANK:
@@ -143,6 +140,7 @@ class _Lowering:
         return self.add(Row(operator, row), meta, not batched and all(o.constant for o in operands))
 
     def add(self, row: Row, meta: Tensor | None, constant: bool) -> Term:
+        """The term of `row`, which is appended unless it is there already."""
         key = (row.operator.name, repr(row.args))
         if key not in self.seen:
             number = len(self.lowered.rows)
@@ -152,6 +150,17 @@ class _Lowering:
             self.lowered.origin[number] = self.current
             self.seen[key] = Term(number, meta, constant)
         return self.seen[key]
+
+
+class _Lowering(Rows):
+    """Visits FX nodes in order and interprets operators as rows."""
+
+    def __init__(self, captured: Captured) -> None:
+        super().__init__(captured)
+        self.captured = captured
+        self.values: dict[fx.Node, Any] = {}
+        self.mutates: dict[fx.Node, fx.Node] = {}
+        self.symbol = captured.batch_symbol
 
     # -- FX nodes ------------------------------------------------------------------------------------------
 
@@ -177,8 +186,8 @@ class _Lowering:
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
             return value
-        meta = self._meta(value)
-        return self.add(Row(input_, (self.captured.inputs.index(node.name),)), meta, constant=False)
+        row = Row(input_, (self.captured.inputs.index(node.name),))
+        return self.add(row, self._known_meta(value), constant=False)
 
     def _parameter(self, name: str, tensor: Tensor) -> Term:
         for number, (_, known) in enumerate(self.lowered.parameters):
@@ -203,10 +212,12 @@ class _Lowering:
         value = node.meta.get("val")
         if node.target is python_operator.getitem:
             return self._getitem(node)
-        if not _has_tensor(value):
-            return self._integer(value)
         args, kwargs = self._argument(node.args), self._argument(node.kwargs)
+        if not _has_tensor(value):
+            return self._integer(node, args, kwargs, value)
         importer = _importer(node)
+        if _has_unknown((args, kwargs)):
+            return self._opaque(node, args, kwargs, value, UNKNOWN)
         if importer is not None:
             try:
                 return self._checked(node, _call_importer(importer, node.target, args, kwargs), value)
@@ -221,10 +232,7 @@ class _Lowering:
         value = self.values[source]  # type: ignore[index]
         if isinstance(value, tuple):
             return value[index]  # type: ignore[index]
-        return self._result(value, index, node.meta["val"])
-
-    def _result(self, call: Term, index: Any, value: Tensor) -> Term:
-        return self.add(Row(result, (call.row, index)), self._meta(value), call.constant)
+        return self.add(Row(result, (value.row, index)), self._known_meta(node.meta["val"]), value.constant)
 
     def _checked(self, node: fx.Node, terms: Any, value: Any) -> Any:
         """What an importer returned, if every result that is read has the shape and dtype that torch reports."""
@@ -233,7 +241,7 @@ class _Lowering:
         for index, term in enumerate(terms if several else (terms,)):
             if index not in read:
                 continue
-            expected = self._meta(value[index] if several else value)
+            expected = self._meta(value[index] if several else value)  # Unsupported where it is not known
             if term is None:
                 raise Unsupported(f"{_name(node)} is left whole: its result {index} is read")
             if tuple(expected.shape) != term.shape or expected.dtype != term.dtype:
@@ -257,19 +265,15 @@ class _Lowering:
         if constant:
             return self._evaluate(node, target, held, operands)
         call = Call(target, held[0], held[1], reason, node.name)
-        if "left whole" in reason:
-            self.lowered.warnings.append(f"{node.name}: {reason}")
+        if "left whole" in reason or (reason == UNKNOWN and "pool" in _packet(target)):
+            self.lowered.warnings.append(f"{node.name} ({_packet(target)}): {reason}")
         same = [i for i, c in enumerate(self.lowered.calls)
                 if (c.target, repr((c.args, c.kwargs))) == (target, repr(held)) and pure]  # fmt: skip
         index = same[0] if same else len(self.lowered.calls)
         if not same:
             self.lowered.calls.append(call)
         row = Row(opaque, (index, tuple(o.row for o in operands)))
-        if isinstance(value, Tensor):
-            return self.add(row, self._meta(value), constant=False)
-        if not isinstance(value, list | tuple):
-            raise CaptureError(f"node {node.name!r} ({node.target}) returns {type(value).__name__}")
-        return self.add(row, None, constant=False)
+        return self.add(row, self._known_meta(value), constant=False)
 
     def _evaluate(self, node: fx.Node, target: Any, held: Any, operands: list[Term]) -> Any:
         """A constant call that no operator models: its value becomes a parameter named after the node."""
@@ -297,6 +301,8 @@ class _Lowering:
 
     def _depends(self, value: Any) -> bool:
         leaves = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(v, torch.SymInt | torch.SymFloat | torch.SymBool) for v in leaves):
+            return True
         return any(isinstance(s, torch.SymInt) for v in leaves if isinstance(v, Tensor) for s in v.shape)
 
     def _mutate(self, node: fx.Node) -> None:
@@ -312,11 +318,15 @@ class _Lowering:
 
     # -- values --------------------------------------------------------------------------------------------
 
-    def _integer(self, value: Any) -> Any:
+    def _integer(self, node: fx.Node, args: Any, kwargs: Any, value: Any) -> Any:
+        """A number: a multiple of the batch as an integer, one not known before the model runs as an opaque call."""
         if isinstance(value, torch.SymInt):
-            return self._size(value)
+            try:
+                return self._size(value)
+            except Unsupported as unsupported:
+                return self._opaque(node, args, kwargs, value, unsupported.reason)
         if isinstance(value, torch.SymFloat | torch.SymBool):
-            raise CaptureError(f"a {type(value).__name__} computed from the batch size is not supported")
+            return self._opaque(node, args, kwargs, value, UNKNOWN)
         return value
 
     def _size(self, size: Any) -> int:
@@ -326,11 +336,15 @@ class _Lowering:
         expression = size.node.expr
         number = expression.subs(self.symbol, BATCH) if self.symbol is not None else expression
         if not number.is_Integer or (expression.free_symbols and expression.subs(self.symbol, 0) != 0):
-            raise CaptureError(
-                f"a dimension of size {expression} is not a multiple of the batch {self.symbol}; fix the batch "
-                "through dynamic_shapes= or keep batch and other axes apart"
-            )
+            raise Unsupported(UNKNOWN)
         return int(number)
+
+    def _known_meta(self, value: Any) -> Tensor | None:
+        """The meta tensor of a tensor whose shape is known; None for anything else."""
+        try:
+            return self._meta(value) if isinstance(value, Tensor) else None
+        except Unsupported:
+            return None
 
     def _meta(self, value: Tensor) -> Tensor:
         return torch.empty([self._size(s) for s in value.shape], dtype=value.dtype, device="meta")
@@ -356,6 +370,12 @@ def _map(value: Any, function: Callable[[Any], Any]) -> Any:
 
 def _has_tensor(value: Any) -> bool:
     return isinstance(value, Tensor) or (isinstance(value, list | tuple) and any(map(_has_tensor, value)))
+
+
+def _has_unknown(arguments: Any) -> bool:
+    found: list[Any] = []
+    _map(arguments, lambda leaf: found.append(leaf) if isinstance(leaf, Term) and leaf.meta is None else None)
+    return bool(found)
 
 
 def _has_batch(held: Any) -> bool:
