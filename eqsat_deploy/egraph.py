@@ -214,6 +214,20 @@ class Frozen:
             for row in table.rows
         ]
 
+    def holds(self, facts: Iterable[str]) -> bool:
+        """Whether the facts, in egglog's words, hold together for some values of their variables.
+
+        Raises:
+            RuleError: a fact is malformed, or has a variable that none of them binds.
+        """
+        try:
+            self.egglog.run_program(*self.egglog.parse_program(f"(check {' '.join(facts)})"))
+        except bindings.EggSmolError as error:
+            if "Check failed" in str(error):
+                return False
+            raise RuleError(str(error)) from error
+        return True
+
     def sorts(self, function: str) -> tuple[str, ...]:
         """Sorts of a function's arguments."""
         return tuple(self._functions[function].input_sorts)
