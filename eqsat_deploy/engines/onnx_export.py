@@ -95,7 +95,7 @@ def export_onnx(
     exported = _export_float(module, batch, opset or OPSET)
     _absorb_weight_transposes(exported)
     _fold_constants(exported.model)
-    _name(exported.model)
+    _name(exported.model, exported.inputs)
     LANES[lane](exported)
     return _serialize(exported)
 
@@ -115,9 +115,10 @@ def nodes_of(layer: str) -> tuple[str, ...]:
 
 @dataclass
 class _Exported:
-    """A float32 ONNX graph with markers, and the quantizers: by marker index, and by initializer name."""
+    """A float32 ONNX graph with markers, its input names, and the quantizers by marker and by initializer."""
 
     model: ir.Model
+    inputs: list[str]
     activations: list[FakeQuantize]
     weights: dict[str, FakeQuantize]
 
@@ -180,7 +181,7 @@ def _export_float(module: fx.GraphModule, batch: Batch, opset: int) -> _Exported
     model.producer_version = None
     for initializer in list(model.graph.initializers.values()):
         initializer.name = str(initializer.name).removeprefix("module.")
-    return _Exported(model, activations, weights)
+    return _Exported(model, [spec.name for spec in signature.inputs], activations, weights)
 
 
 def _reason(error: BaseException) -> str:
@@ -211,10 +212,12 @@ def _replace_quantizers(graph: fx.GraphModule) -> tuple[list[FakeQuantize], dict
     return activations, weights
 
 
-def _name(model: ir.Model) -> None:
+def _name(model: ir.Model, inputs: list[str]) -> None:
     """Names nodes after their graph nodes and the batch size `batch`; drops metadata, which has paths."""
     import onnx_ir as ir
 
+    for value, name in zip(model.graph.inputs, inputs, strict=True):
+        value.name = name  # exporter and optimizer rename an input that is an output, too
     public = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
     counts: dict[str, int] = {}
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
@@ -510,16 +513,16 @@ def _to_half(model: ir.Model) -> None:
     public = {id(value) for value in (*graph.inputs, *graph.outputs)}
     for value in _values(graph):
         if value.dtype == ir.DataType.FLOAT and id(value) not in public:
-            value.dtype = ir.DataType.FLOAT16
+            value.type = ir.TensorType(ir.DataType.FLOAT16)
         if value.is_initializer() and value.const_value is not None:
-            value.const_value = _halved(value.const_value, str(value.name))
+            value.const_value = _halved(value.const_value)
     for node in list(ir.traversal.RecursiveGraphIterator(graph)):
         for name, attribute in list(node.attributes.items()):
             if attribute.type == ir.AttributeType.TENSOR:
-                node.attributes[name] = ir.AttrTensor(name, _halved(attribute.as_tensor(), str(node.name)))
+                node.attributes[name] = ir.AttrTensor(name, _halved(attribute.as_tensor()))
             elif name == "value_float" or name == "value_floats":
                 floats = np.asarray(attribute.value, np.float32)
-                node.attributes["value"] = ir.AttrTensor("value", _halved(ir.Tensor(floats), str(node.name)))
+                node.attributes["value"] = ir.AttrTensor("value", _halved(ir.Tensor(floats)))
                 del node.attributes[name]
             elif name in ("to", "dtype") and attribute.as_int() == int(ir.DataType.FLOAT):
                 node.attributes[name] = ir.AttrInt64(name, int(ir.DataType.FLOAT16))
@@ -552,12 +555,12 @@ def _cast_interface(graph: ir.Graph) -> None:
         wide = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)}, name=f"{value.name}_float")
         wide.outputs[0].name, wide.outputs[0].shape = value.name, value.shape
         wide.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-        value.name, value.dtype = f"{value.name}_half", ir.DataType.FLOAT16
+        value.name, value.type = f"{value.name}_half", ir.TensorType(ir.DataType.FLOAT16)
         graph.append(wide)
         graph.outputs[index] = wide.outputs[0]
 
 
-def _halved(tensor: ir.TensorProtocol, name: str) -> ir.TensorProtocol:
+def _halved(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """`tensor` in FP16 if it is float32; finite values beyond the FP16 range (masks) become its greatest."""
     import onnx_ir as ir
 
