@@ -21,6 +21,7 @@ from torch.export import Dim, ExportedProgram, export
 
 from eqsat_deploy.attention import keep_attention_whole
 from eqsat_deploy.errors import CaptureError, InputError
+from eqsat_deploy.placement import InputSpec
 
 BATCH_DIMENSION = Dim("batch")
 FUNCTIONAL_IN_PLACE = frozenset({"relu_", "relu6_", "hardtanh_", "silu_", "hardswish_", "hardsigmoid_", "sigmoid_",
@@ -45,6 +46,7 @@ class Captured:
     constants: dict[str, tuple[str, Tensor]]
     inputs: tuple[str, ...]
     batch_axes: tuple[int | None, ...]
+    input_specs: tuple[InputSpec | None, ...]
     arguments: tuple[tuple[str, tuple[tuple[Any, ...], ...]], ...]
     example: tuple[tuple[Any, ...], dict[str, Any]]
     out_spec: pytree.TreeSpec
@@ -211,16 +213,16 @@ def _captured(
     values = {**program.state_dict, **program.constants}
     constants = {k: (name, values[name].detach()) for k, name in names.items()}
     inputs = tuple(n.name for n in program.graph.nodes if n.op == "placeholder" and n.name not in constants)
-    symbols = _batch_symbols(program.graph, inputs)
     return Captured(
         graph=program.graph,
         constants=constants,
         inputs=inputs,
         batch_axes=_batch_axes(program.graph, inputs),
+        input_specs=_input_specs(program.graph, inputs),
         arguments=_arguments(module, args, kwargs),
         example=(tuple(args), dict(kwargs)),
         out_spec=program.call_spec.out_spec,
-        batch_symbol=next(iter(symbols), None),
+        batch_symbol=_batch_symbol(program.graph, inputs),
         module=module,
     )
 
@@ -251,20 +253,28 @@ def _batch_axes(graph: fx.Graph, inputs: tuple[str, ...]) -> tuple[int | None, .
     return tuple(axes.values())
 
 
+def _input_specs(graph: fx.Graph, inputs: tuple[str, ...]) -> tuple[InputSpec | None, ...]:
+    specs: dict[str, InputSpec | None] = dict.fromkeys(inputs)
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        if node.op == "placeholder" and node.name in specs and isinstance(value, Tensor):
+            shape = tuple(None if isinstance(size, torch.SymInt) else int(size) for size in value.shape)
+            specs[node.name] = InputSpec(node.name, shape, value.dtype)
+    return tuple(specs.values())
+
+
 def _key(entry: Any) -> Any:
     return entry.idx if isinstance(entry, pytree.SequenceKey) else getattr(entry, "key", None) or entry.name
 
 
-def _batch_symbols(graph: fx.Graph, inputs: tuple[str, ...]) -> list[Any]:
-    found: dict[Any, None] = {}
-    for node in graph.nodes:
-        if node.op == "placeholder" and node.name in inputs and isinstance(node.meta.get("val"), Tensor):
-            for size in node.meta["val"].shape:
-                if isinstance(size, torch.SymInt):
-                    found |= dict.fromkeys(size.node.expr.free_symbols)
-    if len(found) > 1:
-        raise CaptureError(
-            f"the model has {len(found)} independent dynamic dimensions ({', '.join(map(str, found))}); only one, "
-            "the batch, may vary. Fix the others through dynamic_shapes=."
-        )
-    return list(found)
+def _batch_symbol(graph: fx.Graph, inputs: tuple[str, ...]) -> Any:
+    """The symbol of the first axis 0 that may vary, else of any axis that may; None where all is fixed."""
+    sizes = [
+        (position, size)
+        for node in graph.nodes
+        if node.op == "placeholder" and node.name in inputs and isinstance(node.meta.get("val"), Tensor)
+        for position, size in enumerate(node.meta["val"].shape)
+        if isinstance(size, torch.SymInt)
+    ]
+    ordered = sorted(sizes, key=lambda pair: pair[0])
+    return next((symbol for _, size in ordered for symbol in size.node.expr.free_symbols), None)

@@ -16,9 +16,10 @@ from eqsat_deploy.language import OPERATORS, Operator, decode
 from eqsat_deploy.lower import Lowered, Term
 from eqsat_deploy.saturate import Saturation
 
-CONCAT = "concat"
+CONCAT = "concat_all"
 QUANTIZE = "quantize"
 CONSTANT = "constant"
+UNKNOWN_SHAPE = frozenset({"opaque", "result", "input"})
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ class _Freezer:
                 self.space.nodes.append((self.number(out), node))
         sorts = self.frozen.sorts("ConcatAll")
         for values, out in self.frozen.rows("ConcatAll"):
-            self._choose(self.number(out), ENode(OPERATORS[CONCAT], CONCAT, self._args(sorts, values)))
+            self._choose(self.number(out), ENode(OPERATORS["concat"], CONCAT, self._args(sorts, values)))
 
     def _choose(self, number: int, node: ENode) -> None:
         if not self.space.classes[number].constant and number not in node.children:
@@ -213,6 +214,8 @@ class _Freezer:
                 classes[number].dtype = classes[number].dtype or self._dtype_of(node)
                 if classes[number].dtype is None:
                     left.append((number, node))
+            if len(left) == len(pending) and all(n.kind in UNKNOWN_SHAPE for _, n in left):
+                return
             if len(left) == len(pending):
                 raise EqsatError(f"no dtype follows for e-node {left[0][1]}")
             pending = left
@@ -224,6 +227,8 @@ class _Freezer:
             return torch.float64
         if node.kind == "zeros":
             return torch.float32
+        if node.kind in UNKNOWN_SHAPE:
+            return None
         operands = [self.space.classes[o] for o in node.operands[:: -1 if node.kind == "embedding" else 1]]
         ranked = [o for o in operands if o.shape] or operands
         return ranked[0].dtype
@@ -237,7 +242,7 @@ class _Freezer:
         for (anchor, epilogue), out in self.frozen.rows("Run"):
             runs[out].append((anchor, epilogue))
         for number, node in list(self.space.nodes):
-            if node.kind == CONCAT:
+            if node.kind == "concat":  # the kernels are the chains
                 continue
             self._choose(number, node)
         for out, kernels in runs.items():

@@ -14,8 +14,9 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from eqsat_deploy.capture import capture
+from eqsat_deploy.conversions import exact_anchor, prefer_converted
 from eqsat_deploy.errors import ExtractionError, RuleError, UnknownNameError
-from eqsat_deploy.freeze import CONCAT, ENode, Space, freeze
+from eqsat_deploy.freeze import ENode, Space, freeze
 from eqsat_deploy.inputs import example_arguments
 from eqsat_deploy.lower import Lowered, lower
 from eqsat_deploy.module import OptimizedModule, Plain
@@ -59,8 +60,9 @@ def optimize(
         model: in eval mode; one in training mode is optimized as in eval mode, with a warning, and left as it is.
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; inferred when missing.
         cost: name of a cost model, or one; `auto` is that of the engine this machine would build.
-        rules: `conversions` for the founding conversions alone, else names of families or rules, or rule objects;
-            all rules when missing. The target's kernels and quantization are always among them.
+        rules: `conversions` for the founding conversions alone, applied wherever they match, whatever they cost;
+            else names of families or rules, or rule objects; all rules when missing. The target's kernels and
+            quantization are always among them.
         extractor: name of an extractor; `time_limit` (seconds) and `work_limit` bound it.
         budget: limits on saturation.
         batch: the batch size that kernels are priced at.
@@ -95,6 +97,8 @@ def optimize(
         space = freeze(lowered, saturation)
     with stages("price"):
         priced = price(space, cost_model, batch=batch)
+        if rules == "conversions":
+            priced = prefer_converted(priced, CONVERSIONS)
     with stages("extract"):
         solution = _extract(priced, extractor, time_limit, work_limit, seed)
     with stages("rebuild"):
@@ -292,10 +296,7 @@ def _rule_uses(space: Space, solution: Solution) -> list[RuleUse]:
     for number, node in chosen:
         own = space.classes[number].quantized_of
         final = number if own is None else own
-        operands = (space.classes[o].quantized_of if space.classes[o].quantized_of is not None else o
-                    for o in node.operands)  # fmt: skip
-        exact = ENode(node.operator, node.kind, node.operator.join(tuple(operands), node.attributes)) if (
-            node.operator is not None and node.kind not in (CONCAT, "opaque")) else node  # fmt: skip
+        exact = exact_anchor(space, node)
         anchor = plain.get((exact.operator, exact.args), final)
         reached |= {final, anchor}
         if (anchor, exact) not in space.original:

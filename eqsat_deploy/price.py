@@ -17,7 +17,7 @@ from eqsat_extraction.kernel import CostModel, Epilogue, Kernel, TensorSpec
 
 FREE = frozenset({"input", "parameter", CONSTANT, "result", "scalar", "zeros"})
 NAMES = {"self_attention": "multihead_attention", "masked_attention": "attention", "causal_attention": "attention",
-         "slice_": "slice"}  # fmt: skip
+         CONCAT: "concat"}  # fmt: skip
 
 
 # Among forms that a cost model cannot tell apart, the one with fewer steps: a folded bias before an added one.

@@ -111,9 +111,9 @@ class _Rebuilder:
                 shape = known.shape or ()
                 proxy.rank = len(shape)
                 self.values[self.space.row_class[row]] = proxy
-                specs.append(InputSpec(
-                    leaf, tuple(None if d % BATCH == 0 else d for d in shape), known.dtype or torch.float32
-                ))  # fmt: skip
+                spec = captured.input_specs[index]
+                assert spec is not None
+                specs.append(spec)
                 if self.size is None and any(d == BATCH for d in shape):
                     self.batched = (proxy, shape.index(BATCH))
         return tuple(specs)

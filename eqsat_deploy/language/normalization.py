@@ -29,15 +29,25 @@ def _per_element(cost: float) -> Any:
     return flops
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalization of axis 1 of a tensor of any rank."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
 def _batch_norm_module(w: Tensor, b: Tensor, mean: Tensor, variance: Tensor, eps: float) -> nn.Module:
-    module = nn.BatchNorm2d(w.numel(), eps=eps, device="meta").eval()
+    module = BatchNorm(w.numel(), eps=eps, device="meta").eval()
     module.weight, module.bias = nn.Parameter(w), nn.Parameter(b)
     module.running_mean, module.running_var = mean, variance
     module.num_batches_tracked = torch.zeros((), dtype=torch.long)
     return module
 
 
-@operator(shape=lambda x, w, b, mean, variance, eps: x, flops=_per_element(2), epilogue=True)
+@operator(
+    shape=lambda x, w, b, mean, variance, eps: x, flops=_per_element(2), epilogue=True,
+    module=_batch_norm_module,
+)  # fmt: skip
 def batch_norm(x: Tensor, w: Tensor, b: Tensor, mean: Tensor, variance: Tensor, eps: float) -> Tensor:
     """Normalization of axis 1 by stored statistics, each (channels)."""
     return F.batch_norm(x, mean, variance, w, b, False, 0.0, eps)

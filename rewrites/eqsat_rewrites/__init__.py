@@ -10,6 +10,7 @@ FAMILIES = (
     "linear_to_convolution",
     "identity_pool",
     "attention",
+    "scaled_dot_product",
     "folding",
     "movement",
     "kernels",

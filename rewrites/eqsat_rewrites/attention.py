@@ -1,19 +1,7 @@
 """Multi-head attention and its parts."""
 
-from eqsat_deploy.language import (
-    attention,
-    dims,
-    linear,
-    packed_attention,
-    permute,
-    power,
-    reshape,
-    self_attention,
-    slice_,
-)  # fmt: skip
+from eqsat_deploy.language import linear, packed_attention, self_attention
 from eqsat_deploy.rules import Equation, Term, integer, rule
-
-HEADS_FIRST = (0, 1, 2, 3, 5, 4, 6)
 
 
 @rule("real", x="n s d", in_w="3*d d", in_b="3*d", out_w="d d", out_b="d", d=(4, 8), heads=integer(1, 2, 4))
@@ -25,15 +13,3 @@ def self_attention_in_three_parts(
     return self_attention(x, in_w, in_b, out_w, out_b, heads), linear(
         packed_attention(packed, heads), out_w, out_b
     )
-
-
-@rule("real", qkv="n s 3*d", d=(4, 8), heads=integer(1, 2, 4))
-def packed_attention_as_scaled_dot_product(qkv: Term, heads: Term, n: Term, s: Term, d: Term) -> Equation:
-    """Packed attention slices queries, keys and values apart and attends per head (Vaswani et al. 2017, 3.2.2)."""
-
-    def part(index: Term) -> Term:
-        cut = slice_(qkv, 6, index * d, (index + 1) * d, 1)
-        return permute(reshape(cut, dims(n, s, heads, d // heads)), HEADS_FIRST)
-
-    attended = attention(part(0), part(1), part(2), power(d // heads, -0.5))
-    return packed_attention(qkv, heads), reshape(permute(attended, HEADS_FIRST), dims(n, s, d))
