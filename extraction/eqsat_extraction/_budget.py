@@ -13,7 +13,7 @@ class Budget:
     that is limited by work alone is the same on every machine.
     """
 
-    def __init__(self, seconds: float | None, work: float | None) -> None:
+    def __init__(self, seconds: float | None = None, work: float | None = None) -> None:
         self.start = monotonic()
         self.deadline = inf if seconds is None else self.start + seconds
         self.work = inf if work is None else float(work)
@@ -36,3 +36,7 @@ class Budget:
     def charge(self, units: float) -> None:
         """Count work."""
         self.work -= units
+
+    def share(self, fraction: float, work: float = inf) -> Budget:
+        """A budget of a fraction of what is left, and at most `work` units; charge what it used to this one."""
+        return Budget(None if self.left == inf else self.left * fraction, min(self.work * fraction, work))

@@ -14,7 +14,7 @@ import numpy as np
 from ._budget import Budget
 from ._graph import heap_pop, heap_push, invert
 from ._jit import jit
-from .egraph import Floats, Ints, Offsets
+from .egraph import Floats, Ints, Mask, Offsets
 from .problem import Problem
 
 
@@ -47,7 +47,15 @@ def landmark_bound(problem: Problem, budget: Budget, *, tie_seed: int = 0) -> La
     sizes = [np.zeros(1, dtype=np.int64)]
     while not budget.spent:
         raised, done, work, cut_sizes, cut = raise_bound(
-            problem.head, reduced, problem.ptr, problem.child, problem.n_classes, rank, *state, 2_000_000
+            problem.head,
+            reduced,
+            problem.ptr,
+            problem.child,
+            problem.n_classes,
+            rank,
+            *state,
+            2_000_000,
+            np.inf,
         )
         bound += raised
         budget.charge(work / 1000)
@@ -56,7 +64,10 @@ def landmark_bound(problem: Problem, budget: Budget, *, tie_seed: int = 0) -> La
         if done:
             break
     return LandmarkBound(
-        bound, reduced, np.cumsum(np.concatenate(sizes)), np.concatenate([np.empty(0, dtype=np.int32), *pieces])
+        bound,
+        reduced,
+        np.cumsum(np.concatenate(sizes)),
+        np.concatenate([np.empty(0, dtype=np.int32), *pieces]),
     )
 
 
@@ -109,8 +120,11 @@ def raise_bound(
     reader_ptr: Offsets,
     reader: Ints,
     work_limit: int,
+    enough: float,
 ) -> tuple[float, bool, int, Offsets, Ints]:
-    """Cuts until the root's value is zero or the work is done; updates `reduced`, `value` and `waits_for`.
+    """Cuts until the root's value is zero, the bound has risen `enough`, or the work is done.
+
+    Updates `reduced`, `value` and `waits_for`.
 
     Values only fall as costs fall, so they are updated from the cut's e-nodes onwards (Pommerening and
     Helmert, ICAPS 2013). Returns what the bound rose by, whether the root is at zero, the work, and the cuts.
@@ -133,7 +147,8 @@ def raise_bound(
             n_leaves += 1
     scale = 0.0
     for i in range(len(reduced)):
-        scale = max(scale, reduced[i])
+        if reduced[i] < np.inf:
+            scale = max(scale, reduced[i])
     tiny = 1e-13 * max(scale, value[root])
     keys = np.empty(n_classes, dtype=np.float64)
     items = np.empty(n_classes, dtype=np.int32)
@@ -145,7 +160,7 @@ def raise_bound(
     cuts = np.empty(1024, dtype=np.int32)
     n_cuts, used, work = 0, 0, 0
     raised = 0.0
-    while value[root] > tiny and work < work_limit:
+    while value[root] > tiny and work < work_limit and raised < enough:
         n_seen = 0
         zone[root] = 1
         seen[n_seen] = root
@@ -250,3 +265,90 @@ def raise_bound(
                     value[head[i]] = reduced[i] + value[w]
                     size = heap_push(keys, items, where, size, head[i], value[head[i]])
     return raised, value[root] <= tiny, work, sizes[:n_cuts].copy(), cuts[:used].copy()
+
+
+def probe(problem: Problem, price: Floats, threshold: float, budget: Budget) -> tuple[Mask, Mask]:
+    """E-nodes (n,) that may be in, and e-classes (n_classes,) that may be out of, a solution priced at most so.
+
+    `price` (n,) prices solutions against some bound, `threshold` is the most that a better solution can pay.
+    Every e-node in turn is made compulsory, and every e-class in turn is forbidden, and LM-cut on the prices
+    says what is then paid at least. Stops early, with the rest unprobed, when the budget is spent.
+    """
+    allowed = np.ones(problem.n_nodes, dtype=bool)
+    optional = np.ones(problem.n_classes, dtype=bool)
+    optional[problem.root] = False
+    step = max(1, 2_000_000 // max(1, len(problem.child)))
+    for first in range(0, problem.n_nodes - 1 + problem.n_classes - 1, step):
+        if budget.spent:
+            break
+        work = _probe(
+            problem.head,
+            price,
+            problem.ptr,
+            problem.child,
+            problem.n_classes,
+            threshold,
+            first,
+            first + step,
+            allowed,
+            optional,
+        )
+        budget.charge(work / 1000)
+    return allowed, optional
+
+
+@jit
+def _probe(
+    head: Ints,
+    price: Floats,
+    ptr: Offsets,
+    child: Ints,
+    n_classes: int,
+    threshold: float,
+    first: int,
+    last: int,
+    allowed: Mask,
+    optional: Mask,
+) -> int:
+    """Probe numbers [first, last): e-nodes, then e-classes. Updates the masks; returns the work."""
+    n = len(head)
+    rank = np.arange(n_classes).astype(np.int32)
+    longer_ptr = ptr.copy()
+    longer_ptr[n] += 1
+    longer = np.append(child, np.int32(0))
+    prices = price.copy()
+    work = 0
+    for number in range(first, min(last, n - 1 + n_classes - 1)):
+        if number < n - 1:
+            c = head[number]
+            if not allowed[number]:
+                continue
+            longer[-1] = c
+            for i in range(n):
+                prices[i] = np.inf if not allowed[i] or (head[i] == c and i != number) else price[i]
+            value, waits_for, reader_ptr, reader = start(head, prices, longer_ptr, longer, n_classes, rank)
+            raised = value[n_classes - 1]
+            if raised <= threshold:
+                raised, _, spent, _, _ = raise_bound(
+                    head, prices, longer_ptr, longer, n_classes, rank, value, waits_for, reader_ptr, reader,
+                    1_000_000, threshold * (1 + 1e-9),
+                )  # fmt: skip
+                work += spent
+            if raised > threshold:
+                allowed[number] = False
+        else:
+            c = np.int32(number - (n - 1))
+            for i in range(n):
+                prices[i] = np.inf if not allowed[i] or head[i] == c else price[i]
+            value, waits_for, reader_ptr, reader = start(head, prices, ptr, child, n_classes, rank)
+            raised = value[n_classes - 1]
+            if raised <= threshold:
+                raised, _, spent, _, _ = raise_bound(
+                    head, prices, ptr, child, n_classes, rank, value, waits_for, reader_ptr, reader,
+                    1_000_000, threshold * (1 + 1e-9),
+                )  # fmt: skip
+                work += spent
+            if raised > threshold:
+                optional[c] = False
+        work += 2 * len(child) + n
+    return work

@@ -206,9 +206,7 @@ def forward(
 
 
 @jit
-def undominated(
-    head: Ints, cost: Floats, ptr: Offsets, child: Ints, n_classes: int, closure: Bits
-) -> Mask:
+def undominated(head: Ints, cost: Floats, ptr: Offsets, child: Ints, n_classes: int, closure: Bits) -> Mask:
     """Which e-nodes no other of their e-class replaces at no greater cost, reading nothing new.
 
     "Nothing new" is a subset of the children or, with a `closure` (n_classes, words), of everything that the
@@ -234,17 +232,14 @@ def undominated(
             else:
                 for k in range(ptr[i], ptr[i + 1]):
                     stamp[child[k]] = i
-            for l in range(class_ptr[c], class_ptr[c + 1]):
-                other = class_node[l]
+            for q in range(class_ptr[c], class_ptr[c + 1]):
+                other = class_node[q]
                 if other == i or not keep[other] or cost[other] > cost[i]:
                     continue
                 inside = True
                 for k in range(ptr[other], ptr[other + 1]):
                     d = child[k]
-                    if words:
-                        inside = ((union[d >> 6] >> np.uint64(d & 63)) & one) == one
-                    else:
-                        inside = stamp[d] == i
+                    inside = (union[d >> 6] >> np.uint64(d & 63)) & one == one if words else stamp[d] == i
                     if not inside:
                         break
                 if inside:

@@ -10,7 +10,6 @@ from ._graph import derivable, joined, keep_rows, unique_children, usable
 from .egraph import EGraph, Floats, Ints, Mask, Offsets
 from .errors import InfeasibleError
 
-
 _NONE = np.empty(0, dtype=np.int32)
 
 
@@ -112,6 +111,15 @@ def restrict(problem: Problem, keep: Mask) -> Problem:
     )
 
 
+def require(problem: Problem, classes: Ints) -> Problem:
+    """The problem whose root also reads these e-classes."""
+    first = problem.ptr[-2]
+    row = np.union1d(problem.child[first:], classes).astype(np.int32)
+    ptr = problem.ptr.copy()
+    ptr[-1] = first + len(row)
+    return replace(problem, ptr=ptr, child=np.concatenate((problem.child[:first], row)))
+
+
 def split(problem: Problem) -> list[Problem]:
     """Independent problems, one per part that only the root's e-node holds together; offsets 0, none decided.
 
@@ -144,7 +152,9 @@ def _part(problem: Problem, nodes: Ints, roots: Ints) -> Problem:
         ptr=np.concatenate(([0], np.cumsum(np.append(sizes, len(roots))))).astype(np.int64),
         child=np.searchsorted(classes, np.concatenate((child, roots))).astype(np.int32),
         n_classes=len(classes) + 1,
-        part_ptr=np.concatenate(([0], np.cumsum(np.append(np.diff(problem.part_ptr)[nodes], 0)))).astype(np.int64),
+        part_ptr=np.concatenate(([0], np.cumsum(np.append(np.diff(problem.part_ptr)[nodes], 0)))).astype(
+            np.int64
+        ),
         part=problem.part[_spans(problem.part_ptr, nodes)],
         part_class=problem.part_class,
         decided=_NONE,
@@ -155,4 +165,5 @@ def _spans(ptr: Offsets, rows: Ints) -> Offsets:
     """The positions of these rows' entries, row after row."""
     sizes = np.diff(ptr)[rows]
     ends = np.cumsum(sizes)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(ptr[:-1][rows] - (ends - sizes), sizes)
+    starts: Offsets = np.repeat(ptr[:-1][rows] - (ends - sizes), sizes)
+    return starts + np.arange(len(starts))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -24,19 +24,19 @@ class Relaxation:
     """
 
     def __init__(self, problem: Problem, scale: float = 1.0) -> None:
-        import highspy
+        from highspy import Highs
 
         self.problem = problem
         self.scale = scale
         self.rows = 0
         self.reader_ptr, self.reader = invert(problem.ptr, problem.child, problem.n_classes)
-        order = np.argsort(problem.head, kind="stable")
+        order = np.argsort(problem.head, kind="stable").astype(np.int32)
         self.members = np.split(order, np.cumsum(np.bincount(problem.head, minlength=problem.n_classes))[:-1])
         self.keys: set[bytes] = set()
         self.x = np.zeros(problem.n_nodes)
         self.duals = np.zeros(problem.n_nodes)
         self.value = 0.0
-        self.highs: Any = highspy.Highs()
+        self.highs: Any = cast(Any, Highs)()
         for option, setting in (("output_flag", False), ("threads", 1), ("random_seed", 0)):
             self.highs.setOptionValue(option, setting)
         lower = np.zeros(problem.n_nodes)
@@ -74,7 +74,9 @@ class Relaxation:
         if rows:
             sizes = np.cumsum([0] + [len(index) for index, _ in rows])
             self._add_rows(
-                sizes, np.concatenate([index for index, _ in rows]), np.concatenate([value for _, value in rows])
+                sizes,
+                np.concatenate([index for index, _ in rows]),
+                np.concatenate([value for _, value in rows]),
             )
         return len(rows)
 
@@ -138,7 +140,7 @@ def _by_column(matrix: Any) -> bool:
 
 def _read_rows(problem: Problem, members: list[Ints]) -> tuple[Offsets, Ints, Floats]:
     """One row per pair (e-class, child e-class): the child's e-nodes less the e-nodes that read it."""
-    reader = np.repeat(np.arange(problem.n_nodes, dtype=np.int64), np.diff(problem.ptr))
+    reader = np.repeat(np.arange(problem.n_nodes, dtype=np.int32), np.diff(problem.ptr))
     pair = problem.head[reader].astype(np.int64) * problem.n_classes + problem.child
     order = np.argsort(pair, kind="stable")
     starts = np.flatnonzero(np.diff(pair[order], prepend=-1))

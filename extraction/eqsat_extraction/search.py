@@ -1,4 +1,4 @@
-"""The portfolio: reduce, bound from both sides, remove what the bounds exclude, and begin again."""
+"""The portfolio: reduce, bound from both sides, exclude what the bounds forbid, begin again; then branch."""
 
 from __future__ import annotations
 
@@ -10,31 +10,71 @@ import numpy as np
 
 from ._budget import Budget
 from ._graph import detours, usable
-from .egraph import Floats, Ints, Mask
+from .egraph import Floats, Ints
 from .greedy import greedy_choice, tree_choice
-from .lmcut import LandmarkBound, landmark_bound
+from .lmcut import LandmarkBound, landmark_bound, probe
+from .local import improve
 from .mip import branch_and_cut, repair
 from .presolve import presolve
-from .problem import Problem, restrict, split
+from .problem import Problem, require, restrict, split
 from .relaxation import Relaxation
 from .treewidth import eliminate
 
-RESTART = 0.8
+RESTART = 0.85
 """Begin again when at most this share of the e-nodes is left."""
+CANDIDATES = 10
+"""E-nodes that are tried before one is branched on."""
+LARGE = 20_000
+"""E-nodes from which on local search comes before the linear relaxation."""
 
 
 @dataclass(frozen=True, eq=False)
 class Progress:
-    """Something better is known: original e-nodes (spares included) of the best solution, or None where it is
-    unchanged, its cost, and a lower bound. Both include the problem's offset."""
+    """Something better is known: a cost, a lower bound, and who found it. Both include the problem's offset.
+
+    `picked` are the original e-nodes (spares included) of the solution, or None where it is the one before.
+    """
 
     picked: Ints | None
     cost: float
     bound: float
 
 
+@dataclass(eq=False)
+class _State:
+    """The best solution of a search, in original e-nodes, and its bounds; `fresh` until it is reported."""
+
+    upper: float
+    lower: float = 0.0
+    picked: Ints | None = None
+    fresh: bool = False
+
+    def offer(self, problem: Problem, choice: Ints, cost: float) -> None:
+        """Take over a choice of a problem, at a cost without its offset, if it is better."""
+        if cost + problem.offset < self.upper:
+            self.upper = cost + problem.offset
+            self.picked = problem.picked(choice)
+            self.fresh = True
+
+    def report(self) -> Progress:
+        """What is known now."""
+        picked = self.picked if self.fresh else None
+        self.fresh = False
+        return Progress(picked, self.upper, min(self.lower, self.upper))
+
+
+@dataclass(frozen=True, eq=False)
+class _Node:
+    """What is left of a problem after reductions: its bound, landmarks and, unless out of budget, relaxation."""
+
+    problem: Problem
+    bound: float
+    marks: LandmarkBound
+    relaxation: Relaxation | None
+
+
 def granule(costs: Floats) -> float:
-    """The largest step of which all finite costs are multiples, among 10^-k times an integer; 0 if there is none.
+    """The largest step of which all finite costs are multiples, 10^-k times an integer; 0 if there is none.
 
     The cost of every solution is then a multiple too, which lifts bounds to the next one.
     """
@@ -42,36 +82,53 @@ def granule(costs: Floats) -> float:
     for digits in range(7):
         scaled = finite * 10.0**digits
         whole = np.rint(scaled)
-        if scaled.size and scaled[-1] < 2**40 and np.all(np.abs(scaled - whole) <= 1e-9 * np.maximum(1.0, whole)):
+        if np.all(np.abs(scaled - whole) <= 1e-9 * np.maximum(1.0, whole)) and np.all(scaled < 2**40):
             return float(np.gcd.reduce(whole.astype(np.int64))) / 10.0**digits
     return 0.0
 
 
 class Search:
-    """One run of the portfolio under one budget; `granule` is the step of its costs, or 0."""
+    """One run of the portfolio under one budget; `step` is the granule of its costs, or 0."""
 
     def __init__(self, budget: Budget, step: float, seed: int) -> None:
         self.budget = budget
         self.step = step
         self.seed = seed
 
-    def solve(self, problem: Problem, upper: float = inf, depth: int = 0) -> Iterator[Progress]:
+    def solve(self, problem: Problem, upper: float = inf, *, thorough: bool = True) -> Iterator[Progress]:
         """Progress on solutions cheaper than `upper`; finished when the last bound reaches the last cost.
 
-        Without such a solution the last cost is `upper`.
+        Where there is no such solution the last cost is `upper`. The first progress has a solution if `upper`
+        is infinite. `thorough` searches try everything; others reduce and branch.
         """
         problem = presolve(problem)
         parts = split(problem)
         if len(parts) > 1:
-            yield from self._solve_parts(problem, parts, upper, depth)
+            yield from self._solve_parts(problem, parts, upper, thorough)
         else:
-            yield from self._solve_one(problem, upper, depth)
+            yield from self._solve_one(problem, upper, thorough)
+
+    def local(self, problem: Problem) -> Iterator[Progress]:
+        """Large-neighbourhood search alone; its bound is the problem's offset."""
+        problem = presolve(problem)
+        state = _State(inf, problem.offset)
+        state.offer(problem, *greedy_choice(problem))
+        yield state.report()
+        yield from self._improve(problem, state, 1.0)
+
+    def integer_program(self, problem: Problem) -> Iterator[Progress]:
+        """Reductions, relaxation and branch and cut on HiGHS alone."""
+        problem = presolve(problem)
+        state = _State(inf, problem.offset)
+        state.offer(problem, *greedy_choice(problem))
+        yield state.report()
+        yield from self._exact(problem, state)
 
     def _solve_parts(
-        self, whole: Problem, parts: list[Problem], upper: float, depth: int
+        self, whole: Problem, parts: list[Problem], upper: float, thorough: bool
     ) -> Iterator[Progress]:
         """Independent parts, each to its first solution, then each to its end, small ones first."""
-        runs = [self.solve(part, inf, depth) for part in parts]
+        runs = [self.solve(part, thorough=thorough) for part in parts]
         states = [next(run) for run in runs]
         picked = [state.picked for state in states]
         order = sorted(range(len(parts)), key=lambda k: (parts[k].n_nodes, k))
@@ -84,129 +141,217 @@ class Search:
                 bound = whole.offset + sum(state.bound for state in states)
                 if cost < upper:
                     upper = cost
-                    yield Progress(
-                        np.concatenate([whole.decided, *(p for p in picked if p is not None)]), cost, bound
-                    )
+                    nodes = np.concatenate([whole.decided, *(p for p in picked if p is not None)])
+                    yield Progress(nodes, cost, min(bound, cost))
                 else:
                     yield Progress(None, upper, min(bound, upper))
 
-    def _solve_one(self, problem: Problem, upper: float, depth: int) -> Iterator[Progress]:
-        if problem.n_nodes == 1:
-            cost = problem.offset
-            yield Progress(problem.decided if cost < upper else None, min(cost, upper), min(cost, upper))
-            return
-        lower = problem.offset
-        marks: LandmarkBound | None = None
+    def _solve_one(self, problem: Problem, upper: float, thorough: bool) -> Iterator[Progress]:
+        state = _State(upper, problem.offset)
         for choice, cost in (greedy_choice(problem), tree_choice(problem)):
-            if cost + problem.offset < upper:
-                upper = cost + problem.offset
-                yield Progress(problem.picked(choice), upper, lower)
-        price = np.zeros(0)
-        for tie_seed in range(3):
-            found = landmark_bound(problem, self.budget, tie_seed=tie_seed)
-            if marks is None or found.bound > marks.bound:
-                marks, price = found, found.reduced
-            lower = max(lower, self._lift(marks.bound + problem.offset))
-            if self._closed(lower, upper):
-                yield Progress(None, upper, upper)
-                return
-        assert marks is not None
-        yield Progress(None, upper, lower)
-        keep = self._excluded(problem, marks.bound, price, upper)
-        if keep.sum() <= RESTART * problem.n_nodes or not keep[-1]:
-            yield from self._restart(problem, keep, lower, upper, depth)
+            state.offer(problem, choice, cost)
+        yield state.report()
+        if thorough and problem.n_nodes > LARGE:
+            yield from self._improve(problem, state, 0.3)
+        node = self._reduce(problem, state, thorough)
+        if node is None:
+            state.lower = state.upper
+            yield state.report()
             return
-        exact = eliminate(problem)
-        if exact is not None:
-            choice_or_none, cost = exact
-            lower = max(lower, self._lift(cost + problem.offset))
-            if choice_or_none is not None and cost + problem.offset < upper:
-                upper = cost + problem.offset
-                yield Progress(problem.picked(choice_or_none), upper, min(lower, upper))
-            if self._closed(lower, upper):
-                yield Progress(None, upper, upper)
-                return
-        yield from self._relax(problem, marks, lower, upper, depth)
+        state.lower = max(state.lower, node.bound)
+        yield state.report()
+        if thorough:
+            if node.relaxation is not None:
+                yield from self._cores(node, state)
+            yield from self._branch(node, state, self.budget.share(0.6))
+            if not self._closed(state) and not self.budget.spent:
+                yield from self._improve(problem, state, 0.2)
+                yield from self._exact(problem, state)
+        else:
+            yield from self._branch(node, state, self.budget)
 
-    def _relax(
-        self, problem: Problem, marks: LandmarkBound, lower: float, upper: float, depth: int
-    ) -> Iterator[Progress]:
-        """Relaxation with cuts; restarts when it excludes much, else cores, else branch and cut."""
-        relaxation = Relaxation(problem, 1.0 / self.step if self.step else 1000.0 / upper)
-        cuts = len(marks.cut_ptr) - 1
-        relaxation.add_cuts(np.full(cuts, problem.root, dtype=np.int32), marks.cut_ptr, marks.cut)
-        recent = [-inf] * 5
-        tried = 0
-        while not self.budget.spent and relaxation.solve(self.budget):
-            choice, cost = repair(relaxation, relaxation.x)
-            if cost + problem.offset < upper:
-                upper = cost + problem.offset
-                yield Progress(problem.picked(choice), upper, lower)
-            lower = max(lower, self._lift(relaxation.value + problem.offset))
-            if self._closed(lower, upper):
-                yield Progress(None, upper, upper)
-                return
-            yield Progress(None, upper, lower)
-            keep = self._excluded(problem, relaxation.value, relaxation.duals, upper)
-            if keep.sum() <= RESTART * problem.n_nodes:
-                yield from self._restart(problem, keep, lower, upper, depth)
-                return
-            fresh = relaxation.tighten(self.budget)
-            gap = upper - problem.offset - relaxation.value
-            recent = [*recent[1:], relaxation.value]
-            if not fresh or recent[-1] - recent[0] < 0.02 * gap:
+    def _reduce(self, problem: Problem, state: _State, thorough: bool) -> _Node | None:
+        """What remains to be decided about solutions cheaper than the best one; None when nothing does."""
+        while True:
+            problem = presolve(problem)
+            if problem.n_nodes == 1:
+                state.offer(problem, np.zeros(1, dtype=np.int32), 0.0)
+                return None
+            state.offer(problem, *greedy_choice(problem))
+            marks = landmark_bound(problem, self.budget)
+            for tie_seed in (1, 2) if thorough else ():
+                if not self._excludes(marks.bound + problem.offset, state):
+                    other = landmark_bound(problem, self.budget, tie_seed=tie_seed)
+                    marks = other if other.bound > marks.bound else marks
+            bound = self._lift(marks.bound + problem.offset)
+            if self._excludes(bound, state):
+                return None
+            size = problem.n_nodes
+            problem = self._without(problem, marks.bound, marks.reduced, state, thorough)
+            if problem.n_nodes == 0:
+                return None
+            if problem.n_nodes <= RESTART * size:
+                continue
+            if problem.n_nodes < size:
+                marks = landmark_bound(problem, self.budget)
+            if thorough and not self.budget.spent:
+                exact = eliminate(problem)
+                if exact is not None:
+                    choice, cost = exact
+                    bound = max(bound, self._lift(cost + problem.offset))
+                    if choice is not None:
+                        state.offer(problem, choice, cost)
+                    if self._excludes(bound, state):
+                        return None
+            relaxation = Relaxation(problem, 1.0 / self.step if self.step else 1000.0 / state.upper)
+            cuts = len(marks.cut_ptr) - 1
+            relaxation.add_cuts(np.full(cuts, problem.root, dtype=np.int32), marks.cut_ptr, marks.cut)
+            outcome = self._tighten(problem, relaxation, state, 60 if thorough else 1)
+            bound = max(bound, self._lift(relaxation.value + problem.offset))
+            if self._excludes(bound, state):
+                return None
+            if not outcome:
+                return _Node(problem, bound, marks, None)
+            size = problem.n_nodes
+            smaller = self._without(problem, relaxation.value, relaxation.duals, state, thorough)
+            if smaller.n_nodes == 0:
+                return None
+            if smaller.n_nodes <= RESTART * size:
+                problem = smaller
+                continue
+            return _Node(problem, bound, marks, relaxation)
+
+    def _tighten(self, problem: Problem, relaxation: Relaxation, state: _State, rounds: int) -> bool:
+        """Rounds of cuts, while they pay; whether the relaxation was solved at all."""
+        values = [-inf] * 5
+        for round_ in range(rounds):
+            if self.budget.spent or not relaxation.solve(self.budget):
+                return round_ > 0
+            state.offer(problem, *repair(relaxation, relaxation.x))
+            values.append(relaxation.value)
+            gap = state.upper - problem.offset - relaxation.value
+            if (
+                self._excludes(relaxation.value + problem.offset, state)
+                or values[-1] - values[-6] < 0.02 * gap
+            ):
                 break
-        if depth < 2:
-            for share in (0.0, 0.05, 0.2):
-                core = self._core(problem, relaxation, share)
-                if self.budget.spent or core is None:
-                    continue
-                before = upper
-                for progress in self.solve(core, upper, depth + 1):
-                    if progress.picked is not None and progress.cost < upper:
-                        upper = progress.cost
-                        yield Progress(progress.picked, upper, lower)
-                tried += 1
-                if upper < before:
-                    keep = self._excluded(problem, relaxation.value, relaxation.duals, upper)
-                    if keep.sum() <= RESTART * problem.n_nodes:
-                        yield from self._restart(problem, keep, lower, upper, depth)
-                        return
-        outcome = branch_and_cut(relaxation, self._below(upper) - problem.offset, self.budget)
-        lower = max(lower, self._lift(outcome.bound + problem.offset))
-        if outcome.choice is not None:
-            upper = outcome.cost + problem.offset
-            yield Progress(problem.picked(outcome.choice), upper, min(lower, upper))
-        if outcome.finished:
-            lower = upper
-        yield Progress(None, upper, min(lower, upper))
+            if round_ + 1 < rounds and not relaxation.tighten(self.budget):
+                break
+        return True
 
-    def _restart(
-        self, problem: Problem, keep: Mask, lower: float, upper: float, depth: int
-    ) -> Iterator[Progress]:
-        """The same search without the e-nodes that no cheaper solution uses."""
-        keep = usable(problem.head, problem.ptr, problem.child, keep, problem.n_classes, problem.root)
-        if not keep[-1]:
-            yield Progress(None, upper, upper)
-            return
-        for progress in self.solve(restrict(problem, keep), upper, depth):
-            yield Progress(progress.picked, progress.cost, min(progress.cost, max(lower, progress.bound)))
-
-    def _core(self, problem: Problem, relaxation: Relaxation, share: float) -> Problem | None:
-        """The problem with the e-nodes that cost the bound nothing, and a share of the others, cheapest first."""
-        duals = relaxation.duals
+    def _cores(self, node: _Node, state: _State) -> Iterator[Progress]:
+        """Solve the problem of the e-nodes that cost the relaxation little: where good solutions are."""
+        assert node.relaxation is not None
+        problem, duals = node.problem, node.relaxation.duals
         dear = np.sort(duals[duals > 1e-12])
-        limit = dear[int(share * (len(dear) - 1))] if share and len(dear) else 1e-12
-        keep = usable(
-            problem.head, problem.ptr, problem.child, duals <= limit, problem.n_classes, problem.root
-        )
-        return restrict(problem, keep) if keep[-1] else None
+        largest = 1
+        for share in (0.0, 0.05, 0.2):
+            limit = dear[int(share * (len(dear) - 1))] if share and len(dear) else 1e-12
+            keep = usable(
+                problem.head, problem.ptr, problem.child, duals <= limit, problem.n_classes, problem.root
+            )
+            if not largest < keep.sum() <= 0.7 * problem.n_nodes:
+                continue
+            largest = int(keep.sum())
+            budget = self.budget.share(0.1)
+            allowed = budget.work
+            for progress in Search(budget, self.step, self.seed).solve(
+                restrict(problem, keep), state.upper, thorough=False
+            ):
+                if progress.picked is not None and progress.cost < state.upper:
+                    state.upper, state.picked, state.fresh = progress.cost, progress.picked, True
+                    yield state.report()
+            self._settle(budget, allowed)
 
-    def _excluded(self, problem: Problem, bound: float, price: Floats, upper: float) -> Mask:
-        """Which e-nodes may be in a solution cheaper than `upper`: reduced-cost fixing."""
+    def _branch(self, node: _Node, state: _State, budget: Budget) -> Iterator[Progress]:
+        """Depth-first branch and bound; every subproblem is reduced before it is branched on."""
+        allowed = budget.work
+        search = Search(budget, self.step, self.seed)
+        floor = state.lower
+        open_: list[tuple[Problem | _Node, float]] = [(node, node.bound)]
+        while open_ and not budget.spent:
+            item, bound = open_.pop()
+            if self._excludes(bound, state):
+                continue
+            found = item if isinstance(item, _Node) else search._reduce(item, state, False)
+            if state.fresh:
+                yield state.report()
+            if found is None:
+                continue
+            parts = split(found.problem)
+            if len(parts) > 1:
+                below = bound
+                for progress in search._solve_parts(found.problem, parts, state.upper, False):
+                    if progress.picked is not None and progress.cost < state.upper:
+                        state.upper, state.picked, state.fresh = progress.cost, progress.picked, True
+                        yield state.report()
+                    below = max(below, progress.bound)
+                if not self._excludes(below, state):
+                    open_.append((found.problem, max(bound, below)))
+                    break
+                continue
+            open_.extend((child, found.bound) for child in search._children(found, state))
+            state.lower = max(floor, min(state.upper, *(bound for _, bound in open_)))
+        state.lower = max(floor, min([state.upper, *(bound for _, bound in open_)]))
+        self._settle(budget, allowed)
+        yield state.report()
+
+    def _improve(self, problem: Problem, state: _State, fraction: float) -> Iterator[Progress]:
+        """Large-neighbourhood search from the greedy solution of a problem, for a share of the budget."""
+        budget = self.budget.share(fraction)
+        allowed = budget.work
+
+        def solve(smaller: Problem, upper: float, work: float) -> Ints | None:
+            part = budget.share(1.0, work)
+            before = part.work
+            picked = None
+            for progress in Search(part, self.step, self.seed).solve(smaller, upper, thorough=False):
+                picked = progress.picked if progress.picked is not None else picked
+            budget.charge(before - part.work)
+            return picked
+
+        choice, _ = greedy_choice(problem)
+        for better, cost in improve(problem, choice, solve, budget, self.seed):
+            state.offer(problem, better, cost)
+            if state.fresh:
+                yield state.report()
+        self._settle(budget, allowed)
+
+    def _exact(self, problem: Problem, state: _State) -> Iterator[Progress]:
+        """HiGHS on what is left, for the rest of the budget."""
+        node = self._reduce(problem, state, True)
+        if node is None:
+            state.lower = state.upper
+        elif node.relaxation is not None:
+            outcome = branch_and_cut(
+                node.relaxation, self._below(state.upper) - node.problem.offset, self.budget
+            )
+            if outcome.choice is not None:
+                state.offer(node.problem, outcome.choice, outcome.cost)
+            state.lower = max(
+                state.lower,
+                state.upper if outcome.finished else self._lift(outcome.bound + node.problem.offset),
+            )
+        yield state.report()
+
+    def _without(
+        self, problem: Problem, bound: float, price: Floats, state: _State, probing: bool
+    ) -> Problem:
+        """The problem without what no better solution uses, by reduced costs and by probing; empty if none."""
         extra = detours(problem.head, price, problem.ptr, problem.child, problem.n_classes)
-        keep = bound + problem.offset + extra <= self._below(upper) + 1e-9 * abs(upper)
-        return keep
+        spare = self._below(state.upper) + 1e-9 * abs(state.upper) - bound - problem.offset
+        keep = extra <= spare
+        if keep[-1] and keep.sum() > RESTART * len(keep) and probing:
+            allowed, optional = probe(problem, price, spare, self.budget)
+            keep &= allowed
+            problem = require(problem, np.flatnonzero(~optional[:-1]).astype(np.int32))
+        keep = usable(problem.head, problem.ptr, problem.child, keep, problem.n_classes, problem.root)
+        return problem if keep.all() else restrict(problem, keep)
+
+    def _settle(self, budget: Budget, allowed: float) -> None:
+        """Charge what a share of the budget has used."""
+        if allowed < inf:
+            self.budget.charge(allowed - budget.work)
 
     def _below(self, upper: float) -> float:
         """What the next cheaper solution costs at most."""
@@ -216,5 +361,60 @@ class Search:
         """The least cost a solution can have above a bound."""
         return ceil(bound / self.step - 1e-6) * self.step if self.step else bound
 
-    def _closed(self, lower: float, upper: float) -> bool:
-        return lower >= self._below(upper)
+    def _children(self, node: _Node, state: _State) -> Iterator[Problem]:
+        """The problem without, and last (so first to be searched) with, the e-node that decides most.
+
+        Among e-nodes that the relaxation chooses by halves, the one whose two subproblems' landmark bounds rise
+        most, by their product.
+        """
+        problem = node.problem
+        if node.relaxation is None:
+            score = node.marks.reduced[:-1] + problem.cost[:-1]
+        else:
+            x = node.relaxation.x[:-1]
+            score = np.minimum(x, 1 - x) * (
+                problem.cost[:-1] + node.relaxation.duals[:-1] + 0.05 * problem.cost.max()
+            )
+        undecided = self._undecided(problem)
+        if not len(undecided):
+            state.offer(problem, *greedy_choice(problem))
+        whole = self._below(state.upper) - problem.offset - node.marks.bound
+        best: tuple[float, list[Problem | None]] = (-1.0, [])
+        for i in undecided[np.argsort(-score[undecided], kind="stable")[:CANDIDATES]].tolist():
+            if best[1] and score[i] <= 0:
+                break
+            pair = [self._decided(problem, i, False), self._decided(problem, i, True)]
+            gains = [
+                whole
+                if child is None
+                else min(whole, landmark_bound(child, self.budget).bound - node.marks.bound)
+                for child in pair
+            ]
+            merit = max(gains[0], 1e-6 * whole) * max(gains[1], 1e-6 * whole)
+            if merit > best[0]:
+                best = (merit, pair)
+        return (child for child in best[1] if child is not None)
+
+    def _undecided(self, problem: Problem) -> Ints:
+        """The e-nodes whose e-class has others, or is not compulsory yet."""
+        members = np.bincount(problem.head, minlength=problem.n_classes)
+        compulsory = np.zeros(problem.n_classes, dtype=bool)
+        compulsory[problem.child[problem.ptr[-2] :]] = True
+        heads = problem.head[:-1]
+        return np.flatnonzero((members[heads] > 1) | ~compulsory[heads]).astype(np.int32)
+
+    def _decided(self, problem: Problem, node: int, taken: bool) -> Problem | None:
+        """The problem in which an e-node must, or may not, be chosen; None when it has no solution then."""
+        keep = np.ones(problem.n_nodes, dtype=bool)
+        if taken:
+            keep = problem.head != problem.head[node]
+            problem = require(problem, problem.head[node : node + 1])
+        keep[node] = taken
+        keep = usable(problem.head, problem.ptr, problem.child, keep, problem.n_classes, problem.root)
+        return restrict(problem, keep) if keep[-1] else None
+
+    def _excludes(self, bound: float, state: _State) -> bool:
+        return bound >= self._below(state.upper)
+
+    def _closed(self, state: _State) -> bool:
+        return self._excludes(state.lower, state)

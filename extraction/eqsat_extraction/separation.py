@@ -216,7 +216,11 @@ def separate(
         for k in range(ptr[i], ptr[i + 1]):
             d = child[k]
             g = guess[i]
-            if g < 0 or supply[d] < supply[g] - 1e-9 or (supply[d] < supply[g] + 1e-9 and place[d] > place[g]):
+            if (
+                g < 0
+                or supply[d] < supply[g] - 1e-9
+                or (supply[d] < supply[g] + 1e-9 and place[d] > place[g])
+            ):
                 guess[i] = d
     targets = np.empty(max_cuts, dtype=np.int32)
     out_ptr = np.zeros(max_cuts + 1, dtype=np.int64)

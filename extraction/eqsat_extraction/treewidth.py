@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._graph import members, prune
-from .egraph import Floats, Ints
+from .egraph import Floats, Ints, Offsets
 from .problem import Problem
 
 TABLE = 1 << 18
@@ -66,7 +66,7 @@ def eliminate(problem: Problem, table_limit: int = TABLE) -> tuple[Ints | None, 
     return (pruned if np.isfinite(cost) else None), value
 
 
-def _tables(problem: Problem, ptr: Ints, nodes: Ints, sizes: list[int]) -> list[Table]:
+def _tables(problem: Problem, ptr: Offsets, nodes: Ints, sizes: list[int]) -> list[Table]:
     """Unary costs, and one table per pair (e-class, child): infinite where an e-node lacks its child."""
     tables: list[Table] = []
     pairs: dict[tuple[int, int], list[int]] = {}
