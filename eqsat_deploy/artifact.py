@@ -42,8 +42,7 @@ def save(engine: Engine, path: str | Path) -> None:
     folder is read-only, or the report is not JSON.
     """
     path = Path(path)
-    if (path.exists() or path.is_symlink()) and not _replaceable(path):
-        raise ArtifactError(f"{path} exists and is not an artifact: choose another path or remove it")
+    check_target(path)
     with _sibling(path) as folder:
         (folder / ENGINE).mkdir()
         engine.save_files(folder / ENGINE)
@@ -67,6 +66,16 @@ def save(engine: Engine, path: str | Path) -> None:
         except (TypeError, ValueError) as error:
             raise ArtifactError(f"{path}: the report is not JSON: {error}") from error
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def check_target(path: Path) -> None:
+    """Whether an artifact can be saved at `path`, as far as can be told beforehand; `ArtifactError` says why not."""
+    if (path.exists() or path.is_symlink()) and not _replaceable(path):
+        raise ArtifactError(f"{path} exists and is not an artifact: choose another path or remove it")
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise ArtifactError(
+            f"cannot write beside {path}: {path.parent} is not a folder that can be written to"
+        )
 
 
 def load(path: str | Path, engine: type[Engine] | None = None) -> Engine:

@@ -1,4 +1,4 @@
-"""A model by name: `torchvision:NAME`, `timm:NAME`, `transformers:NAME`, `package.module:factory`, `file.py:factory`."""
+"""A model by name: `torchvision:NAME`, `timm:NAME`, `transformers:NAME`, `module:factory`, `file.py:factory`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,74 @@
+"""A comparison on this machine: the model in torch, and as engines the plain and the chosen form, timed in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from eqsat_deploy.build import is_quantized
+from eqsat_deploy.engines import Batch, Engine, find_engine
+from eqsat_deploy.engines.race import Timing, race
+from eqsat_deploy.module import OptimizedModule
+from eqsat_deploy.stages import Stages
+
+TORCH = "torch eager"
+
+
+def compare(
+    model: nn.Module,
+    optimized: OptimizedModule,
+    quantized: OptimizedModule,
+    engine: str = "auto",
+    *,
+    batch: int = 1,
+    baseline: bool = True,
+    seconds: float = 5.0,
+) -> dict[str, Timing]:
+    """Microseconds a call at batch size `batch`: the model in torch, then engines of the plain form in float and
+    (with `baseline`) quantized, and of the chosen form.
+
+    Args:
+        model: the original.
+        optimized: what `optimize` made of it.
+        quantized: `optimized` after `quantize`; or `optimized` itself, to compare in float.
+        engine: a name, or `auto` for the best this machine has.
+        batch: the batch size.
+        baseline: build the quantized plain form too.
+        seconds: how long to measure, all together.
+
+    Raises:
+        EngineError: the engine is not available or cannot compile a form.
+    """
+    maker, sizes = find_engine(engine), Batch(typical=batch)
+    stages = Stages()
+    precision = "INT8" if is_quantized(quantized) else "float"
+    forms: dict[str, Callable[[], fx.GraphModule]] = {}
+    forms[f"plain, {maker.name} float"] = optimized.meta["plain"].module
+    if baseline and precision == "INT8":
+        forms[f"plain, {maker.name} INT8"] = quantized.meta["plain"].module
+    forms[f"chosen, {maker.name} {precision}"] = lambda: quantized
+    engines: dict[str, Engine] = {}
+    for name, make in forms.items():
+        with stages(f"build {name}"):
+            engines[name] = maker.build(make(), batch=sizes)
+    inputs = next(iter(engines.values())).signature.zeros(batch)
+    with stages("race"), torch.no_grad():
+        return race({TORCH: model, **engines}, inputs, seconds=seconds, runs=10_000)
+
+
+def comparison_table(timings: Mapping[str, Timing], batch: int) -> Any:
+    """`timings` as a rich table."""
+    from rich.table import Table
+
+    table = Table("", title=f"batch {batch}, timed in turns", title_justify="left")
+    for column in ("median ms", "quartiles", "times faster than torch"):
+        table.add_column(column, justify="right")
+    reference = timings.get(TORCH)
+    for name, timing in timings.items():
+        ratio = f"{reference.median / timing.median:.2f}" if reference is not None else "-"
+        quartiles = f"{timing.lower / 1e3:.3f} .. {timing.upper / 1e3:.3f}"
+        table.add_row(name, f"{timing.median / 1e3:.3f}", quartiles, ratio)
+    return table
