@@ -135,19 +135,7 @@ class OpenVINOEngine(Engine):
             for entry in request.profiling_info:
                 if entry.status == openvino.ProfilingInfo.Status.EXECUTED:
                     times.setdefault(entry.node_name, []).append(entry.real_time.total_seconds() * 1e6)
-        executed: dict[int, Layer] = {}
-        for op in compiled.get_runtime_model().get_ops():
-            info = {key: value.astype(str) for key, value in op.get_rt_info().items()}
-            name = op.get_friendly_name()
-            if info["layerType"] in PASSIVE or name not in times:
-                continue
-            precision = PRECISIONS.get(info["runtimePrecision"], info["runtimePrecision"])
-            originals = [original.split("/") for original in info["originalLayersNames"].split(",")]
-            nodes = tuple(dict.fromkeys(path[0] for path in originals if len(path) > 1))
-            executed[int(info["execOrder"])] = Layer(
-                name, info["layerType"], precision, median(times[name]), nodes
-            )
-        return tuple(layer for _, layer in sorted(executed.items()))
+        return executed_layers(compiled, {name: median(taken) for name, taken in times.items()})
 
     @property
     def device(self) -> str:
@@ -188,6 +176,21 @@ class OpenVINOEngine(Engine):
             return openvino.Core().compile_model(model, "CPU", settings)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot compile the model: {error}") from error
+
+
+def executed_layers(compiled: Any, times: Mapping[str, float]) -> tuple[Layer, ...]:
+    """The nodes of a compiled model's executed graph that have a time (microseconds by name), in order."""
+    executed: dict[int, Layer] = {}
+    for op in compiled.get_runtime_model().get_ops():
+        info = {key: value.astype(str) for key, value in op.get_rt_info().items()}
+        name = op.get_friendly_name()
+        if info["layerType"] in PASSIVE or name not in times:
+            continue
+        precision = PRECISIONS.get(info["runtimePrecision"], info["runtimePrecision"])
+        originals = [original.split("/") for original in info["originalLayersNames"].split(",")]
+        nodes = tuple(dict.fromkeys(path[0] for path in originals if len(path) > 1))
+        executed[int(info["execOrder"])] = Layer(name, info["layerType"], precision, times[name], nodes)
+    return tuple(layer for _, layer in sorted(executed.items()))
 
 
 @torch.library.custom_op("eqsat_deploy::fake_quantize", mutates_args=())

@@ -1,0 +1,240 @@
+"""OpenVINO on a CPU: linear prices per kind of kernel, over a table fitted to kernels measured in whole models.
+
+    price = launch + operations / rate + traffic / bandwidth + elements * (the price of each fused step)
+
+The three rates belong to the kind of kernel and its precision. They are sums, not the maximum of a roofline: on
+a CPU with few cores and INT8 dot products, loading and computing overlap badly, and a sum is what nonnegative
+least squares can fit. What fuses is what OpenVINO 2026.4 was seen to do (`FUSED`); steps after one that does not
+fuse are a pointwise pass of their own. The table says on which machine, with which command, and how well it fits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from math import inf, prod
+from typing import Any
+
+from eqsat_extraction.cost_models.counting import is_free
+from eqsat_extraction.cost_models.roofline import (
+    CONVERSIONS,
+    CONVOLUTIONS,
+    WHOLE_ATTENTION,
+    attention_parts,
+    gemm,
+)
+from eqsat_extraction.kernel import Epilogue, Kernel
+
+TABLE = "openvino_avx512_vnni.json"
+POOLS = frozenset({"max_pool2d", "avg_pool2d"})
+REDUCTIONS = frozenset({"mean", "sum", "amax", "adaptive_avg_pool2d"})
+NORMALIZATIONS = frozenset({"layer_norm", "group_norm", "softmax"})
+MOVES = frozenset({"permute", "concat", "slice", "pad", "roll", "expand"})
+# Joining a second tensor of the result's size: a convolution adds one (oneDNN's sum), a matrix product none.
+JOINS = frozenset({"add", "sub", "mul", "div", "maximum", "minimum", "pow"})
+# Vectors of 16 floats; INT8 dot products take 4 neighbours at once.
+LANES, DOT = 16, 4
+STEM_CHANNELS = 4
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a kernel does, in the terms of its price: the features that the table's coefficients multiply.
+
+    `operations` counts multiplications and additions of the anchor, channels padded to whole vectors;
+    `traffic` bytes; `elements` those of the result; `steps` the fused epilogue's functions.
+    """
+
+    kind: str
+    precision: str
+    operations: float
+    traffic: float
+    elements: int
+    steps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Coefficients of one kind of kernel: microseconds, 10^9 operations and 10^9 bytes a second.
+
+    A rate of 0 stands for a term that costs nothing.
+    """
+
+    launch_us: float
+    gops: float
+    gb_s: float
+
+    def price(self, work: Work) -> float:
+        """Microseconds, fused steps not counted."""
+        compute = work.operations / (self.gops * 1e3) if self.gops else 0.0
+        return self.launch_us + compute + (work.traffic / (self.gb_s * 1e3) if self.gb_s else 0.0)
+
+
+@dataclass(frozen=True)
+class OpenVINOModel:
+    """The price in microseconds of one node of OpenVINO's executed graph."""
+
+    name: str
+    int8: bool
+    rates: Mapping[str, Mapping[str, Rates]]
+    steps: Mapping[str, Mapping[str, float]]
+    unit: str = "us"
+    float_dtype: str = "float32"
+
+    def price(self, kernel: Kernel) -> float:
+        """Microseconds of one kernel; 0 for views and constants, infinity where there is no such kernel."""
+        if is_free(kernel):
+            return 0.0
+        if self.refusal(kernel) is not None:
+            return inf
+        if kernel.op in WHOLE_ATTENTION:
+            return sum(self.price(part) for part in attention_parts(kernel))
+        return sum(self._price(part) for part in launches(kernel))
+
+    def refusal(self, kernel: Kernel) -> str | None:
+        """Why OpenVINO does not compute `kernel` as described; None where it does."""
+        integer = bool(kernel.inputs) and kernel.inputs[0].dtype == "int8"
+        if not self.int8 and (integer or kernel.output.dtype == "int8"):
+            return "this model prices float32 only"
+        if integer and (kernel.op in NORMALIZATIONS or kernel.op == "attention"):
+            return f"{kernel.op} computes in float"
+        return None
+
+    def _price(self, work: Work) -> float:
+        known = self.rates.get(work.kind) or self.rates["other"]
+        rates = known.get(work.precision) or known["float32"]
+        per_element = self.steps.get(work.precision, {})
+        added = sum(per_element.get(step, per_element["other"]) for step in work.steps)
+        return rates.price(work) + work.elements * added / 1e6
+
+
+def launches(kernel: Kernel) -> tuple[Work, ...]:
+    """The nodes of the executed graph that a kernel becomes: its own, and a pass for steps that do not fuse."""
+    fused = fused_steps(kernel)
+    steps = kernel.epilogue[:fused]
+    rest = kernel.epilogue[fused:]
+    output = kernel.output.numel
+    written = output * 4 if rest else kernel.output.bytes
+    own = Work(
+        kind_of(kernel),
+        precision_of(kernel),
+        operations(kernel),
+        _read(kernel) + sum(s.operand.bytes for s in steps if s.operand is not None) + written,
+        output,
+        tuple(step.op for step in steps) if kernel.op not in JOINS else (kernel.op, *(s.op for s in steps)),
+    )
+    if not rest:
+        return (own,)
+    traffic = written + sum(s.operand.bytes for s in rest if s.operand is not None) + kernel.output.bytes
+    return own, Work("pointwise", "float32", 0.0, traffic, output, tuple(step.op for step in rest))
+
+
+def fused_steps(kernel: Kernel) -> int:
+    """How many leading steps of the epilogue run inside the anchor's own node."""
+    joined = 0
+    for index, step in enumerate(kernel.epilogue):
+        if not _fuses(kernel, step, joined):
+            return index
+        joined += _joins(kernel, step)
+    return len(kernel.epilogue)
+
+
+def _joins(kernel: Kernel, step: Epilogue) -> bool:
+    """Whether `step` reads a tensor as large as the result (not a constant of one value a channel)."""
+    return step.operand is not None and not step.operand.constant and step.operand.numel > 1
+
+
+def _fuses(kernel: Kernel, step: Epilogue, joined: int) -> bool:
+    kind = kind_of(kernel)
+    if kind in ("pointwise", "other"):
+        return True
+    if kernel.op in CONVOLUTIONS or kernel.op in ("linear", "matmul"):
+        if not _joins(kernel, step):
+            return True
+        return kernel.op == "conv2d" and step.op == "add" and joined == 0
+    return False
+
+
+def kind_of(kernel: Kernel) -> str:
+    """The row of the table that prices a kernel."""
+    if kernel.op == "conv2d":
+        weight = kernel.inputs[1].shape
+        groups = kernel.inputs[0].shape[1] // weight[1]
+        if groups > 1:
+            return "depthwise" if weight[1] == 1 else "grouped"
+        if weight[1] <= STEM_CHANNELS:
+            return "stem"
+        return "pointwise_convolution" if prod(weight[2:]) == 1 else "convolution"
+    if kernel.op in ("conv_transpose2d", "linear", "matmul", "attention", *NORMALIZATIONS):
+        return kernel.op
+    if kernel.op in POOLS:
+        return "pool"
+    if kernel.op in REDUCTIONS:
+        return "reduction"
+    if kernel.op in CONVERSIONS:
+        return "quantize"
+    if kernel.op in MOVES:
+        return "concat" if kernel.op == "concat" else "permute" if kernel.op == "permute" else "copy"
+    if kernel.op in ("opaque", "embedding"):
+        return "other"
+    return "pointwise"
+
+
+def precision_of(kernel: Kernel) -> str:
+    """`int8` for kernels that read INT8."""
+    return "int8" if kernel.inputs and kernel.inputs[0].dtype == "int8" else "float32"
+
+
+def operations(kernel: Kernel) -> float:
+    """Operations of the anchor alone, channels padded to what the vector units process at once."""
+    if kernel.op in CONVOLUTIONS or kernel.op in ("linear", "matmul"):
+        product = gemm(kernel)
+        if product.count > 1 and product.channels == 1:
+            return 2.0 * _pad(product.count, LANES) * product.m * product.n * product.k
+        inner = DOT if precision_of(kernel) == "int8" else 1
+        padded = product.k // product.channels * _pad(product.channels, inner)
+        return 2.0 * product.count * product.m * _pad(product.n, LANES) * padded
+    if kernel.op == "attention":
+        query, key, value = (spec.shape for spec in kernel.inputs[:3])
+        return 2.0 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    return kernel.flops - kernel.output.numel * len(kernel.epilogue)
+
+
+def _read(kernel: Kernel) -> float:
+    """Bytes the anchor reads; constants of integer kernels are stored as INT8."""
+    integer = precision_of(kernel) == "int8"
+    return sum(s.numel if integer and s.constant and len(s.shape) > 1 else s.bytes for s in kernel.inputs)
+
+
+def _pad(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+@cache
+def table() -> Mapping[str, Any]:
+    """The fitted table as it is stored, provenance included."""
+    text = (files("eqsat_extraction.cost_models") / "tables" / TABLE).read_text(encoding="utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+def model(name: str, int8: bool, data: Mapping[str, Any]) -> OpenVINOModel:
+    """The cost model over a table of the stored form."""
+    rates = {
+        kind: {precision: Rates(**row) for precision, row in rows.items()}
+        for kind, rows in data["kinds"].items()
+    }
+    return OpenVINOModel(name, int8, rates, data["steps_ps"])
+
+
+def openvino_int8() -> OpenVINOModel:
+    """OpenVINO's CPU plugin, INT8 where it has kernels for it and float32 elsewhere."""
+    return model("openvino_int8", True, table())
+
+
+def openvino_fp32() -> OpenVINOModel:
+    """OpenVINO's CPU plugin in float32."""
+    return model("openvino_fp32", False, table())
