@@ -175,9 +175,9 @@ _MULTIPLE = re.compile(r"(\d+)\*([a-z_][a-z_0-9]*)")
 
 
 def _parse(spec: str) -> tuple[str, list[str]]:
-    """A shape pattern as its open prefix (`...` any axes, `1...` any axes of size one) and its dimensions."""
+    """A shape pattern as its prefix (`...` any axes, `1...` any axes of size one, `~` a sample) and dimensions."""
     tokens = spec.split()
-    return (tokens[0], tokens[1:]) if tokens and tokens[0] in ("...", "1...") else ("", tokens)
+    return (tokens[0], tokens[1:]) if tokens and tokens[0] in ("...", "1...", "~") else ("", tokens)
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,7 +261,7 @@ class Rule:
         scope = dimensions | values
         for tensor, spec in self.tensors.items():
             prefix, tokens = _parse(spec)
-            ahead = {"": (), "...": leading, "1...": random.choice(((), (1,)))}[prefix]
+            ahead = {"": (), "~": (), "...": leading, "1...": random.choice(((), (1,)))}[prefix]
             values[tensor] = (*ahead, *(eval(t, {}, scope) for t in tokens))
         return dimensions | values
 
@@ -323,6 +323,8 @@ class _Compiler:
         if not spec.strip():
             return
         prefix, tokens = _parse(spec)
+        if prefix == "~":
+            return
         self.facts.append(f"(= s_{tensor} (shape {tensor}))")
         if not prefix:
             self.facts.append(f"(= {len(tokens)} (vec-get s_{tensor} 0))")
@@ -364,7 +366,7 @@ def rule(
 
     `kind` is `exact` (data movement), `real` (true over the reals) or `approximate`. A keyword per argument
     gives a tensor's shape pattern (`"n c h w"`; `"... k"` with any axes in front; `"1... c"` with axes of size
-    one in front; `""` for any shape), an attribute's samples, or a tuple of values for a dimension. Tensor
+    one in front; `"~ a b"` for any shape, drawn like this in tests), an attribute's samples, or a tuple of values for a dimension. Tensor
     arguments not named may have any shape. Every dimension named in a pattern may be asked for as an argument.
     The function returns `left, right` or several such pairs, and optionally a list of guards at the end. With
     `both`, the right side is also rewritten to the left.

@@ -23,7 +23,14 @@ from eqsat_deploy.language.expressions import (
 from eqsat_deploy.language.leaves import input_, opaque, parameter, result, scalar, zeros
 from eqsat_deploy.language.linear import conv2d, conv_transpose2d, embedding, linear, matmul
 from eqsat_deploy.language.movement import concat, expand, pad, permute, reshape, roll, slice_
-from eqsat_deploy.language.normalization import batch_norm, group_norm, layer_norm, reduce_, softmax
+from eqsat_deploy.language.normalization import (
+    batch_norm,
+    channel_norm,
+    group_norm,
+    layer_norm,
+    reduce_,
+    softmax,
+)
 from eqsat_deploy.language.operator import BY_CONSTRUCTOR, IMPORTERS, OPERATORS, Operator, aten, operator
 from eqsat_deploy.language.pointwise import add, binary, cast, div, mul, relu, sub, unary
 from eqsat_deploy.language.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
@@ -32,7 +39,7 @@ from eqsat_deploy.language.shapes import BATCH, SLOTS, batch_size, decode, encod
 __all__ = [
     "BATCH", "BY_CONSTRUCTOR", "IMPORTERS", "OPERATORS", "SLOTS", "Expr", "Guard", "Operator",
     "adaptive_avg_pool2d", "add", "aten", "attention", "avg_pool2d", "batch_norm", "batch_size", "binary",
-    "broadcast", "cast", "causal_attention", "concat", "conv2d", "conv_transpose2d", "decode", "dims", "div",
+    "broadcast", "cast", "causal_attention", "channel_norm", "concat", "conv2d", "conv_transpose2d", "decode", "dims", "div",
     "embedding", "encode", "expand", "gather", "group_norm", "input_", "layer_norm", "linear",
     "masked_attention", "matmul", "max_pool2d", "maximum", "minimum", "mul", "numel", "opaque", "operator",
     "packed_attention", "pad", "parameter", "permute", "power", "reduce_", "relu", "replace", "reshape", "result",

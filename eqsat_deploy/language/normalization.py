@@ -65,6 +65,34 @@ def layer_norm(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
     return F.layer_norm(x, w.shape, w, b, eps)
 
 
+class ChannelNorm(nn.Module):
+    """Layer normalization of axis 1 of an NCHW tensor: what LayerNorm computes between two permutes."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, eps: float) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = nn.Parameter(weight), nn.Parameter(bias), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, height, width) to the same."""
+        return channel_norm.body(x, self.weight, self.bias, self.eps)  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"{self.weight.numel()}, eps={self.eps}"
+
+
+@operator(
+    shape=lambda x, w, b, eps: x, flops=_per_element(8), epilogue=True,
+    module=lambda w, b, eps: ChannelNorm(w, b, eps),
+)  # fmt: skip
+def channel_norm(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
+    """Layer normalization of axis 1 of an NCHW tensor; weight and bias (channels)."""
+    centered = x - x.mean(1, keepdim=True)
+    variance = (centered * centered).mean(1, keepdim=True)
+    per_channel = (-1, 1, 1)
+    return centered * torch.rsqrt(variance + eps) * w.reshape(per_channel) + b.reshape(per_channel)
+
+
 def _group_norm_module(w: Tensor, b: Tensor, groups: int, eps: float) -> nn.Module:
     module = nn.GroupNorm(groups, w.numel(), eps=eps, device="meta")
     module.weight, module.bias = nn.Parameter(w), nn.Parameter(b)

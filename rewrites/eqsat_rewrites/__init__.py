@@ -13,6 +13,8 @@ FAMILIES = (
     "scaled_dot_product",
     "folding",
     "movement",
+    "layout",
+    "demand",
     "kernels",
     "quantization",
 )

@@ -9,7 +9,7 @@ TARGETS = integers(lambda d: [encode((d["n"], 24)), encode((d["n"], 4, 6)), enco
 ORDERS = integers(permutation((0, 2, 1)), permutation((1, 0, 2)), permutation((2, 0, 1)))
 
 
-@rule("exact", x="n 2 3 4", first=TARGETS, second=TARGETS)
+@rule("exact", x="~ n 2 3 4", first=TARGETS, second=TARGETS)
 def reshape_of_reshape(x: Term, first: Term, second: Term) -> Equation:
     """Of two reshapes only the last one matters."""
     return reshape(reshape(x, first), second), reshape(x, second)
@@ -21,7 +21,7 @@ def reshape_to_own_shape(x: Term) -> Equation:
     return reshape(x, shape(x)), x
 
 
-@rule("exact", x="a b c", first=ORDERS, second=ORDERS)
+@rule("exact", x="~ a b c", first=ORDERS, second=ORDERS)
 def permute_of_permute(x: Term, first: Term, second: Term) -> Equation:
     """Two permutations compose."""
     return permute(permute(x, first), second), permute(x, gather(first, second))
@@ -39,7 +39,7 @@ def unary_through_reshape(x: Term, f: Term, target: Term) -> Equation:
     return unary(f, reshape(x, target)), reshape(unary(f, x), target)
 
 
-@rule("exact", x="a b c", f=FUNCTIONS, order=ORDERS, both=True)
+@rule("exact", x="~ a b c", f=FUNCTIONS, order=ORDERS, both=True)
 def unary_through_permute(x: Term, f: Term, order: Term) -> Equation:
     """A pointwise function does not see the order of axes."""
     return unary(f, permute(x, order)), permute(unary(f, x), order)
