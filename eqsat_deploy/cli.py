@@ -276,7 +276,7 @@ def explain(args: argparse.Namespace) -> int:
         batch=args.batch,
     )
     limit = sys.maxsize if args.all else 30
-    nodes = [found.alternatives(name, limit=limit) for name in args.node]
+    nodes: list[Any] = [found.alternatives(name, limit=limit) for name in args.node]
     show(args, {**found.to_dict(), "nodes": [asdict(node) for node in nodes]}, *(nodes or [found]))
     return OK
 
@@ -379,7 +379,10 @@ def notes(quiet: bool, debug: bool) -> Iterator[None]:
     out = console(sys.stderr)
     out.quiet = quiet
 
-    def note(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+    def note(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int,
+        file: TextIO | None = None, line: str | None = None,
+    ) -> None:  # fmt: skip
         if category is UserWarning or debug:  # libraries also warn their own developers
             out.print(f"note: {message}", markup=False, highlight=False)
 
@@ -403,7 +406,9 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     from eqsat_deploy.specs import load_model, parse_input
     from eqsat_deploy.stages import Stages
 
-    find_cost(args.cost), find_rules(args.rules), known_extractor(args.extractor)  # before anything slow
+    find_cost(args.cost)  # before anything slow
+    find_rules(args.rules)
+    known_extractor(args.extractor)
     inputs = tuple(parse_input(text) for text in args.input) or None
     with Stages()("load"):
         model = load_model(args.spec, pretrained=args.pretrained, weights=args.weights)

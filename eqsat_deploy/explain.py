@@ -50,19 +50,23 @@ class Alternatives:
     unit: str
 
     def __rich__(self) -> Any:
+        from rich.console import Group
         from rich.table import Table
+        from rich.text import Text
 
-        rules = ", ".join(self.rules) or "none"
-        title = f"{self.node} ({self.module or 'the model itself'}); rules that acted on it: {rules}"
-        table = Table("", "kernel", title=title, title_justify="left")
+        lines = [f"{self.node} in {self.module or 'the model itself'}"]
+        lines += [f"rules that acted on it: {', '.join(self.rules) or 'none'}"]
+        if not any(launch.chosen for launch in self.launches):
+            lines += ["the chosen form never writes this tensor: a later kernel computes it on the way"]
+        table = Table("", "kernel")
         table.add_column(self.unit, justify="right")
         table.add_column("whole form", justify="right")
         for launch in self.launches:
             total = f"{launch.total:,.2f}" if isfinite(launch.total) else "impossible"
             table.add_row("chosen" if launch.chosen else "", launch.kernel, f"{launch.cost:,.2f}", total)
         if self.left_out:
-            table.caption = f"{self.left_out} more, each with a dearer kernel of its own"
-        return table
+            lines += [f"{self.left_out} more are left out, each with a dearer kernel of its own"]
+        return Group(*map(Text, lines), table)
 
 
 @dataclass(frozen=True)
