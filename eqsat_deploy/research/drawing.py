@@ -1,0 +1,213 @@
+"""Drawing: e-classes as dashed boxes of forms, each form wired to the e-classes it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+from eqsat_deploy.errors import EqsatError
+from eqsat_deploy.price import describe
+from eqsat_deploy.research.eclass import class_name
+from eqsat_deploy.research.exploration import Exploration
+from eqsat_deploy.research.reasons import shape_words
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Inches, for a monospaced font of nine points.
+LETTER, LINE = 0.077, 0.2
+MARGIN, COLUMN_GAP, ROW_GAP = 0.1, 0.9, 0.3
+CHOSEN, CHOSEN_FILL, OTHER, INTEGER_FILL = "#17703f", "#d6efdf", "#8a8f98", "#dfe7f7"
+
+
+@dataclass
+class _Box:
+    """An e-class to draw: its title, its forms as (choice, text, chosen, integer), and where it stands."""
+
+    number: int
+    title: str
+    forms: list[tuple[int, str, bool, bool]]
+    hidden: int
+    x: float = 0.0
+    top: float = 0.0
+    width: float = field(init=False)
+    height: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        texts = [self.title, *(text for _, text, _, _ in self.forms), self.more]
+        self.width = LETTER * max(map(len, texts)) + 4 * MARGIN
+        self.height = LINE * (1 + 1.35 * len(self.forms) + bool(self.hidden)) + 2 * MARGIN
+
+    @property
+    def more(self) -> str:
+        return f"+ {self.hidden} more form{'s' * (self.hidden > 1)}" if self.hidden else ""
+
+    def row(self, position: int) -> float:
+        """The height of the middle of a form."""
+        return self.top - MARGIN - LINE * (1 + 1.35 * position + 0.75)
+
+
+def draw(
+    exploration: Exploration,
+    numbers: Sequence[int],
+    *,
+    depth: int = 3,
+    max_forms: int = 6,
+    max_classes: int = 14,
+) -> Figure:
+    """The e-classes `numbers` and those they are computed from; data flows from left to right.
+
+    Constants are not drawn. Whatever else is left out is said at the bottom of the figure.
+
+    Raises:
+        EqsatError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise EqsatError('drawing needs matplotlib: pip install "eqsat-deploy[notebooks]"') from error
+    boxes, reads, cut = _collect(exploration, numbers, depth, max_forms, max_classes)
+    width, height = _place(boxes, reads)
+    unit = exploration.priced.model.unit
+    hidden = sum(box.hidden for box in boxes.values())
+    footer = [f"dashed: an e-class, every form in it computes the same tensor; green: the chosen form; blue: INT8; "
+              f"number: the kernel's own cost ({unit})"]  # fmt: skip
+    if hidden or cut:
+        footer.append(f"TRUNCATED: {hidden} forms and {cut} e-classes that the forms read are not drawn "
+                      "(depth, max_forms, max_classes)")  # fmt: skip
+    width = max(width, LETTER * 0.9 * max(map(len, footer)))
+    height += LINE * (len(footer) + 1)
+    figure = Figure(figsize=(width + 2 * MARGIN, height + 2 * MARGIN), dpi=100, facecolor="white")
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_xlim(-MARGIN, width + MARGIN)
+    axes.set_ylim(-height - MARGIN, MARGIN)
+    axes.axis("off")
+    for box in boxes.values():
+        _draw_box(axes, box)
+        for position, (index, _, chosen, _) in enumerate(box.forms):
+            for source in reads[index]:
+                _draw_edge(axes, boxes[source], box, box.row(position), chosen)
+    for line, text in enumerate(reversed(footer)):
+        axes.text(0, -height + LINE * line + MARGIN, text, fontsize=8, family="monospace",
+                  weight="bold" if text.startswith("TRUNCATED") else "normal", color="#444444")  # fmt: skip
+    return figure
+
+
+def _collect(
+    exploration: Exploration, numbers: Sequence[int], depth: int, max_forms: int, max_classes: int
+) -> tuple[dict[int, _Box], dict[int, list[int]], int]:
+    """Boxes by e-class, nearest first; which drawn e-classes each form reads; and how many are left out."""
+    space, priced = exploration.space, exploration.priced
+    chosen = set(exploration.solution.nodes().tolist())
+    boxes: dict[int, _Box] = {}
+    read: dict[int, list[int]] = {}
+    level = list(dict.fromkeys(numbers))
+    left: dict[int, None] = {}
+    for _ in range(depth + 1):
+        following: dict[int, None] = {}
+        for number in level:
+            if number in boxes:
+                continue
+            if len(boxes) == max_classes:
+                left[number] = None
+                continue
+            members = [int(i) for i in priced.egraph.nodes_of(number) if isfinite(priced.costs[i])]
+            members.sort(key=lambda i: (i not in chosen, priced.costs[i], i))
+            forms = []
+            for index in members[:max_forms]:
+                node = space.choices[index][1]
+                forms.append(
+                    (index, f"{describe(node)}  {priced.costs[index]:.2f}", index in chosen, node.integer)
+                )
+                read[index] = [c for c in dict.fromkeys(node.children) if not space.classes[c].constant]
+                following |= dict.fromkeys(read[index])
+            title = f"{class_name(space, number)} {shape_words(space.classes[number].shape)}"
+            boxes[number] = _Box(number, title, forms, len(members) - len(forms))
+        level = list(following)
+    left |= dict.fromkeys(n for n in level if n not in boxes)
+    drawn = {index: [c for c in sources if c in boxes] for index, sources in read.items()}
+    return boxes, drawn, len(left)
+
+
+def _place(boxes: dict[int, _Box], reads: dict[int, list[int]]) -> tuple[float, float]:
+    """Columns by the longest way to the e-classes asked for, those rightmost; the extent of all."""
+    columns: dict[int, list[_Box]] = {}
+    for number, rank in _ranks(boxes, reads).items():
+        columns.setdefault(rank, []).append(boxes[number])
+    tall = max(sum(b.height + ROW_GAP for b in column) - ROW_GAP for column in columns.values())
+    x = 0.0
+    for rank in sorted(columns, reverse=True):
+        column = columns[rank]
+        widest = max(b.width for b in column)
+        top = -(tall - (sum(b.height + ROW_GAP for b in column) - ROW_GAP)) / 2
+        for box in column:
+            box.x, box.top = x + (widest - box.width) / 2, top
+            top -= box.height + ROW_GAP
+        x += widest + COLUMN_GAP
+    return x - COLUMN_GAP, tall
+
+
+def _ranks(boxes: dict[int, _Box], reads: dict[int, list[int]]) -> dict[int, int]:
+    """Longest distances from the first boxes, readers nearer; an edge that closes a cycle does not count."""
+    edges = {n: list(dict.fromkeys(c for i, *_ in box.forms for c in reads[i])) for n, box in boxes.items()}
+    state: dict[int, str] = {}
+    order: list[int] = []
+    forward: dict[int, list[int]] = {n: [] for n in boxes}
+
+    def visit(number: int) -> None:
+        state[number] = "open"
+        for source in edges[number]:
+            if state.get(source) != "open":
+                forward[number].append(source)
+            if source not in state:
+                visit(source)
+        state[number] = "done"
+        order.append(number)
+
+    for number in boxes:
+        if number not in state:
+            visit(number)
+    ranks = dict.fromkeys(boxes, 0)
+    for number in reversed(order):
+        for source in forward[number]:
+            ranks[source] = max(ranks[source], ranks[number] + 1)
+    return ranks
+
+
+def _draw_box(axes: Axes, box: _Box) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    style: dict[str, Any] = {"fontsize": 9, "family": "monospace", "va": "center"}
+    rounded = "round,pad=0,rounding_size=0.06"
+    axes.add_patch(FancyBboxPatch((box.x, box.top - box.height), box.width, box.height, boxstyle=rounded, fill=True,
+                                  facecolor="#fafafa", linestyle="--", edgecolor="#555555", zorder=2))  # fmt: skip
+    axes.text(box.x + MARGIN, box.top - MARGIN - LINE * 0.4, box.title, weight="bold", zorder=4, **style)
+    for position, (_, text, chosen, integer) in enumerate(box.forms):
+        middle = box.row(position)
+        axes.add_patch(FancyBboxPatch(
+            (box.x + MARGIN, middle - LINE * 0.58), box.width - 2 * MARGIN, LINE * 1.16, boxstyle=rounded, zorder=3,
+            facecolor=CHOSEN_FILL if chosen else INTEGER_FILL if integer else "white",
+            edgecolor=CHOSEN if chosen else OTHER, linewidth=1.6 if chosen else 0.8,
+        ))  # fmt: skip
+        axes.text(box.x + 2 * MARGIN, middle, text, color="black" if chosen else "#333333", zorder=4, **style)
+    if box.hidden:
+        axes.text(box.x + 2 * MARGIN, box.row(len(box.forms)) + LINE * 0.2, box.more, style="italic",
+                  color="#666666", zorder=4, **style)  # fmt: skip
+
+
+def _draw_edge(axes: Axes, source: _Box, target: _Box, height: float, chosen: bool) -> None:
+    from matplotlib.patches import FancyArrowPatch
+    from matplotlib.path import Path
+
+    start = (source.x + source.width, source.top - source.height / 2)
+    end = (target.x + MARGIN, height)
+    bend = max(0.35, abs(end[0] - start[0]) * 0.45)
+    path = Path([start, (start[0] + bend, start[1]), (end[0] - bend, end[1]), end],
+                [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4])  # fmt: skip
+    axes.add_patch(FancyArrowPatch(
+        path=path, arrowstyle="-|>", mutation_scale=9, shrinkA=0, shrinkB=0, zorder=5 if chosen else 1,
+        color=CHOSEN if chosen else OTHER, linewidth=1.8 if chosen else 0.7,
+    ))  # fmt: skip
