@@ -1,0 +1,1 @@
+"""Side-by-side runs and surveys. Never imported by the product."""

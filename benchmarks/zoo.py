@@ -1,0 +1,154 @@
+"""Capture to verification on any list of models, one process each.
+
+    python -m benchmarks.zoo --models torchvision:resnet18,timm:deit_tiny_patch16_224 --json zoo.json
+
+Parameters are re-randomized by a seed. Every row also says whether noise planted on one weight of the optimized
+module was caught by the same verification: a check that cannot fail is none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+import traceback
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+FOUNDING = (
+    *(f"torchvision:{n}" for n in ("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0",
+                                   "convnext_tiny", "vit_b_16", "swin_t")),
+    *(f"timm:{n}" for n in ("deit_tiny_patch16_224", "convnext_tiny", "efficientnet_b0")),
+)  # fmt: skip
+MARK = "ZOO-ROW "
+
+
+def survey(spec: str, *, cost: str, seed: int, threads: int) -> dict[str, Any]:
+    """One model in this process: its row."""
+    import torch
+    from torch import nn
+
+    import eqsat_deploy
+    from benchmarks._models import inputs, load, mutate, rerandomize
+    from eqsat_deploy.capture import capture
+    from eqsat_deploy.errors import VerificationError
+    from eqsat_deploy.inputs import example_arguments
+    from eqsat_deploy.verify import verify
+
+    torch.set_num_threads(threads)
+    warnings.simplefilter("ignore")
+    model: nn.Module = rerandomize(load(spec, seed), seed)
+    args, kwargs = example_arguments(model, inputs(spec, seed))
+    optimized = eqsat_deploy.optimize(model, kwargs or args, cost=cost)
+    report = optimized.report
+    row = {
+        "model": spec, "status": "ok", "error": None, "relative_error": max(report.errors.values()),
+        "relative_errors": report.to_dict()["errors"], "tolerance": report.tolerance, "nodes": report.nodes,
+        "plain_kernels": report.plain_kernels, "kernels": report.kernels,
+        "plain_cost": report.plain_cost, "cost": report.cost, "gap": report.gap, "proved": report.proved,
+        "opaque": len(report.opaque), "opaque_nodes": report.opaque, "e_nodes": report.e_nodes,
+        "stopped": report.stopped, "rules_used": report.used_rules(), "notes": report.notes,
+        "seconds": report.seconds,
+    }  # fmt: skip
+    mutated = copy.deepcopy(optimized)
+    row["mutated"] = mutate(mutated, seed)
+    try:
+        verify(capture(model, args, kwargs), mutated)
+        row["mutation_caught"] = False
+    except VerificationError:
+        row["mutation_caught"] = True
+    if not row["mutation_caught"]:
+        row["status"] = f"the planted mutation of {row['mutated']} went unnoticed"
+    return row
+
+
+def isolated(spec: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The row of one model, computed in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.zoo", "--one", spec, "--cost", arguments.cost,
+               "--seed", str(arguments.seed), "--threads", str(arguments.threads)]  # fmt: skip
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.timeout, check=False)
+    except subprocess.TimeoutExpired:
+        return {"model": spec, "status": f"no result after {arguments.timeout:g} s", "error": "timeout"}
+    rows = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+    if not rows:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        return {"model": spec, "status": f"the process died: {last[0]}", "error": last[0]}
+    return json.loads(rows[0].removeprefix(MARK)) | {"wall_seconds": round(time.perf_counter() - start, 2)}  # type: ignore[no-any-return]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the results depend on."""
+    found = {"python": sys.version.split()[0]}
+    for package in ("eqsat-deploy", "torch", "egglog", "torchvision", "timm", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _one(arguments: argparse.Namespace) -> None:
+    try:
+        row = survey(arguments.one, cost=arguments.cost, seed=arguments.seed, threads=arguments.threads)
+    except Exception as error:  # whatever goes wrong with somebody's model is the row's status
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        notes = "; ".join(getattr(error, "__notes__", []))
+        row = {"model": arguments.one, "status": f"{type(error).__name__}: {first}"[:500],
+               "error": type(error).__name__, "where": notes, "traceback": traceback.format_exc()[-3000:]}  # fmt: skip
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(MARK + json.dumps(row | {"peak_bytes": peak, "versions": versions()}), flush=True)
+
+
+def main() -> int:
+    """Command line; exits with 1 when a model failed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", default=",".join(FOUNDING), help="comma-separated SPECs")
+    parser.add_argument("--json", type=Path, help="where the rows go; rewritten after every model")
+    parser.add_argument("--cost", default="trt_int8")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--timeout", type=float, default=900.0, help="seconds per model")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that --json already has")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        _one(arguments)
+        return 0
+    rows: list[dict[str, Any]] = []
+    if arguments.resume and arguments.json and arguments.json.exists():
+        rows = json.loads(arguments.json.read_text())
+    known = {row["model"] for row in rows}
+    for spec in dict.fromkeys(s.strip() for s in arguments.models.split(",") if s.strip()):
+        if spec in known:
+            continue
+        row = isolated(spec, arguments)
+        rows.append(row)
+        print(_line(row), flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return int(any(row["status"] != "ok" for row in rows))
+
+
+def _line(row: dict[str, Any]) -> str:
+    if row["status"] != "ok":
+        return f"{row['model']:<45} {row['status']}"
+    return (
+        f"{row['model']:<45} ok  error {row['relative_error']:.1e}  nodes {row['nodes']}  opaque {row['opaque']}  "
+        f"kernels {row['plain_kernels']} -> {row['kernels']}  {row['wall_seconds']:.0f} s  "
+        f"{row['peak_bytes'] / 2**30:.1f} GiB"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
