@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -25,7 +26,8 @@ CHOSEN, CHOSEN_FILL, OTHER, INTEGER_FILL = "#17703f", "#d6efdf", "#8a8f98", "#df
 
 @dataclass
 class _Box:
-    """An e-class to draw: its title, its forms as (choice, text, chosen, integer), and where it stands."""
+    """An e-class to draw: its title, its forms as (choice, text, chosen, integer), and where it stands. Without a
+    title, a gap that leaves room for lines."""
 
     number: int
     title: str
@@ -38,6 +40,9 @@ class _Box:
 
     def __post_init__(self) -> None:
         texts = [self.title, *(text for _, text, _, _ in self.forms), self.more]
+        if not self.title:
+            self.width, self.height = MARGIN, LINE / 2
+            return
         self.width = LETTER * max(map(len, texts)) + 4 * MARGIN
         self.height = LINE * (1 + 1.35 * len(self.forms) + bool(self.hidden)) + 2 * MARGIN
 
@@ -46,7 +51,9 @@ class _Box:
         return f"+ {self.hidden} more form{'s' * (self.hidden > 1)}" if self.hidden else ""
 
     def row(self, position: int) -> float:
-        """The height of the middle of a form."""
+        """The height of the middle of a form, or of a gap."""
+        if not self.title:
+            return self.top - self.height / 2
         return self.top - MARGIN - LINE * (1 + 1.35 * position + 0.75)
 
 
@@ -70,7 +77,7 @@ def draw(
     except ImportError as error:
         raise EqsatError('drawing needs matplotlib: pip install "eqsat-deploy[notebooks]"') from error
     boxes, reads, cut = _collect(exploration, numbers, depth, max_forms, max_classes)
-    width, height = _place(boxes, reads)
+    width, height, gaps = _place(boxes, reads)
     unit = exploration.priced.model.unit
     hidden = sum(box.hidden for box in boxes.values())
     footer = [f"dashed: an e-class, every form in it computes the same tensor; green: the chosen form; blue: INT8; "
@@ -89,7 +96,10 @@ def draw(
         _draw_box(axes, box)
         for position, (index, _, chosen, _) in enumerate(box.forms):
             for source in reads[index]:
-                _draw_edge(axes, boxes[source], box, box.row(position), chosen)
+                way = sorted(
+                    (gap for (n, _), gap in gaps.items() if n == source and gap.x < box.x), key=lambda g: g.x
+                )
+                _draw_edge(axes, boxes[source], way, (box.x + MARGIN, box.row(position)), chosen)
     for line, text in enumerate(reversed(footer)):
         axes.text(0, -height + LINE * line + MARGIN, text, fontsize=8, family="monospace",
                   weight="bold" if text.startswith("TRUNCATED") else "normal", color="#444444")  # fmt: skip
@@ -132,22 +142,54 @@ def _collect(
     return boxes, drawn, len(left)
 
 
-def _place(boxes: dict[int, _Box], reads: dict[int, list[int]]) -> tuple[float, float]:
-    """Columns by the longest way to the e-classes asked for, those rightmost; the extent of all."""
-    columns: dict[int, list[_Box]] = {}
-    for number, rank in _ranks(boxes, reads).items():
-        columns.setdefault(rank, []).append(boxes[number])
-    tall = max(sum(b.height + ROW_GAP for b in column) - ROW_GAP for column in columns.values())
-    x = 0.0
-    for rank in sorted(columns, reverse=True):
-        column = columns[rank]
-        widest = max(b.width for b in column)
-        top = -(tall - (sum(b.height + ROW_GAP for b in column) - ROW_GAP)) / 2
+def _place(
+    boxes: dict[int, _Box], reads: dict[int, list[int]]
+) -> tuple[float, float, dict[tuple[int, int], _Box]]:
+    """Put the boxes into columns, data flowing from left to right; the extent of all.
+
+    An e-class read further than one column on gets a gap in every column between, by (e-class, column), so
+    that no line runs over a box. Columns are ordered from the right, each box beside its readers.
+    """
+    ranks = _ranks(boxes, reads)
+    columns: list[list[_Box]] = [[] for _ in range(1 + max(ranks.values()))]
+    for number, rank in ranks.items():
+        columns[rank].append(boxes[number])
+    gaps: dict[tuple[int, int], _Box] = {}
+    readers: dict[int, list[tuple[_Box, int]]] = {}
+    for target in boxes.values():
+        for position, (index, *_) in enumerate(target.forms):
+            for source in reads[index]:
+                near = ranks[target.number] + 1
+                for rank in range(near, ranks[source]):
+                    if (source, rank) not in gaps:
+                        gaps[source, rank] = _Box(source, "", [], 0)
+                        columns[rank].append(gaps[source, rank])
+                last = gaps.get((source, near), boxes[source])
+                readers.setdefault(id(last), []).append((target, position))
+    for (source, rank), gap in gaps.items():
+        readers.setdefault(id(gaps.get((source, rank + 1), boxes[source])), []).append((gap, 0))
+
+    def beside(box: _Box) -> float:
+        heights = [reader.row(position) for reader, position in readers.get(id(box), ())]
+        return -sum(heights) / len(heights) if heights else 0.0
+
+    def length(column: list[_Box]) -> float:
+        return sum(box.height + ROW_GAP for box in column) - ROW_GAP
+
+    tall = max(map(length, columns))
+    for column in columns:
+        column.sort(key=beside)
+        top = -(tall - length(column)) / 2
         for box in column:
-            box.x, box.top = x + (widest - box.width) / 2, top
+            box.top = top
             top -= box.height + ROW_GAP
+    x = 0.0
+    for column in reversed(columns):
+        widest = max(box.width for box in column)
+        for box in column:
+            box.x = x + (widest - box.width) / 2
         x += widest + COLUMN_GAP
-    return x - COLUMN_GAP, tall
+    return x - COLUMN_GAP, tall, gaps
 
 
 def _ranks(boxes: dict[int, _Box], reads: dict[int, list[int]]) -> dict[int, int]:
@@ -198,16 +240,23 @@ def _draw_box(axes: Axes, box: _Box) -> None:
                   color="#666666", zorder=4, **style)  # fmt: skip
 
 
-def _draw_edge(axes: Axes, source: _Box, target: _Box, height: float, chosen: bool) -> None:
+def _draw_edge(axes: Axes, source: _Box, way: list[_Box], end: tuple[float, float], chosen: bool) -> None:
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path
 
-    start = (source.x + source.width, source.top - source.height / 2)
-    end = (target.x + MARGIN, height)
-    bend = max(0.35, abs(end[0] - start[0]) * 0.45)
-    path = Path([start, (start[0] + bend, start[1]), (end[0] - bend, end[1]), end],
-                [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4])  # fmt: skip
+    points = [(source.x + source.width, source.top - source.height / 2)]
+    for gap in way:
+        middle = gap.top - gap.height / 2
+        points += [(gap.x, middle), (gap.x + gap.width, middle)]
+    points.append(end)
+    path, codes = [points[0]], [Path.MOVETO]
+    for index, ((x, y), (u, v)) in enumerate(itertools.pairwise(points)):
+        if index % 2:  # along a gap
+            path, codes = [*path, (u, v)], [*codes, Path.LINETO]
+        else:
+            bend = max(0.35, abs(u - x) * 0.45)
+            path, codes = [*path, (x + bend, y), (u - bend, v), (u, v)], [*codes, *[Path.CURVE4] * 3]
     axes.add_patch(FancyArrowPatch(
-        path=path, arrowstyle="-|>", mutation_scale=9, shrinkA=0, shrinkB=0, zorder=5 if chosen else 1,
-        color=CHOSEN if chosen else OTHER, linewidth=1.8 if chosen else 0.7,
+        path=Path(path, codes), arrowstyle="-|>", mutation_scale=9, shrinkA=0, shrinkB=0,
+        zorder=5 if chosen else 1, color=CHOSEN if chosen else OTHER, linewidth=1.8 if chosen else 0.7,
     ))  # fmt: skip

@@ -95,7 +95,7 @@ def why_not(exploration: Exploration, rule: str | EgglogRule, node: str) -> WhyN
     return WhyNot(found[0].name, node, tuple(closest.said()), failed, detail)
 
 
-def _bodies(text: str) -> Iterator[tuple[str, list[Expression]]]:
+def _bodies(text: str) -> Iterator[tuple[str, list[Any]]]:
     """The rules of an egglog program: every variable that a rule merges something with, and the rule's facts."""
     for command in _parse(text):
         if command[0] == "rule":
@@ -124,7 +124,7 @@ def _text(expression: Expression) -> str:
 class _Test:
     """One rule body, tested at one e-class."""
 
-    def __init__(self, space: Space, number: int, node: str, body: tuple[str, list[Expression]]) -> None:
+    def __init__(self, space: Space, number: int, node: str, body: tuple[str, list[Any]]) -> None:
         root, facts = body
         self.space, self.number, self.node = space, number, node
         self.places: dict[str, tuple[str, str, int]] = {}  # variable -> reader, its constructor, position
@@ -135,7 +135,7 @@ class _Test:
         self.failed: Expression = ""
         self._run(f"(= {self.root} (Node {space.row_class.index(number)}))", flat)
 
-    def _flat(self, fact: Expression) -> Iterator[Any]:
+    def _flat(self, fact: Any) -> Iterator[Any]:
         """A nested pattern as one fact per operator, outermost first."""
         if not _is_pattern(fact):
             yield fact
