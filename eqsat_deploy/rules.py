@@ -366,10 +366,10 @@ def rule(
 
     `kind` is `exact` (data movement), `real` (true over the reals) or `approximate`. A keyword per argument
     gives a tensor's shape pattern (`"n c h w"`; `"... k"` with any axes in front; `"1... c"` with axes of size
-    one in front; `"~ a b"` for any shape, drawn like this in tests), an attribute's samples, or a tuple of values for a dimension. Tensor
-    arguments not named may have any shape. Every dimension named in a pattern may be asked for as an argument.
-    The function returns `left, right` or several such pairs, and optionally a list of guards at the end. With
-    `both`, the right side is also rewritten to the left.
+    one in front; `"~ a b"` for any shape, drawn like this in tests), an attribute's samples, or a tuple of
+    values for a dimension. Tensor arguments not named may have any shape. Every dimension named in a pattern
+    may be asked for as an argument. The function returns `left, right` or several such pairs, and optionally a
+    list of guards at the end. With `both`, the right side is also rewritten to the left.
 
     Raises:
         RuleError: the declaration and the function's signature disagree.

@@ -39,7 +39,8 @@ from eqsat_deploy.language.shapes import BATCH, SLOTS, batch_size, decode, encod
 __all__ = [
     "BATCH", "BY_CONSTRUCTOR", "IMPORTERS", "OPERATORS", "SLOTS", "Expr", "Guard", "Operator",
     "adaptive_avg_pool2d", "add", "aten", "attention", "avg_pool2d", "batch_norm", "batch_size", "binary",
-    "broadcast", "cast", "causal_attention", "channel_norm", "concat", "conv2d", "conv_transpose2d", "decode", "dims", "div",
+    "broadcast", "cast", "causal_attention", "channel_norm", "concat", "conv2d", "conv_transpose2d", "decode",
+    "dims", "div",
     "embedding", "encode", "expand", "gather", "group_norm", "input_", "layer_norm", "linear",
     "masked_attention", "matmul", "max_pool2d", "maximum", "minimum", "mul", "numel", "opaque", "operator",
     "packed_attention", "pad", "parameter", "permute", "power", "reduce_", "relu", "replace", "reshape", "result",

@@ -4,8 +4,20 @@ A vision transformer that reads only its class token computes its last block for
 """
 
 from eqsat_deploy.language import (
-    attention, binary, concat, conv2d, dims, expand, layer_norm, linear, permute, replace,
-    reshape, slice_, softmax, unary,
+    attention,
+    binary,
+    concat,
+    conv2d,
+    dims,
+    expand,
+    layer_norm,
+    linear,
+    permute,
+    replace,
+    reshape,
+    slice_,
+    softmax,
+    unary,
 )  # fmt: skip
 from eqsat_deploy.rules import Equation, Term, integer, integers, name, number, rule, shape
 
@@ -134,8 +146,8 @@ def queries_of_attention(
     return slice_(attention(q, k, v, scale), 5, start, stop, step), part
 
 
-@rule("exact", phase="demand", x="~ a 9", first=integer(0, 1), last=integer(7, 9), start=integer(0, 2), stop=integer(3, 5),
-      step=integer(1), slot=integer(6))  # fmt: skip
+@rule("exact", phase="demand", x="~ a 9", first=integer(0, 1), last=integer(7, 9), start=integer(0, 2),
+      stop=integer(3, 5), step=integer(1), slot=integer(6))  # fmt: skip
 def slice_of_slice(
     x: Term, slot: Term, first: Term, last: Term, start: Term, stop: Term, step: Term
 ) -> Equation:

@@ -1,11 +1,18 @@
-"""Layout: a Linear or LayerNorm on a channels-last tensor is a 1x1 convolution or channel norm on the channels-first one.
+"""Layout: a Linear or LayerNorm on a channels-last tensor is a 1x1 convolution or channel norm of the channels-first.
 
 Token-major and channel-major operators are joined by permutes that have a price. These rules let whole regions stand
 on either side; the price decides where the crossings are. On a CPU, a ConvNeXt without permutes is a third faster.
 """
 
 from eqsat_deploy.language import (
-    binary, channel_norm, conv2d, dims, layer_norm, linear, permute, reshape,
+    binary,
+    channel_norm,
+    conv2d,
+    dims,
+    layer_norm,
+    linear,
+    permute,
+    reshape,
 )  # fmt: skip
 from eqsat_deploy.rules import Equation, Term, constant, integers, name, number, rule, shape
 
