@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 # Inches, for a monospaced font of nine points.
 LETTER, LINE = 0.077, 0.2
-MARGIN, COLUMN_GAP, ROW_GAP = 0.1, 0.9, 0.3
+MARGIN, COLUMN_GAP, ROW_GAP = 0.1, 1.0, 0.3
 CHOSEN, CHOSEN_FILL, OTHER, INTEGER_FILL = "#17703f", "#d6efdf", "#8a8f98", "#dfe7f7"
 
 
@@ -35,6 +34,7 @@ class _Box:
     hidden: int
     x: float = 0.0
     top: float = 0.0
+    column: tuple[float, float] = (0.0, 0.0)
     width: float = field(init=False)
     height: float = field(init=False)
 
@@ -99,7 +99,7 @@ def draw(
                 way = sorted(
                     (gap for (n, _), gap in gaps.items() if n == source and gap.x < box.x), key=lambda g: g.x
                 )
-                _draw_edge(axes, boxes[source], way, (box.x + MARGIN, box.row(position)), chosen)
+                _draw_edge(axes, boxes[source], way, box, position, chosen)
     for line, text in enumerate(reversed(footer)):
         axes.text(0, -height + LINE * line + MARGIN, text, fontsize=8, family="monospace",
                   weight="bold" if text.startswith("TRUNCATED") else "normal", color="#444444")  # fmt: skip
@@ -188,6 +188,7 @@ def _place(
         widest = max(box.width for box in column)
         for box in column:
             box.x = x + (widest - box.width) / 2
+            box.column = (x, x + widest)
         x += widest + COLUMN_GAP
     return x - COLUMN_GAP, tall, gaps
 
@@ -240,22 +241,21 @@ def _draw_box(axes: Axes, box: _Box) -> None:
                   color="#666666", zorder=4, **style)  # fmt: skip
 
 
-def _draw_edge(axes: Axes, source: _Box, way: list[_Box], end: tuple[float, float], chosen: bool) -> None:
+def _draw_edge(axes: Axes, source: _Box, way: list[_Box], target: _Box, position: int, chosen: bool) -> None:
+    """Level within a column, curved between columns."""
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path
 
-    points = [(source.x + source.width, source.top - source.height / 2)]
-    for gap in way:
-        middle = gap.top - gap.height / 2
-        points += [(gap.x, middle), (gap.x + gap.width, middle)]
-    points.append(end)
-    path, codes = [points[0]], [Path.MOVETO]
-    for index, ((x, y), (u, v)) in enumerate(itertools.pairwise(points)):
-        if index % 2:  # along a gap
-            path, codes = [*path, (u, v)], [*codes, Path.LINETO]
-        else:
-            bend = max(0.35, abs(u - x) * 0.45)
-            path, codes = [*path, (x + bend, y), (u - bend, v), (u, v)], [*codes, *[Path.CURVE4] * 3]
+    path, codes = [(source.x + source.width, source.row(0))], [Path.MOVETO]
+    left = (source.column[1], source.row(0))
+    for stop in (*way, target):
+        right = (stop.column[0], stop.row(position if stop is target else 0))
+        bend = 0.5 * COLUMN_GAP if right[0] > left[0] else COLUMN_GAP
+        path += [left, (left[0] + bend, left[1]), (right[0] - bend, right[1]), right]
+        codes += [Path.LINETO, *[Path.CURVE4] * 3]
+        left = (stop.column[1], right[1])
+    path.append((target.x + MARGIN, right[1]))
+    codes.append(Path.LINETO)
     axes.add_patch(FancyArrowPatch(
         path=Path(path, codes), arrowstyle="-|>", mutation_scale=9, shrinkA=0, shrinkB=0,
         zorder=5 if chosen else 1, color=CHOSEN if chosen else OTHER, linewidth=1.8 if chosen else 0.7,
