@@ -5,8 +5,8 @@ lane's encoding afterwards, on the ONNX graph:
 
 - `tensorrt`: symmetric int8 with zero point 0, and everything else in FP16, scales included. Under strong
   typing a DequantizeLinear returns the type of its scale: float32 scales would make all else float32.
-- `onnxruntime`: float32, unsigned activations after ReLU, every operand of a residual sum quantized, no bias
-  in a matrix product. ONNX Runtime runs in float what deviates from that.
+- `onnxruntime`: float32, uint8 activations, every operand of a residual sum quantized, no bias in a matrix
+  product. ONNX Runtime runs in float what deviates from that.
 
 Weights are stored as int8 in both. ONNX nodes carry the names of the graph nodes they come from (`conv1`,
 `conv1:1`).
@@ -74,9 +74,9 @@ def export_onnx(
     """`module` as a serialized ONNX model for `lane` ("tensorrt", "onnxruntime"); always the same bytes.
 
     Inputs and outputs have the module's shapes and dtypes, and a symbolic `batch` dimension. Inputs are named
-    as in `meta["inputs"]`, outputs `output_0`, `output_1`, ... in the order of `flat_outputs`. Quantizers
-    that the lane has no encoding for are widened to one it has: unsigned or asymmetric activations become
-    symmetric int8 for TensorRT. `module` is left as it is.
+    as in `meta["inputs"]`, outputs `output_0`, `output_1`, ... in the order of `flat_outputs`.
+    Quantizers become what the lane has an encoding for: symmetric int8 for TensorRT, uint8 for ONNX Runtime.
+    `module` is left as it is.
 
     Args:
         module: a rebuilt or quantized module with `meta["inputs"]`.
@@ -420,16 +420,22 @@ def _finalize_tensorrt(exported: _Exported) -> None:
 def _finalize_onnxruntime(exported: _Exported) -> None:
     _split_bias(exported)
     _quantize_weights(exported, np.float32)
-    _quantize_activations(exported, _unsigned_after_relu, np.float32)
+    _quantize_activations(exported, _unsigned, np.float32)
     _quantize_residual_edges(exported.graph)
 
 
-def _unsigned_after_relu(marker: ir.Node, encoding: _Encoding) -> _Encoding:
-    """The same scale over 0..255: nothing below 0 is lost, and ONNX Runtime drops the ReLU in front of it."""
-    source = marker.inputs[0]
-    if encoding.unsigned or encoding.zero_point != 0 or not _never_negative(source):
+def _unsigned(marker: ir.Node, encoding: _Encoding) -> _Encoding:
+    """uint8 throughout, which ONNX Runtime's x86 kernels are for.
+
+    After a ReLU the same scale covers 0..255, so that nothing is lost and the ReLU in front goes. Elsewhere the
+    codes move up by 128. Left to itself ONNX Runtime does that, too, but 1.32 then rejects its own graph where it
+    also moved a DequantizeLinear over a reshape ("output_dtype INT8 does not match y_zero_point type UINT8").
+    """
+    if encoding.unsigned:
         return encoding
-    return _Encoding(encoding.scale, 0, True)
+    if encoding.zero_point == 0 and _never_negative(marker.inputs[0]):
+        return _Encoding(encoding.scale, 0, True)
+    return _Encoding(encoding.scale, encoding.zero_point + 128, True)
 
 
 def _never_negative(value: ir.Value | None) -> bool:

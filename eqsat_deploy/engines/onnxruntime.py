@@ -146,11 +146,15 @@ def _layers(events: Iterable[Mapping[str, Any]]) -> tuple[Layer, ...]:
             name,
             *kinds[name],
             microseconds=sum(runs[1:]) / max(1, len(runs) - 1),
-            # A node the runtime inserted is named after its operator.
-            nodes=tuple(node for node in nodes_of(name) if node != kinds[name][0]),
+            nodes=_nodes(name, kinds[name][0]),
         )
         for name, runs in times.items()
     )
+
+
+def _nodes(name: str, op_type: str) -> tuple[str, ...]:
+    """The graph nodes a layer computes: none for a conversion, or a node the runtime inserted and named itself."""
+    return () if op_type in CONVERSIONS else tuple(node for node in nodes_of(name) if node != op_type)
 
 
 def _precision(arguments: Mapping[str, Any]) -> str:

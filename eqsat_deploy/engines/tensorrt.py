@@ -20,7 +20,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, cuda, fx
 
 from eqsat_deploy.engines.base import DEFAULT_BATCH, Batch, Engine, Layer, Signature, check_options
 from eqsat_deploy.engines.onnx_export import (
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 OLDEST = (10, 13)
 ATTENTION_SINCE = (10, 14)  # the parser reads ONNX Attention from this version on
 OPTIONS = ("opset", "level", "workspace", "refit", "timing_cache")
+DEVICE = "cuda"
 PLAN, MODEL = "engine.plan", "tensorrt.onnx"
 RUNS = 10
 # Inspector texts of 10.x ("Row major linear FP16 format") and 11.x ("Half") for each dtype, most specific
@@ -92,7 +93,7 @@ class TensorRTEngine(Engine):
         if context is None:
             raise EngineError(f"TensorRT cannot make an execution context. {self._reported()}")
         self.context: trt.IExecutionContext = context
-        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.stream = cuda.Stream()  # type: ignore[no-untyped-call]
         self._lock = Lock()  # a context serves one call at a time
         names = [self.engine.get_tensor_name(index) for index in range(self.engine.num_io_tensors)]
         modes = {name: self.engine.get_tensor_mode(name) for name in names}
@@ -105,7 +106,7 @@ class TensorRTEngine(Engine):
         """What is missing: the package, its version, a GPU, or the packages that export ONNX."""
         if importlib.util.find_spec("tensorrt") is None:
             return "tensorrt is not installed: pip install 'eqsat-deploy[tensorrt]' (it needs an NVIDIA GPU)"
-        if not torch.cuda.is_available():
+        if not cuda.is_available():
             return "torch sees no CUDA device: it needs an NVIDIA GPU, its driver, and a CUDA build of torch"
         try:
             api = _tensorrt()
@@ -139,14 +140,14 @@ class TensorRTEngine(Engine):
         api = _tensorrt()
         given = {spec.name: value for spec, value in zip(self.signature.inputs, inputs, strict=True)}
         home = inputs[0].device if inputs else torch.device("cpu")
-        caller = torch.cuda.current_stream()
-        with self._lock, torch.cuda.stream(self.stream):
+        caller = cuda.current_stream()
+        with self._lock, cuda.stream(self.stream):
             self.stream.wait_stream(caller)
             # The context holds pointers only: these tensors must live until the stream is synchronized.
             held = {}
             for name in self.inputs:
                 dtype = _torch_dtype(api, self.engine.get_tensor_dtype(name))
-                held[name] = given[name].detach().to("cuda", dtype, non_blocking=True).contiguous()
+                held[name] = given[name].detach().to(DEVICE, dtype, non_blocking=True).contiguous()
                 if not self.context.set_input_shape(name, tuple(held[name].shape)):
                     raise EngineError(
                         f"input {name!r}: shape {tuple(held[name].shape)} is outside what the engine was "
@@ -158,7 +159,7 @@ class TensorRTEngine(Engine):
             for name in self.outputs:
                 shape = tuple(self.context.get_tensor_shape(name))
                 dtype = _torch_dtype(api, self.engine.get_tensor_dtype(name))
-                held[name] = torch.empty(shape, dtype=dtype, device="cuda")
+                held[name] = torch.empty(shape, dtype=dtype, device=DEVICE)
                 self.context.set_tensor_address(name, held[name].data_ptr())
             if not self.context.execute_async_v3(self.stream.cuda_stream):
                 raise EngineError(f"TensorRT did not run. {self._reported()}")
@@ -222,7 +223,7 @@ class TensorRTEngine(Engine):
     @property
     def device(self) -> str:
         """The GPU's name."""
-        return torch.cuda.get_device_name()
+        return cuda.get_device_name()
 
     @property
     def version(self) -> str:
@@ -292,7 +293,7 @@ def _timing_cache(api: Any, option: str | os.PathLike[str] | bool | None) -> Pat
     if option is not None and option is not True:
         return Path(option)
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    device = re.sub(r"\W+", "-", torch.cuda.get_device_name())
+    device = re.sub(r"\W+", "-", cuda.get_device_name())
     return root / "eqsat-deploy" / f"tensorrt-{api.__version__}-{device}.cache"
 
 

@@ -198,12 +198,15 @@ def test_one_quantizer_serves_all_readers_of_a_tensor() -> None:
     assert len(quantized_values) == len(set(quantized_values))
 
 
-def test_the_onnxruntime_lane_is_unsigned_after_relu_also_where_quantization_was_not() -> None:
+def test_the_onnxruntime_lane_is_unsigned_also_where_quantization_was_not() -> None:
     model = quantized(unsigned=False)
     values = constants(parsed(model, "onnxruntime"))
-    assert values["relu_zero_point"].dtype == np.uint8
-    assert float(values["relu_scale"]) == float(model.get_submodule("relu_quantizer").step)  # type: ignore[arg-type]
-    assert values["x_zero_point"].dtype == np.int8
+    assert {
+        value.dtype.type for name, value in values.items() if name.endswith("_zero_point") and not value.ndim
+    } == {np.uint8}
+    assert (int(values["relu_zero_point"]), int(values["x_zero_point"])) == (0, 128)
+    for name in ("relu", "x"):
+        assert float(values[f"{name}_scale"]) == float(model.get_submodule(f"{name}_quantizer").step)  # type: ignore[arg-type]
 
 
 class Unquantized(nn.Module):

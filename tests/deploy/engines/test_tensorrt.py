@@ -1,0 +1,236 @@
+"""The TensorRT engine's control flow, on a stand-in that computes the ONNX file on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import fx
+
+from eqsat_deploy.engines import Batch, tensorrt
+from eqsat_deploy.engines.tensorrt import TensorRTEngine, read_layers
+from eqsat_deploy.errors import EngineError, InputError, UnknownNameError
+from eqsat_deploy.quantization import quantize
+from tests.deploy.engines.fake_tensorrt import Fake, install
+from tests.deploy.placing import Attention, Residual, images, int8, traced
+
+SIZES = Batch(1, 2, 4)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
+    fake = Fake()
+    install(monkeypatch, fake)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return fake
+
+
+@pytest.fixture(scope="module")
+def model() -> fx.GraphModule:
+    torch.manual_seed(0)
+    return quantize(int8(traced(Residual(), torch.zeros(1, 3, 32, 32))), images(2), unsigned=False)
+
+
+def build(model: fx.GraphModule, batch: Batch = SIZES, **options: object) -> TensorRTEngine:
+    return TensorRTEngine.build(model, batch=batch, options=options)
+
+
+def test_a_build_is_strongly_typed_with_a_profile_per_batched_input_and_a_timing_cache(
+    fake, model, tmp_path
+) -> None:
+    build(model)
+    cache = tmp_path / "cache" / "eqsat-deploy" / "tensorrt-10.16.1.11-NVIDIA-Fake-3000.cache"
+    assert fake.calls == [
+        ("network", 1 << 1),
+        ("parse",),
+        ("workspace", 4 << 30),
+        ("profile", {"x": ((1, 3, 32, 32), (2, 3, 32, 32), (4, 3, 32, 32))}),
+        ("cache", b"", True),
+        ("build", 3, fake.ProfilingVerbosity.DETAILED),
+    ]
+    assert cache.read_bytes() == b"measured"
+    assert [path.name for path in cache.parent.iterdir()] == [cache.name]
+    fake.calls.clear()
+    build(model)
+    assert ("cache", b"measured", True) in fake.calls
+
+
+def test_options_reach_the_builder(fake, model, tmp_path) -> None:
+    build(model, level=5, workspace=1 << 20, refit=True, timing_cache=tmp_path / "mine")
+    assert ("workspace", 1 << 20) in fake.calls
+    assert ("flag", "REFIT") in fake.calls
+    assert fake.config.builder_optimization_level == 5
+    assert (tmp_path / "mine").is_file()
+    fake.calls.clear()
+    build(model, timing_cache=False)
+    assert "cache" not in fake.steps
+    assert "flag" not in fake.steps
+    with pytest.raises(UnknownNameError, match="did you mean 'level'"):
+        build(model, levels=5)
+
+
+def test_a_timing_cache_of_another_version_is_replaced(fake, model, tmp_path) -> None:
+    (tmp_path / "old").write_bytes(b"old")
+    fake.fail = {"cache"}
+    build(model, timing_cache=tmp_path / "old")
+    assert [call for call in fake.calls if call[0] == "cache"] == [
+        ("cache", b"old", False),
+        ("cache", b"", True),
+    ]
+    assert (tmp_path / "old").read_bytes() == b"measured"
+
+
+def test_calls_compute_the_module_on_a_stream_of_their_own(fake, model) -> None:
+    engine = build(model)
+    for size in (1, 3):
+        x = images(1, batch=size, seed=5)[0]
+        with torch.no_grad():
+            expected = model(x)
+        torch.testing.assert_close(engine(x), expected, atol=0.05 * float(expected.abs().max()), rtol=0)
+    assert engine.stream.waited == "the caller's stream"
+    assert engine.stream.synchronized
+    assert fake.calls[-1] == ("execute", 4711)
+
+
+def test_outputs_keep_the_modules_order_and_structure(fake) -> None:
+    class Two(torch.nn.Module):
+        def forward(self, x, y):
+            return {"difference": x - y, "sum": (x + y,)}
+
+    example = torch.zeros(1, 3, 4, 4)
+    engine = build(traced(Two(), example, example, fold=False))
+    x, y = images(2, size=4, batch=2)
+    found = engine(x, y)
+    torch.testing.assert_close(found["difference"], x - y, atol=5e-3, rtol=0)
+    torch.testing.assert_close(found["sum"][0], x + y, atol=5e-3, rtol=0)
+
+
+def test_without_a_maximum_the_engine_picks_one_and_says_so(fake, model) -> None:
+    engine = build(model, batch=Batch(1, 1, None))
+    assert engine.signature.batch == Batch(1, 1, 8)
+    with pytest.raises(InputError, match="batch of 9"):
+        engine(images(1, batch=9)[0])
+    assert build(model, batch=Batch(1, 32)).signature.batch.maximum == 32
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("parse", r"does not read the model: unsupported \(node 'stem', Conv\)"),
+        ("profile", "refuses the batch sizes"),
+        ("build", "cannot build the engine.*no implementation for node stem"),
+        ("load", "cannot load this plan on NVIDIA Fake 3000.*build it again.*incompatible version"),
+        ("context", "cannot make an execution context"),
+    ],
+)
+def test_failures_of_a_build_carry_what_tensorrt_said(fake, model, step, message) -> None:
+    fake.fail = {step}
+    with pytest.raises(EngineError, match=message):
+        build(model)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("shape", "outside what the engine was built for"),
+        ("infer", "x unspecified"),
+        ("execute", "did not run"),
+    ],
+)
+def test_failures_of_a_call_name_the_step(fake, model, step, message) -> None:
+    engine = build(model)
+    fake.fail = {step}
+    with pytest.raises(EngineError, match=message):
+        engine(images(1, batch=2)[0])
+
+
+@pytest.mark.parametrize("schema", [10, 11])
+def test_layers_report_precision_times_and_graph_nodes_in_both_schemas(fake, model, schema) -> None:
+    fake.schema = schema
+    engine = build(model)
+    serving = engine.context
+    layers = engine.layers()
+    assert engine.context is serving
+    assert [layer.name for layer in layers] == engine.engine.layers
+    assert {layer.precision for layer in layers} == {"int8"}
+    assert {layer.microseconds for layer in layers} == {250.0}
+    assert layers[0].nodes == ("stem",)
+
+
+@pytest.mark.parametrize(
+    ("text", "precision"),
+    [
+        ("Row major linear FP16 format", "float16"),
+        ("Channel major FP32 format where channel % 4 == 0", "float32"),
+        ("Thirty-two wide channel vectorized row major Int8 format", "int8"),
+        ("Row major linear BFloat16 format", "bfloat16"),
+        ("Row major Int32 format", "int32"),
+        ("something new", "unknown"),
+    ],
+)
+def test_precisions_are_read_from_the_inspectors_words(text, precision) -> None:
+    described = [{"Name": "stem + relu", "Inputs": [{"Format/Datatype": text}]}, "a name only"]
+    layers = read_layers(described, {"stem + relu": [0.5, 1.5]})
+    assert (layers[0].precision, layers[0].microseconds, layers[0].nodes) == (
+        precision,
+        1000.0,
+        ("stem", "relu"),
+    )
+    assert (layers[1].precision, layers[1].microseconds) == ("unknown", 0.0)
+
+
+def test_an_engine_survives_its_files(fake, model, tmp_path) -> None:
+    engine = build(model)
+    folder = tmp_path / "files"
+    folder.mkdir()
+    engine.save_files(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["engine.plan", "tensorrt.onnx"]
+    back = TensorRTEngine.load_files(folder, engine.signature)
+    x = images(1, batch=2)[0]
+    assert torch.equal(back(x), engine(x))
+    assert (back.version, back.device) == ("10.16.1.11", "NVIDIA Fake 3000")
+
+
+def test_refit_replaces_weights(fake, model) -> None:
+    engine = build(model, refit=True)
+    other = quantize(int8(traced(Residual(), torch.zeros(1, 3, 32, 32))), images(2), unsigned=False)
+    before = engine.plan
+    engine.refit(other)
+    assert fake.steps[-1] == "refit"
+    assert engine.plan != before
+    assert torch.equal(engine.weights["head.bias"], other.state_dict()["head.bias"])
+    fake.fail = {"refit"}
+    with pytest.raises(EngineError, match="do not fit this engine: another shape"):
+        engine.refit(other)
+    fake.fail = {"missing"}
+    with pytest.raises(EngineError, match=r"stem\.bias"):
+        engine.refit(other)
+    engine.engine.refittable = False
+    with pytest.raises(EngineError, match="'refit': True"):
+        engine.refit(other)
+
+
+@pytest.mark.parametrize(
+    ("version", "whole"), [("10.13.3.9", False), ("10.16.1.11", True), ("11.4.0.106", True)]
+)
+def test_attention_is_whole_and_decomposable_where_the_parser_reads_it(fake, version, whole) -> None:
+    Fake.__version__, original = version, Fake.__version__
+    try:
+        build(traced(Attention(), torch.zeros(1, 3, 32, 32)))
+    finally:
+        Fake.__version__ = original
+    nodes = [node for node in fake.parsed.graph.node if node.op_type == "Attention"]
+    assert bool(nodes) is whole
+    for node in nodes:
+        assert {a.name: a.i for a in node.attribute}["TRT_decomposable"] == 1
+
+
+def test_unavailable_says_what_is_missing(fake, monkeypatch) -> None:
+    assert TensorRTEngine.unavailable() is None
+    monkeypatch.setattr(Fake, "__version__", "10.9.0.34")
+    assert "older than 10.13" in str(TensorRTEngine.unavailable())
+    monkeypatch.setattr(tensorrt.cuda, "is_available", lambda: False)
+    assert "CUDA device" in str(TensorRTEngine.unavailable())
+    monkeypatch.undo()
+    assert "not installed" in str(TensorRTEngine.unavailable())
