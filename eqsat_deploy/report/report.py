@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from eqsat_deploy.report.render import to_html, to_text
 
 
 @dataclass(frozen=True)
@@ -103,18 +104,10 @@ class Report:
         return Group(summary, *map(Text, lines), *realized, rules, *notes, Text(times))
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(file=io.StringIO(), width=110, force_terminal=False)
-        console.print(self)
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined,no-any-return]
+        return to_text(self)
 
     def _repr_html_(self) -> str:
-        from rich.console import Console
-
-        console = Console(file=io.StringIO(), width=110, record=True)
-        console.print(self)
-        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+        return to_html(self)
 
 
 def _engine_line(engine: dict[str, Any]) -> str:
