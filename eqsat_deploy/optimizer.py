@@ -20,7 +20,7 @@ from eqsat_deploy.freeze import ENode, Space, freeze
 from eqsat_deploy.inputs import example_arguments
 from eqsat_deploy.lower import Lowered, lower
 from eqsat_deploy.module import OptimizedModule, Plain
-from eqsat_deploy.price import Priced, price
+from eqsat_deploy.price import FREE, Priced, price
 from eqsat_deploy.rebuild import VIEWS, rebuild
 from eqsat_deploy.report import Report, RuleUse
 from eqsat_deploy.rules import EgglogRule, select
@@ -234,7 +234,7 @@ def _module(priced: Priced, solution: Solution, name: str) -> OptimizedModule:
 def launches(priced: Priced, solution: Solution) -> list[int]:
     """Chosen choices that are kernel launches, as indices."""
     choices = priced.space.choices
-    free = VIEWS | {"input", "parameter", "constant", "scalar", "zeros"}
+    free = VIEWS | FREE
     return [i for i in solution.order(priced.egraph) if choices[i][1].kind not in free]
 
 

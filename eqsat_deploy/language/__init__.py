@@ -20,7 +20,7 @@ from eqsat_deploy.language.expressions import (
     replace,
     vec,
 )  # fmt: skip
-from eqsat_deploy.language.leaves import input_, opaque, parameter, result, scalar, zeros
+from eqsat_deploy.language.leaves import identity_matrix, input_, opaque, parameter, result, scalar, zeros
 from eqsat_deploy.language.linear import conv2d, conv_transpose2d, embedding, linear, matmul
 from eqsat_deploy.language.movement import concat, expand, pad, permute, reshape, roll, slice_
 from eqsat_deploy.language.normalization import (
@@ -41,7 +41,7 @@ __all__ = [
     "adaptive_avg_pool2d", "add", "aten", "attention", "avg_pool2d", "batch_norm", "batch_size", "binary",
     "broadcast", "cast", "causal_attention", "channel_norm", "concat", "conv2d", "conv_transpose2d", "decode",
     "dims", "div",
-    "embedding", "encode", "expand", "gather", "group_norm", "input_", "layer_norm", "linear",
+    "embedding", "encode", "expand", "gather", "group_norm", "identity_matrix", "input_", "layer_norm", "linear",
     "masked_attention", "matmul", "max_pool2d", "maximum", "minimum", "mul", "numel", "opaque", "operator",
     "packed_attention", "pad", "parameter", "permute", "power", "reduce_", "relu", "replace", "reshape", "result",
     "roll", "scalar", "self_attention", "slice_", "softmax", "sub", "unary", "vec", "zeros",

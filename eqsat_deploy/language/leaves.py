@@ -45,3 +45,9 @@ def scalar(value: float) -> torch.Tensor:
 def zeros(shape: Ints) -> torch.Tensor:
     """Zeros; what a missing bias stands for, so that no rule needs a second form."""
     return torch.zeros(sizes(shape))
+
+
+@operator(shape=lambda size: dims(size, size), role="leaf")
+def identity_matrix(size: int) -> torch.Tensor:
+    """Ones on the diagonal of a size x size matrix."""
+    return torch.eye(size)

@@ -15,6 +15,7 @@ FAMILIES = (
     "movement",
     "layout",
     "demand",
+    "merging",
     "kernels",
     "quantization",
 )

@@ -4,7 +4,7 @@ from eqsat_deploy.language import conv2d, dims, linear, reshape
 from eqsat_deploy.rules import Equation, Term, rule
 
 
-@rule("real", x="n c h w", weight="o c*h*w")
+@rule("real", x="n c h w", weight="o c*h*w", b="o")
 def flatten_linear_as_convolution(
     x: Term, weight: Term, b: Term, n: Term, c: Term, h: Term, w: Term, o: Term
 ) -> Equation:

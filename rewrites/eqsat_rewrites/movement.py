@@ -33,7 +33,7 @@ def permute_in_order(x: Term) -> Equation:
     return permute(x, (0, 1, 2, 3, 4, 5, 6)), x
 
 
-@rule("exact", f=FUNCTIONS, target=TARGETS, both=True)
+@rule("exact", x="~ n 2 3 4", f=FUNCTIONS, target=TARGETS, both=True)
 def unary_through_reshape(x: Term, f: Term, target: Term) -> Equation:
     """A pointwise function does not see the shape."""
     return unary(f, reshape(x, target)), reshape(unary(f, x), target)
