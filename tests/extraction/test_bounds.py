@@ -1,0 +1,182 @@
+"""The parts of the search by themselves, without the reductions that usually leave them nothing to do."""
+
+from __future__ import annotations
+
+from math import inf, isfinite
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+
+from eqsat_extraction._budget import Budget
+from eqsat_extraction._graph import detours, prune, usable
+from eqsat_extraction.egraph import EGraph
+from eqsat_extraction.errors import InfeasibleError
+from eqsat_extraction.greedy import greedy_choice, tree_choice
+from eqsat_extraction.lmcut import landmark_bound, probe
+from eqsat_extraction.mip import branch_and_cut, repair
+from eqsat_extraction.presolve import landmarks, presolve
+from eqsat_extraction.problem import from_egraph, restrict, split
+from eqsat_extraction.relaxation import Relaxation
+from eqsat_extraction.search import Search, granule
+from eqsat_extraction.treewidth import eliminate
+from tests.extraction.strategies import every_choice, optimum, problems
+
+many = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+close = {"rel": 1e-8, "abs": 1e-9}
+
+
+def feasible(problem):
+    egraph, costs = problem
+    try:
+        return from_egraph(egraph, costs)
+    except InfeasibleError:
+        assume(False)
+        raise
+
+
+def as_egraph(problem) -> EGraph:
+    return EGraph(
+        problem.head, problem.ptr, problem.child, np.array([problem.root], dtype=np.int32), problem.n_classes
+    )
+
+
+def best_of(problem) -> float:
+    """The optimum of a problem by enumeration, its offset included."""
+    return optimum(as_egraph(problem), problem.cost) + problem.offset
+
+
+@many
+@given(problems())
+def test_presolve_keeps_an_optimum(drawn):
+    problem = feasible(drawn)
+    assert best_of(presolve(problem)) == pytest.approx(best_of(problem), **close)
+
+
+@many
+@given(problems())
+def test_parts_add_up(drawn):
+    problem = feasible(drawn)
+    assert problem.offset + sum(map(best_of, split(problem))) == pytest.approx(best_of(problem), **close)
+
+
+@many
+@given(problems())
+def test_greedy_choices_are_solutions(drawn):
+    problem = feasible(drawn)
+    for choice, cost in (greedy_choice(problem), tree_choice(problem)):
+        assert isfinite(cost)
+        assert prune(problem.ptr, problem.child, problem.cost, choice, problem.root)[1] == cost
+        assert cost >= best_of(problem) - 1e-9
+
+
+@many
+@given(problems())
+def test_landmark_bounds_are_bounds(drawn):
+    problem = feasible(drawn)
+    best = best_of(problem)
+    for tie_seed in (0, 1):
+        marks = landmark_bound(problem, Budget(), tie_seed=tie_seed)
+        assert marks.bound <= best + 1e-9
+        choice, cost = greedy_choice(problem)
+        paid = marks.bound + marks.reduced[choice[choice >= 0]].sum()
+        assert paid <= cost + 1e-9  # the prices left over never overcharge a solution
+        for k in range(len(marks.cut_ptr) - 1):
+            cut = marks.cut[marks.cut_ptr[k] : marks.cut_ptr[k + 1]]
+            without = np.ones(problem.n_nodes, dtype=bool)
+            without[cut] = False
+            keep = usable(problem.head, problem.ptr, problem.child, without, problem.n_classes, problem.root)
+            assert not keep[-1]  # no derivation of the root avoids a landmark cut
+
+
+@many
+@given(problems(max_classes=6))
+def test_reduced_costs_exclude_only_what_is_dearer(drawn):
+    problem = feasible(drawn)
+    marks = landmark_bound(problem, Budget())
+    extra = detours(problem.head, marks.reduced, problem.ptr, problem.child, problem.n_classes)
+    egraph = as_egraph(problem)
+    uses = every_choice(egraph, problem.cost)
+    best = min(problem.cost[used].sum() for used in uses)
+    allowed, optional = probe(problem, marks.reduced, best - marks.bound + 1e-9, Budget())
+    for node in range(problem.n_nodes - 1):
+        cost = min((problem.cost[used].sum() for used in uses if node in used), default=inf)
+        assert marks.bound + extra[node] <= cost + 1e-9
+        assert allowed[node] or cost > best
+    for eclass in range(problem.n_classes - 1):
+        keep = usable(
+            problem.head, problem.ptr, problem.child, problem.head != eclass, problem.n_classes, problem.root
+        )
+        cost = best_of(restrict(problem, keep)) if keep[-1] else inf
+        assert optional[eclass] or cost > best
+
+
+@many
+@given(problems())
+def test_landmarks_are_what_cannot_be_done_without(drawn):
+    problem = feasible(drawn)
+    bits = landmarks(problem.head, problem.ptr, problem.child, problem.n_classes)
+    for eclass in range(problem.n_classes - 1):
+        keep = usable(
+            problem.head, problem.ptr, problem.child, problem.head != eclass, problem.n_classes, problem.root
+        )
+        marked = bool(bits[problem.root, eclass >> 6] >> np.uint64(eclass & 63) & np.uint64(1))
+        assert marked == (not keep[-1])
+
+
+@settings(many, max_examples=100)
+@given(problems())
+def test_relaxation_and_branch_and_cut(drawn):
+    problem = feasible(drawn)
+    best = best_of(problem)
+    relaxation = Relaxation(problem, 1.0)
+    for _ in range(20):
+        assert relaxation.solve(Budget())
+        assert relaxation.value <= best + 1e-7
+        assert repair(relaxation, relaxation.x)[1] >= best - 1e-9
+        if not relaxation.tighten(Budget()):
+            break
+    found = branch_and_cut(relaxation, best + 1.0, Budget())
+    assert found.finished
+    assert found.cost == pytest.approx(best, rel=1e-6, abs=1e-6)
+    nothing = branch_and_cut(relaxation, best - 1e-3, Budget())
+    assert nothing.finished
+    assert nothing.choice is None
+
+
+@many
+@given(problems())
+def test_elimination_is_a_bound_and_exact_where_acyclic(drawn):
+    problem = feasible(drawn)
+    found = eliminate(problem)
+    assert found is not None
+    choice, value = found
+    best = best_of(problem)
+    assert value <= best + 1e-9
+    if choice is not None:
+        assert value == pytest.approx(best, **close)
+
+
+def test_elimination_gives_up_on_wide_problems():
+    nodes = [(c, [d]) for c in range(12) for d in range(12) if c != d] + [(11, [])]
+    problem = from_egraph(EGraph.build(nodes, [0]), np.ones(len(nodes)))
+    assert eliminate(problem, table_limit=1000) is None
+
+
+@settings(many, max_examples=100)
+@given(problems())
+def test_branching_without_reductions(drawn):
+    """Branch and bound from a node that was never reduced, so that it has to branch."""
+    problem = feasible(drawn)
+    best = best_of(problem)
+    search = Search(Budget(), granule(problem.cost), 0)
+    found = [p.cost for p in search.solve(problem, thorough=False)][-1]
+    assert found == pytest.approx(best, **close)
+
+
+@pytest.mark.parametrize(
+    ("costs", "step"),
+    [([2, 4, 6], 2.0), ([0.1, 0.25], 0.05), ([1 / 3, 1.0], 0.0), ([0.0, 0.0], 0.0), ([3.0, inf], 3.0)],
+)
+def test_granule(costs, step):
+    assert granule(np.array(costs, dtype=float)) == pytest.approx(step)
