@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from numpy.typing import ArrayLike
 
-from .egraph import EGraph
+from .egraph import EGraph, Floats
 from .errors import CostError, EGraphError, ExtractionError, GymFormatWarning, InfeasibleError, SolutionError
 from .extractor import Extractor, Optimal
 from .gym import dump_json, load_json
@@ -31,9 +31,80 @@ __all__ = [
     "anytime",
     "dump_json",
     "extract",
+    "extract_within",
     "extractors",
+    "k_best",
     "load_json",
+    "pareto",
+    "scalarize",
+    "totals",
 ]
+
+
+def k_best(
+    egraph: EGraph,
+    costs: ArrayLike,
+    k: int,
+    *,
+    diversity: float = 0.0,
+    time_limit: float | None = 10.0,
+    work_limit: int | None = None,
+    seed: int = 0,
+) -> list[Solution]:
+    """Up to `k` distinct, checked solutions, cheapest first; see `eqsat_extraction.kbest.k_best`."""
+    from . import kbest
+
+    found = kbest.k_best(
+        egraph, costs, k, diversity=diversity, time_limit=time_limit, work_limit=work_limit, seed=seed
+    )
+    for solution in found:
+        solution.check(egraph, costs)
+    return found
+
+
+def scalarize(costs: ArrayLike, weights: ArrayLike) -> Floats:
+    """Vectors of costs (n, d) weighted (d,) into one cost (n,); see `eqsat_extraction.vector.scalarize`."""
+    from . import vector
+
+    return vector.scalarize(costs, weights)
+
+
+def totals(costs: ArrayLike, solution: Solution) -> Floats:
+    """The sum (d,) of every component of `costs` (n, d) over a solution's e-nodes."""
+    from . import vector
+
+    return vector.totals(costs, solution)
+
+
+def extract_within(
+    egraph: EGraph,
+    costs: ArrayLike,
+    limit: float,
+    *,
+    time_limit: float | None = 10.0,
+    work_limit: int | None = None,
+    seed: int = 0,
+) -> Solution:
+    """The least first cost whose second cost keeps a limit; see `eqsat_extraction.vector.extract_within`."""
+    from . import vector
+
+    return vector.extract_within(
+        egraph, costs, limit, time_limit=time_limit, work_limit=work_limit, seed=seed
+    )
+
+
+def pareto(
+    egraph: EGraph,
+    costs: ArrayLike,
+    *,
+    points: int = 16,
+    time_limit: float | None = 10.0,
+    seed: int = 0,
+) -> list[Solution]:
+    """Solutions between the least first and the least second cost; see `eqsat_extraction.vector.pareto`."""
+    from . import vector
+
+    return vector.pareto(egraph, costs, points=points, time_limit=time_limit, seed=seed)
 
 
 def extractors() -> Mapping[str, Extractor]:

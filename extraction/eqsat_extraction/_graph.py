@@ -10,6 +10,8 @@ import numpy as np
 from ._jit import jit
 from .egraph import Floats, Ints, Mask, Offsets
 
+LARGEST = float(np.finfo(np.float64).max)
+
 
 @jit
 def unique_children(ptr: Offsets, child: Ints) -> tuple[Offsets, Ints]:
@@ -266,7 +268,8 @@ def cheapest_trees(
     """Tree cost of every e-class, the e-node that attains it, and the e-classes in the order they settled.
 
     Knuth's generalization of Dijkstra's algorithm; choices are acyclic because an e-node is considered only
-    once all its children have settled. Infinite where there is no derivation.
+    once all its children have settled. A child that is listed twice is paid twice. Infinite where there is no
+    derivation; trees too dear for a float64 all cost the largest one.
     """
     n = len(head)
     reader_ptr, reader = invert(ptr, child, n_classes)
@@ -295,7 +298,7 @@ def cheapest_trees(
         for k in range(reader_ptr[c], reader_ptr[c + 1]):
             i = reader[k]
             missing[i] -= 1
-            value[i] += best[c]
+            value[i] = min(value[i] + best[c], LARGEST) if cost[i] < np.inf else np.inf
             d = head[i]
             if missing[i] == 0 and not settled[d] and value[i] < best[d]:
                 best[d] = value[i]

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from math import inf
 
 from ._budget import Budget
+from ._graph import cheapest_trees
 from .egraph import EGraph, Floats, Ints
 from .extractor import Extractor, Optimal
-from .greedy import greedy_choice, tree_choice
+from .greedy import greedy_choice
 from .problem import Problem, from_egraph
 from .search import Progress, Search, granule
 from .solution import Solution
@@ -17,22 +18,34 @@ from .solution import Solution
 
 @dataclass(frozen=True)
 class _Greedy:
-    """An extractor that answers once, from a function of the problem."""
+    """An extractor that answers once, with e-nodes."""
 
     name: str
     optimal: Optimal
-    choose: Callable[[Problem], tuple[Ints, float]]
+    choose: Callable[[EGraph, Floats], Ints]
 
     def solutions(
         self, egraph: EGraph, costs: Floats, *, time_limit: float | None, work_limit: int | None, seed: int
     ) -> Iterator[Solution]:
         """One solution; limits and seed are not needed."""
         budget = Budget(time_limit, work_limit)
-        problem = from_egraph(egraph, costs)
-        choice, _ = self.choose(problem)
-        yield Solution.from_nodes(
-            egraph, costs, problem.picked(choice), seconds=budget.seconds, extractor=self.name
-        )
+        nodes = self.choose(egraph, costs)
+        yield Solution.from_nodes(egraph, costs, nodes, seconds=budget.seconds, extractor=self.name)
+
+
+def _cheapest_trees(egraph: EGraph, costs: Floats) -> Ints:
+    """The e-nodes of least tree cost; an operand that is read twice counts twice."""
+    from_egraph(egraph, costs)  # raises where a root cannot be built
+    _, choice, _ = cheapest_trees(
+        egraph.node_class, costs, egraph.child_ptr, egraph.children, egraph.n_classes
+    )
+    return choice[choice >= 0]
+
+
+def _cheapest_dags(egraph: EGraph, costs: Floats) -> Ints:
+    """The e-nodes of DAG-greedy."""
+    problem = from_egraph(egraph, costs)
+    return problem.picked(greedy_choice(problem)[0])
 
 
 @dataclass(frozen=True)
@@ -66,8 +79,8 @@ class _Searching:
 EXTRACTORS: dict[str, Extractor] = {
     extractor.name: extractor
     for extractor in (
-        _Greedy("tree", "tree", tree_choice),
-        _Greedy("greedy", "neither", greedy_choice),
+        _Greedy("tree", "tree", _cheapest_trees),
+        _Greedy("greedy", "neither", _cheapest_dags),
         _Searching("local", "neither", Search.local),
         _Searching("ilp", "dag", Search.integer_program),
         _Searching("auto", "anytime", Search.solve),

@@ -46,7 +46,7 @@ def branch_and_cut(relaxation: Relaxation, cutoff: float, budget: Budget) -> Out
         run = _Run(relaxation, limit, budget)
         for point in run.points:
             choice, cost = repair(relaxation, point)
-            if cost < limit:
+            if cost < limit and relaxation.admits(choice):
                 best, limit = choice, cost
         bound = max(bound, min(run.bound, limit))
         if run.cyclic:

@@ -29,6 +29,7 @@ class Relaxation:
         self.problem = problem
         self.scale = scale
         self.rows = 0
+        self.budget_row: tuple[Floats, float] | None = None
         self.reader_ptr, self.reader = invert(problem.ptr, problem.child, problem.n_classes)
         order = np.argsort(problem.head, kind="stable").astype(np.int32)
         self.members = np.split(order, np.cumsum(np.bincount(problem.head, minlength=problem.n_classes))[:-1])
@@ -80,6 +81,20 @@ class Relaxation:
             )
         return len(rows)
 
+    def limit_sum(self, values: Floats, limit: float) -> None:
+        """Admit only choices over which `values` (n,), not negative, sum to at most `limit`; once at most."""
+        self.budget_row = (values, limit)
+        index = np.flatnonzero(values).astype(np.int32)
+        self.rows += 1
+        self.highs.addRow(-limit, np.inf, len(index), index, -values[index])
+
+    def admits(self, choice: Ints) -> bool:
+        """Whether a choice (n_classes,) keeps the limit on its sum, if there is one."""
+        if self.budget_row is None:
+            return True
+        values, limit = self.budget_row
+        return bool(values[choice[choice >= 0]].sum() <= limit)
+
     def solve(self, budget: Budget) -> bool:
         """Solve the current rows by dual simplex; whether an optimum was reached within the budget."""
         import highspy
@@ -112,6 +127,9 @@ class Relaxation:
         )
         price = (self.problem.cost * self.scale - paid) / self.scale
         self.value = float(price[-1] + np.minimum(price[:-1], 0.0).sum())
+        if self.budget_row is not None:
+            lower_sides = np.array(lp.row_lower_)
+            self.value += float((lower_sides * np.maximum(row_duals, 0.0)).sum()) / self.scale
         self.duals = np.maximum(price, 0.0)
         self.duals[-1] = 0.0
 
