@@ -1,0 +1,46 @@
+# `make demo` and `make test` need Python 3.11 or newer and nothing else: each sets up .venv for itself, once.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test fast lint types check clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.ready-demo ## train, optimize, quantize, build and measure two small networks; writes demo-artifacts/
+	$(BIN)/python -m demo --out demo-artifacts
+
+test: $(VENV)/.ready-all ## run every test
+	$(PYTEST)
+
+fast: $(VENV)/.ready-all ## run the tests that take less than ten seconds each
+	$(PYTEST) -m "not slow"
+
+lint: $(VENV)/.ready-all ## ruff
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.ready-all ## mypy, strict
+	$(BIN)/mypy -p eqsat_deploy -p eqsat_rewrites -p eqsat_extraction
+
+check: lint types test ## what CI checks
+
+clean: ## remove the virtual environment and the demo's artifacts
+	rm -rf $(VENV) demo-artifacts
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed; name one with PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# An installation is redone when pyproject.toml is newer than it.
+$(VENV)/.ready-%: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS_$*)]'
+	@touch $@
+
+EXTRAS_demo := demo
+EXTRAS_all := demo,dev,onnxruntime,notebooks

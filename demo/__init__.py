@@ -1,0 +1,1 @@
+"""`python -m demo`: two small networks, trained on real data, optimized, quantized, built, measured and saved."""
