@@ -124,7 +124,7 @@ def _around(like: Tensor, center: float, spread: float, generator: torch.Generat
 
 
 def mutate(module: nn.Module, seed: int = 0) -> str:
-    """Plant an error: noise of 5% on one weight of a random block of `module`, in place. Returns its name.
+    """Plant an error: noise as large as the weight itself on one weight of `module`, in place. Returns its name.
 
     Noise and not a factor, which a normalization after the weight would undo.
     """
@@ -134,5 +134,5 @@ def mutate(module: nn.Module, seed: int = 0) -> str:
     ]
     name, weight = weights[int(torch.randint(len(weights), (1,), generator=generator))]
     with torch.no_grad():
-        weight.add_(_normal(weight, 0.05 * float(weight.float().std()), generator))
+        weight.add_(_normal(weight, float(weight.float().std()), generator))
     return name

@@ -15,7 +15,7 @@ from eqsat_deploy.language import (
     sub,
     unary,
 )  # fmt: skip
-from eqsat_deploy.rules import Equation, Term, constant, integer, integers, name, number, rule, runtime
+from eqsat_deploy.rules import Equation, Term, constant, integer, integers, name, number, rule, runtime, shape
 
 STRIDES = integers((1, 1), (2, 1))
 PADDINGS = integers((0, 0), (1, 1))
@@ -78,7 +78,9 @@ def scale_after_convolution(
     """Scaling the channels of a convolution's result scales its filters."""
     scaled = mul(weight, reshape(s, dims(o, 1, 1, 1)))
     folded = conv2d(x, scaled, mul(b, reshape(s, dims(o))), stride, padding, dilation, groups)
-    return mul(conv2d(x, weight, b, stride, padding, dilation, groups), s), folded, [constant(s)]
+    return mul(conv2d(x, weight, b, stride, padding, dilation, groups), s), folded, [
+        constant(s), shape(s)[0] <= 4,
+    ]  # fmt: skip
 
 
 @rule(
@@ -97,17 +99,20 @@ def shift_after_convolution(
 ) -> Equation:
     """Shifting the channels of a convolution's result shifts its bias."""
     folded = conv2d(x, weight, add(b, reshape(t, dims(o))), stride, padding, dilation, groups)
-    return add(conv2d(x, weight, b, stride, padding, dilation, groups), t), folded, [constant(t)]
+    return add(conv2d(x, weight, b, stride, padding, dilation, groups), t), folded, [
+        constant(t), shape(t)[0] <= 4,
+    ]  # fmt: skip
 
 
 @rule("real", x="... k", weight="o k", b="o", s="1... o")
 def scale_after_linear(x: Term, weight: Term, b: Term, s: Term, o: Term) -> Equation:
     """Scaling the features of a Linear's result scales its rows."""
     folded = linear(x, mul(weight, reshape(s, dims(o, 1))), mul(b, reshape(s, dims(o))))
-    return mul(linear(x, weight, b), s), folded, [constant(s)]
+    return mul(linear(x, weight, b), s), folded, [constant(s), shape(s)[0] <= shape(x)[0]]
 
 
 @rule("real", x="... k", weight="o k", b="o", t="1... o")
 def shift_after_linear(x: Term, weight: Term, b: Term, t: Term, o: Term) -> Equation:
     """Shifting the features of a Linear's result shifts its bias."""
-    return add(linear(x, weight, b), t), linear(x, weight, add(b, reshape(t, dims(o)))), [constant(t)]
+    folded = linear(x, weight, add(b, reshape(t, dims(o))))
+    return add(linear(x, weight, b), t), folded, [constant(t), shape(t)[0] <= shape(x)[0]]

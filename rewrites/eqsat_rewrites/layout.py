@@ -61,11 +61,15 @@ def binary_of_permuted(a: Term, b: Term, f: Term, order: Term) -> Equation:
 def per_channel_on_channels_last(a: Term, t: Term, f: Term, c: Term) -> Equation:
     """Scaling or shifting channels does not depend on where they stand: channels last to channels first."""
     moved = binary(f, a, reshape(t, dims(c, 1, 1)))
-    return binary(f, permute(a, CHANNELS_LAST), t), permute(moved, CHANNELS_LAST), [constant(t)]
+    return binary(f, permute(a, CHANNELS_LAST), t), permute(moved, CHANNELS_LAST), [
+        constant(t), shape(t)[0] <= 4,
+    ]  # fmt: skip
 
 
 @rule("exact", a="n h w c", t="1... c 1 1", f=name("add", "mul"))
 def per_channel_on_channels_first(a: Term, t: Term, f: Term, c: Term) -> Equation:
     """Scaling or shifting channels does not depend on where they stand: channels first to channels last."""
     moved = binary(f, a, reshape(t, dims(c)))
-    return binary(f, permute(a, CHANNELS_FIRST), t), permute(moved, CHANNELS_FIRST), [constant(t)]
+    return binary(f, permute(a, CHANNELS_FIRST), t), permute(moved, CHANNELS_FIRST), [
+        constant(t), shape(t)[0] <= 4,
+    ]  # fmt: skip

@@ -63,7 +63,7 @@ def affine_branch_in_convolution(
     branch = add(mul(x, s), t)
     return add(branch, conv2d(x, v, b, stride, padding, dilation, groups)), merged, [
         constant(v), constant(s), constant(t), padding[0] == half, padding[1] == half, k % 2 == 1, dilation[0] == 1,
-        dilation[1] == 1, stride[0] == 1, stride[1] == 1, groups == 1,
+        dilation[1] == 1, stride[0] == 1, stride[1] == 1, groups == 1, shape(s)[0] <= 4, shape(t)[0] <= 4,
     ]  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def affine_branch_in_depthwise(
     branch = add(mul(x, s), t)
     return add(branch, conv2d(x, v, b, stride, padding, dilation, groups)), merged, [
         constant(v), constant(s), constant(t), padding[0] == half, padding[1] == half, k % 2 == 1, dilation[0] == 1,
-        dilation[1] == 1, stride[0] == 1, stride[1] == 1, groups == c,
+        dilation[1] == 1, stride[0] == 1, stride[1] == 1, groups == c, shape(s)[0] <= 4, shape(t)[0] <= 4,
     ]  # fmt: skip
 
 
