@@ -1,0 +1,210 @@
+"""The command line: what it prints, what it leaves behind, and the exit code of every kind of failure."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from eqsat_deploy import cli
+
+MODEL = """
+import torch
+from torch import nn
+
+class Data(nn.Module):
+    def forward(self, x):
+        return x * 2 if x.sum() > 0 else x
+
+def net():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(8, 4))
+
+def data_dependent():
+    return Data()
+
+def broken():
+    raise RuntimeError("no weights here")
+
+def text():
+    return "not a model"
+"""
+SEARCH = ("--input", "2x3x8x8", "--cost", "kernels")
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "models.py").write_text(MODEL)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit code and message, which standard error has as text and standard output as JSON."""
+    code = cli.main([*arguments, "--json"])
+    captured = capsys.readouterr()
+    error = json.loads(captured.out)["error"]
+    assert error["exit_code"] == code
+    assert error["message"] in captured.err
+    return code, error["message"]
+
+
+def test_optimize_reports(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["optimize", "models.py:net", *SEARCH, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["cost_model"] == "kernels"
+    assert report["kernels"] <= report["plain_kernels"]
+    assert max(report["errors"].values()) < 1e-4
+    assert os.listdir(models) == ["models.py"] or not any(p.suffix == ".eqsat" for p in models.iterdir())
+
+
+def test_optimize_prints_code_and_table(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["optimize", "models.py:net", *SEARCH, "--code", "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert "def forward(self" in captured.out
+    assert "batch-norm-is-affine" in captured.out
+    assert captured.err == ""
+
+
+def test_optimize_saves_an_engine_that_loads(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("openvino")
+    import eqsat_deploy as eqd
+
+    np.savez(
+        models / "data.npz", images=np.random.default_rng(0).normal(size=(8, 3, 8, 8)).astype(np.float32)
+    )
+    arguments = [
+        "--calibration",
+        "data.npz",
+        "--engine",
+        "openvino",
+        "--out",
+        "net.eqsat",
+        "--no-baseline",
+        "--json",
+    ]
+    assert (
+        cli.main(["optimize", "models.py:net", "--input", "2x3x8x8", "--cost", "openvino_int8", *arguments])
+        == 0
+    )
+    result = json.loads(capsys.readouterr().out)
+    assert result["engine"]["name"] == "openvino"
+    assert result["artifact"] == "net.eqsat"
+    assert eqd.load("net.eqsat")(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
+    assert sorted(p.name for p in models.iterdir() if p.name[0] != "_") == [
+        "data.npz",
+        "models.py",
+        "net.eqsat",
+    ]
+
+
+def test_explain_names_alternatives(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["explain", "models.py:net", *SEARCH, "--node", "5", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sum(kernel["cost"] for kernel in found["kernels"]) == pytest.approx(found["cost"], rel=1e-3)
+    (node,) = found["nodes"]
+    assert node["module"] == "5"
+    assert {launch["kernel"] for launch in node["launches"]} >= {"linear", "reshape"}
+    best = min(launch["total"] for launch in node["launches"] if launch["total"] is not None)
+    assert best == pytest.approx(found["cost"])
+
+
+def test_rules_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["rules", "identity-pool", "--json"]) == 0
+    catalogue = json.loads(capsys.readouterr().out)
+    assert catalogue
+    assert {rule["family"] for rule in catalogue} == {"identity-pool"}
+    assert all(rule["doc"] for rule in catalogue)
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    code = cli.main(["doctor", "--json"])
+    assert code == (0 if json.loads(capsys.readouterr().out)["healthy"] else 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("optimise", "models.py:net"), 2, "optimize"),
+        (("optimize",), 2, "SPEC"),
+        (("optimize", "models.py:net", "--calibraton", "x"), 2, "--calibration"),
+        (("optimize", "models.py:net", "--batch", "0"), 2, "--batch"),
+        (("optimize", "models.py:net", "--time-limit", "soon"), 2, "--time-limit"),
+        (("optimize", "models.py:net", "--cost", "trt_int9"), 2, "'trt_int8'"),
+        (("optimize", "models.py:net", *SEARCH, "--rules", "atention"), 2, "'attention'"),
+        (("optimize", "models.py:net", *SEARCH, "--extractor", "gready"), 2, "'greedy'"),
+        (("optimize", "models.py:nett", *SEARCH), 2, "'net'"),
+        (("optimize", "model.py:net", *SEARCH), 2, "'models.py'"),
+        (("optimize", "no_such_module:net", *SEARCH), 2, "no_such_module"),
+        (("optimize", "resnet50", *SEARCH), 2, "torchvision:NAME"),
+        (("optimize", "models.py:broken", *SEARCH), 2, "no weights here"),
+        (("optimize", "models.py:text", *SEARCH), 2, "str"),
+        (("optimize", "models.py:net", *SEARCH, "--weights", "none.pt"), 2, "none.pt"),
+        (("optimize", "models.py:net", "--cost", "kernels", "--input", "2,3,8,8"), 2, "1x3x224x224"),
+        (("optimize", "models.py:data_dependent", *SEARCH), 3, "models.py"),
+        (("optimize", "models.py:net", *SEARCH, "--out", "net.eqsat"), 2, "--calibration"),
+        (("optimize", "models.py:net", *SEARCH, "--float", "--engine", "openvno"), 2, "'openvino'"),
+        (
+            ("optimize", "models.py:net", *SEARCH, "--calibration", "random:8", "--observer", "minmix"),
+            2,
+            "'minmax'",
+        ),
+        (("optimize", "models.py:net", *SEARCH, "--calibration", "random:x"), 2, "random:N"),
+        (("optimize", "models.py:net", *SEARCH, "--calibration", "none.npz"), 2, "none.npz"),
+        (("optimize", "models.py:net", *SEARCH, "--float", "--out", "models.py"), 6, "models.py"),
+        (("optimize", "models.py:net", *SEARCH, "--float", "--out", "none/net.eqsat"), 6, "none"),
+        (("explain", "models.py:net", *SEARCH, "--node", "conv3d"), 2, "'conv2d'"),
+        (("rules", "identity-pol"), 2, "'identity-pool'"),
+    ],
+)
+def test_bad_input(
+    models: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: int, says: str
+) -> None:
+    found, message = failure(capsys, *arguments)
+    assert found == code, message
+    assert says in message
+
+
+def test_calibration_with_nan(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(models / "data.npy", np.full((4, 3, 8, 8), np.nan, dtype=np.float32))
+    code, message = failure(capsys, "optimize", "models.py:net", *SEARCH, "--calibration", "data.npy")
+    assert code == 2
+    assert "NaN" in message
+
+
+def test_interruption_leaves_nothing(
+    models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eqsat_deploy.optimizer.verify", interrupted)
+    code, message = failure(capsys, "optimize", "models.py:net", *SEARCH, "--float", "--out", "net.eqsat")
+    assert code == 130
+    assert "nothing was saved" in message
+    assert not (models / "net.eqsat").exists()
+
+
+def test_a_bug_is_called_one(
+    models: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("eqsat_deploy.optimizer.verify", wrong)
+    code, message = failure(capsys, "optimize", "models.py:net", *SEARCH)
+    assert code == 1
+    assert "ZeroDivisionError" in message
+
+
+def test_help_lists_exit_codes_without_importing_torch() -> None:
+    script = "import sys; from eqsat_deploy.cli import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert "130  interrupted" in done.stdout
