@@ -12,7 +12,7 @@ def to_text(renderable: Any, width: int = 110) -> str:
     """What a terminal of `width` columns shows, without colours."""
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    console = Console(file=io.StringIO(), width=width, force_terminal=False, force_jupyter=False)
     console.print(renderable)
     return console.file.getvalue().rstrip()  # type: ignore[attr-defined,no-any-return]
 
@@ -21,7 +21,7 @@ def to_html(renderable: Any, width: int = 110) -> str:
     """The same as preformatted HTML. Nothing is printed."""
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=width, record=True)
+    console = Console(file=io.StringIO(), width=width, record=True, force_jupyter=False)
     console.print(renderable)
     return console.export_html(
         inline_styles=True,

@@ -18,7 +18,7 @@ class RuleUse:
     used: bool
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """Before and after, which rules mattered, and how far from the optimum the answer can be.
 
@@ -103,7 +103,7 @@ class Report:
         realized = [Text(_engine_line(self.engine))] if self.engine else []
         return Group(summary, *map(Text, lines), *realized, rules, *notes, Text(times))
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return to_text(self)
 
     def _repr_html_(self) -> str:

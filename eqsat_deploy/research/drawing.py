@@ -15,7 +15,8 @@ from eqsat_deploy.research.reasons import shape_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+
+    from eqsat_deploy.research.figure import Drawing
 
 # Inches, for a monospaced font of nine points.
 LETTER, LINE = 0.077, 0.2
@@ -64,7 +65,7 @@ def draw(
     depth: int = 3,
     max_forms: int = 6,
     max_classes: int = 14,
-) -> Figure:
+) -> Drawing:
     """The e-classes `numbers` and those they are computed from; data flows from left to right.
 
     Constants are not drawn. Whatever else is left out is said at the bottom of the figure.
@@ -73,7 +74,7 @@ def draw(
         EqsatError: matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure
+        from eqsat_deploy.research.figure import Drawing
     except ImportError as error:
         raise EqsatError('drawing needs matplotlib: pip install "eqsat-deploy[notebooks]"') from error
     boxes, reads, cut = _collect(exploration, numbers, depth, max_forms, max_classes)
@@ -87,7 +88,7 @@ def draw(
                       "(depth, max_forms, max_classes)")  # fmt: skip
     width = max(width, LETTER * 0.9 * max(map(len, footer)))
     height += LINE * (len(footer) + 1)
-    figure = Figure(figsize=(width + 2 * MARGIN, height + 2 * MARGIN), dpi=100, facecolor="white")
+    figure = Drawing(figsize=(width + 2 * MARGIN, height + 2 * MARGIN), dpi=100, facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(-MARGIN, width + MARGIN)
     axes.set_ylim(-height - MARGIN, MARGIN)

@@ -17,7 +17,7 @@ from eqsat_deploy.research.reasons import shape_words
 from eqsat_extraction import InfeasibleError, extract
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from eqsat_deploy.research.figure import Drawing
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ class ClassView:
         return next((f for f in self.forms if f.chosen), None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inside:
     """The e-classes that a name stands for."""
 
     exploration: Exploration
     classes: tuple[ClassView, ...]
 
-    def draw(self, *, depth: int = 3, max_forms: int = 6, max_classes: int = 14) -> Figure:
+    def draw(self, *, depth: int = 3, max_forms: int = 6, max_classes: int = 14) -> Drawing:
         """The e-class, and those it is computed from, as a matplotlib figure; what is left out is said in it.
 
         Args:
@@ -98,7 +98,7 @@ class Inside:
 
         return Group(*(_table(view, self.exploration.priced.model.unit) for view in self.classes))
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return to_text(self, 130)
 
     def _repr_html_(self) -> str:

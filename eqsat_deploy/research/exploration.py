@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Model = nn.Module | fx.GraphModule | ExportedProgram
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Exploration:
     """What `optimize` would choose from, and what it would choose."""
 
@@ -35,6 +35,10 @@ class Exploration:
     space: Space
     priced: Priced
     solution: Solution
+
+    def __repr__(self) -> str:
+        cost = f"{self.solution.cost:.6g} {self.priced.model.unit}"
+        return f"<Exploration: {len(self.space.nodes)} e-nodes, {len(self.space.classes)} e-classes, chosen {cost}>"
 
     def classes_of(self, name: str) -> list[int]:
         """E-classes that `name` stands for, in order of the graph.

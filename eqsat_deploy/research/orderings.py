@@ -21,8 +21,8 @@ from eqsat_deploy.rules import select
 from eqsat_extraction.kernel import CostModel
 
 ALL_UP_TO = 720
-SHOWN = 24
-TOLERANCE = 1e-9
+SHOWN = 12
+SAME = 1e-4  # relative; prices of equal kernels differ by less, to break ties (see `price.TIE`)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Ordering:
     kernels: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OrderingTable:
     """Orders of destructive rewriting, cheapest first, beside joint saturation.
 
@@ -69,7 +69,7 @@ class OrderingTable:
     @property
     def order_matters(self) -> bool:
         """Whether some order ends in a dearer form than another."""
-        return self.worst.cost > self.best.cost * (1 + TOLERANCE)
+        return self.worst.cost > self.best.cost * (1 + SAME)
 
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON values."""
@@ -88,39 +88,51 @@ class OrderingTable:
             writer.writerow((kind, " > ".join(row.order), row.cost, row.kernels))
         return buffer.getvalue()
 
+    def groups(self) -> list[tuple[Ordering, ...]]:
+        """Orders that end at the same cost, cheapest first."""
+        groups: list[list[Ordering]] = []
+        for row in self.orders:
+            if groups and row.cost <= groups[-1][0].cost * (1 + SAME):
+                groups[-1].append(row)
+            else:
+                groups.append([row])
+        return [tuple(group) for group in groups]
+
     def __rich__(self) -> Any:
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
         table = Table(title=f"Order of rewriting: {self.model} for {self.cost_model}", title_justify="left")
-        table.add_column("families, one after another")
-        for column in (self.unit, "kernels", "above joint"):
+        for column in (self.unit, "kernels", "above joint", "orders"):
             table.add_column(column, justify="right")
+        table.add_column("what these orders have in common")
 
-        def add(label: str, row: Ordering, **style: Any) -> None:
+        def add(row: Ordering, count: str, label: str, **style: Any) -> None:
             above = f"{row.cost / self.joint.cost - 1:+.1%}" if self.joint.cost else "-"
-            table.add_row(label, f"{row.cost:,.2f}", str(row.kernels), above, **style)
+            table.add_row(f"{row.cost:,.2f}", str(row.kernels), above, count, label, **style)
 
-        add(f"all {len(self.families)} together, in one e-graph", self.joint, style="bold")
-        add("none", self.untouched, end_section=True)
-        shown = _spread(self.orders, SHOWN)
-        for row in shown:
-            add(" > ".join(row.order), row)
+        add(self.joint, "", f"all {len(self.joint.order)} families together, in one e-graph", style="bold")
+        add(self.untouched, "", "no family: the model on the target's kernels", end_section=True)
+        groups = self.groups()
+        for group in groups[:SHOWN]:
+            common = _precedences(group) if len(groups) > 1 else []
+            label = ", ".join(f"{a} before {b}" for a, b in common)
+            add(group[0], str(len(group)), label or f"such as {' > '.join(group[0].order)}")
         lines = [
             "the order matters" if self.order_matters else "every order ends at the same cost",
             f"{len(self.orders)} of {self.possible} orders tried" + (
                 f", a sample (seed {self.seed})" if len(self.orders) < self.possible else ""),
         ]  # fmt: skip
-        if len(shown) < len(self.orders):
+        if len(groups) > SHOWN:
             lines.append(
-                f"TRUNCATED: {len(shown)} of {len(self.orders)} orders shown, evenly from cheapest to dearest"
+                f"TRUNCATED: {len(groups) - SHOWN} dearer costs are not shown (they are in `orders`)"
             )
         if self.inactive:
             lines.append(f"without a match here: {', '.join(self.inactive)}")
         return Group(table, *map(Text, (*lines, *self.notes)))
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return to_text(self)
 
     def _repr_html_(self) -> str:
@@ -164,7 +176,7 @@ def compare_orderings(
     possible = math.factorial(len(active))
     rows = [runs.follow(start, order) for order in _orders(active, possible, orders, seed)]
     rows.sort(key=lambda row: (row.cost, row.order))
-    if rows[0].cost < joint.cost * (1 - TOLERANCE):
+    if rows[0].cost < joint.cost * (1 - SAME):
         notes.append(
             f"joint saturation is {joint.cost / rows[0].cost - 1:.2%} above the best order: its extraction is not "
             "proved optimal, or its saturation was stopped; raise time_limit= or budget="
@@ -209,11 +221,13 @@ def _orders(
     return sample
 
 
-def _spread(rows: Sequence[Ordering], count: int) -> Sequence[Ordering]:
-    """`count` of the rows, first and last among them."""
-    if len(rows) <= count:
-        return rows
-    return [rows[i * (len(rows) - 1) // (count - 1)] for i in range(count)]
+def _precedences(rows: Sequence[Ordering]) -> list[tuple[str, str]]:
+    """Pairs of families that come in this order in every row, without those that follow from others."""
+    order = rows[0].order
+    held = {pair for pair in itertools.combinations(order, 2)
+            if all(r.order.index(pair[0]) < r.order.index(pair[1]) for r in rows)}  # fmt: skip
+    implied = {(a, c) for a, b in held for other, c in held if other == b}
+    return [pair for pair in itertools.combinations(order, 2) if pair in held - implied]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ _INFIX = {"=": "==", "!=": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">=", "+"
           "/": "//", "%": "%", "^": "**"}  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WhyNot:
     """What a rule asks of a node, in its own variables: what holds there, and the first thing that does not.
 
@@ -59,7 +59,7 @@ class WhyNot:
             )
         return Group(Text(title, style="bold"), *lines)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return to_text(self)
 
     def _repr_html_(self) -> str:
