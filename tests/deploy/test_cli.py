@@ -205,6 +205,9 @@ def test_a_bug_is_called_one(
 
 
 def test_help_lists_exit_codes_without_importing_torch() -> None:
-    script = "import sys; from eqsat_deploy.cli import main\ntry: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    script = (
+        "import sys; from eqsat_deploy.cli import main\n"
+        "try: main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "130  interrupted" in done.stdout
