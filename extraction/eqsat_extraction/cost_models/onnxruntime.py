@@ -21,7 +21,7 @@ from eqsat_extraction.kernel import Kernel
 
 # FusedConv and QLinearConv take these; the clamps disappear into the range of the result's codes.
 CLAMPS = frozenset({"relu", "clamp", "clamp_min"})
-FLOAT_CONVOLUTION_EPILOGUES = CLAMPS | {"sigmoid", "tanh", "leaky_relu", "hardsigmoid", "add"}
+ACTIVATIONS = CLAMPS | {"sigmoid", "tanh", "leaky_relu", "hardsigmoid"}
 FLOAT_GEMM_EPILOGUES = frozenset({"gelu"})
 ATTENTION = frozenset({"attention"}) | WHOLE_ATTENTION
 # Operators with an 8-bit kernel in ONNX Runtime, their result 8-bit as well.
@@ -75,15 +75,17 @@ class OnnxRuntimeModel:
         if kernel.op in CONVOLUTIONS:
             if integer != writes_int8:
                 return f"an INT8 {kernel.op} also writes INT8; otherwise it runs in float"
-            unfused = set(steps) - (CLAMPS if integer else FLOAT_CONVOLUTION_EPILOGUES)
-            return f"{', '.join(sorted(unfused))} does not fuse into {kernel.op}" if unfused else None
+            # FusedConv adds one tensor before its activation; QLinearConv adds none.
+            rest = steps[1:] if steps[:1] == ["add"] and not integer else steps
+            fused = not rest or (len(rest) == 1 and rest[0] in (CLAMPS if integer else ACTIVATIONS))
+            return None if fused else f"{', '.join(steps)} does not fuse into {kernel.op}"
         if kernel.op in WEIGHTED:
             if writes_int8 and not integer:
                 return f"{kernel.op} computes in float: its result is quantized by another node"
             unfused = set(steps) - (set() if integer else FLOAT_GEMM_EPILOGUES)
             return f"{', '.join(sorted(unfused))} does not fuse into {kernel.op}" if unfused else None
-        if steps:
-            return f"{kernel.op} takes no epilogue"
+        if set(steps) - (CLAMPS if writes_int8 else frozenset()):
+            return f"{kernel.op} takes no such epilogue: {', '.join(steps)}"
         if (integer or writes_int8) and (kernel.op not in INTEGER or not writes_int8 or not integer):
             return f"{kernel.op} with these types runs in float"
         return None

@@ -34,23 +34,11 @@ STRIDED = frozenset({"permute"})
 WHOLE_ATTENTION = frozenset({"multihead_attention", "packed_attention"})
 CONVERSIONS = frozenset({"quantize", "dequantize"})
 
-# Fusion catalog, "Conv + ...": ReLU, Clip, GELU, ElementWise sum, min and max, and Scale (a constant factor
-# or shift per channel). Anything else after a convolution is a pointwise kernel of its own.
-CONV_EPILOGUES = frozenset(
-    {
-        "relu",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-        "gelu",
-        "gelu_tanh",
-        "add",
-        "sub",
-        "minimum",
-        "maximum",
-        "mul",
-    }
-)
+# Fusion catalog, "Conv + ...": Scale (a constant factor or shift per channel), ElementWise sum, min or max, and
+# one of ReLU, Clip or GELU; in this order, each once. Anything else is a pointwise kernel of its own.
+CONV_SCALES = frozenset({"add", "sub", "mul", "div"})
+CONV_SUMS = frozenset({"add", "minimum", "maximum"})
+CONV_ACTIVATIONS = frozenset({"relu", "clamp", "clamp_min", "clamp_max", "gelu", "gelu_tanh"})
 # "Tensor cores alignment" in the TensorRT best practices: 8 elements for FP16, 32 for INT8, padded
 # implicitly.
 ALIGNMENT = {"float16": 8, "int8": 32}
@@ -316,20 +304,33 @@ def _weighted_refusal(kernel: Kernel) -> str | None:
         and not kernel.inputs[1].constant
     ):
         return "matmul reads one operand in INT8 and the other in float"
+    if kernel.op in CONVOLUTIONS and (reason := _catalog_refusal(kernel)) is not None:
+        return reason
+    # Recommendation 4: the precision of the residual operand decides what the fused kernel writes.
+    added = (
+        step.operand for step in kernel.epilogue if step.operand is not None and not step.operand.constant
+    )
+    if any((operand.dtype == "int8") != writes_int8 for operand in added):
+        return "the residual operand and the result must have the same precision"
+    return None
+
+
+def _catalog_refusal(kernel: Kernel) -> str | None:
+    stage = 0
     for step in kernel.epilogue:
-        if kernel.op in CONVOLUTIONS and step.op not in CONV_EPILOGUES:
-            return f"{step.op} is not in the fusion catalog after a convolution"
-        if kernel.op in CONVOLUTIONS and step.op.startswith("gelu") and integer != writes_int8:
+        if step.operand is not None and not step.operand.constant:
+            needed, following, known = 0, 1, CONV_SUMS
+            if step.operand.shape[1:] != kernel.output.shape[1:]:
+                return "the sum after a convolution must not broadcast, except over the batch"
+        elif step.op in CONV_ACTIVATIONS:
+            needed, following, known = 1, 2, CONV_ACTIVATIONS
+        else:
+            needed, following, known = 0, 0, CONV_SCALES
+        if step.op not in known or stage > needed:
+            return f"{step.op} is not in the fusion catalog at this place after a convolution"
+        if step.op.startswith("gelu") and kernel.inputs[0].dtype != kernel.output.dtype:
             return "Conv + GELU fuses only when input and output have the same precision"
-        if step.operand is None or step.operand.constant:
-            continue
-        if step.op not in {"add", "minimum", "maximum"} and kernel.op in CONVOLUTIONS:
-            return f"{step.op} with another tensor does not fuse into a convolution"
-        if kernel.op in CONVOLUTIONS and step.operand.shape[1:] != kernel.output.shape[1:]:
-            return "the sum after a convolution must not broadcast, except over the batch"
-        # Recommendation 4: the precision of the residual operand decides what the fused kernel writes.
-        if (step.operand.dtype == "int8") != writes_int8:
-            return "the residual operand and the result must have the same precision"
+        stage = following
     return None
 
 
