@@ -71,9 +71,14 @@ class OrderingTable:
         """Whether some order ends in a dearer form than another."""
         return self.worst.cost > self.best.cost * (1 + SAME)
 
+    @property
+    def out_of_reach(self) -> bool:
+        """Whether every order that was tried ends in a dearer form than joint saturation."""
+        return self.best.cost > self.joint.cost * (1 + SAME)
+
     def to_dict(self) -> dict[str, Any]:
         """The table as JSON values."""
-        return asdict(self) | {"order_matters": self.order_matters}
+        return asdict(self) | {"order_matters": self.order_matters, "out_of_reach": self.out_of_reach}
 
     def to_csv(self) -> str:
         """One line per row, joint saturation first: kind, order, cost, kernels."""
@@ -121,6 +126,7 @@ class OrderingTable:
             add(group[0], str(len(group)), label or f"such as {' > '.join(group[0].order)}")
         lines = [
             "the order matters" if self.order_matters else "every order ends at the same cost",
+            *["no order reaches what all families reach together"] * self.out_of_reach,
             f"{len(self.orders)} of {self.possible} orders tried" + (
                 f", a sample (seed {self.seed})" if len(self.orders) < self.possible else ""),
         ]  # fmt: skip

@@ -1,0 +1,56 @@
+"""Every notebook runs from top to bottom, and is committed with its outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+nbclient = pytest.importorskip("nbclient")
+pytest.importorskip("ipykernel")
+pytest.importorskip("matplotlib")
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook):
+    return [c for c in notebook.cells if c.cell_type == "code"]
+
+
+def test_there_are_notebooks():
+    assert [p.name for p in NOTEBOOKS] == ["01-quickstart.ipynb", "02-inside-an-e-class.ipynb"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_is_committed_as_it_ran(path):
+    cells = code_cells(read(path))
+    assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))
+    outputs = [o for c in cells for o in c.outputs]
+    assert outputs
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_names_no_path_of_a_machine(path):
+    text = path.read_text(encoding="utf-8")
+    assert not [word for word in ("/home/", "/root/", "/work/", "/tmp/", "/Users/") if word in text]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_runs(path, monkeypatch):
+    source = [str(ROOT), str(ROOT / "rewrites"), str(ROOT / "extraction")]
+    monkeypatch.setenv("PYTHONPATH", ":".join(source))
+    notebook = read(path)
+    committed = [[o.output_type for o in c.outputs] for c in code_cells(notebook)]
+    client = nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3",
+                                     resources={"metadata": {"path": str(path.parent)}})  # fmt: skip
+    client.execute()
+    results = [[o.output_type for o in c.outputs if o.get("name") != "stderr"] for c in code_cells(notebook)]
+    assert results == committed
