@@ -114,7 +114,7 @@ def rebuild_attention(operands: dict[str, Any]) -> nn.MultiheadAttention:
               "v_proj_weight": v_weight, "in_proj_bias": operands["in_proj_bias"], "bias_k": operands["bias_k"],
               "bias_v": operands["bias_v"]}  # fmt: skip
     for name, tensor in values.items():
-        module.register_parameter(name, None if tensor is None else nn.Parameter(tensor))
+        setattr(module, name, None if tensor is None else nn.Parameter(tensor))
     module.out_proj.weight = nn.Parameter(operands["out_proj_weight"])
     bias = operands["out_proj_bias"]
     module.out_proj.register_parameter("bias", None if bias is None else nn.Parameter(bias))

@@ -119,8 +119,7 @@ class EGraph:
 
     def __init__(self, rules: Sequence[EgglogRule]) -> None:
         self.rules = tuple(rules)
-        self._folder = tempfile.TemporaryDirectory(prefix="eqsat-")
-        self._egglog = bindings.EGraph(fact_directory=self._folder.name)
+        self._egglog = bindings.EGraph()
         self._run(PRELUDE)
         self._run(declarations(OPERATORS.values()))
         for index, rule in enumerate(self.rules):
@@ -149,10 +148,11 @@ class EGraph:
                 f" ((set (vector i) (vec-of {' '.join(columns)}))) :ruleset load-vectors)"
             )
         self._run("\n".join(program))
-        for name, rows in tables.items():
-            path = Path(self._folder.name) / f"{name}.tsv"
-            path.write_text("".join("\t".join(map(str, r)) + "\n" for r in rows))
-            self._run(f'(input {name} "{path.name}")')
+        with tempfile.TemporaryDirectory(prefix="eqsat-") as folder:
+            for name, rows in tables.items():
+                path = Path(folder) / f"{name}.tsv"
+                path.write_text("".join("\t".join(map(str, r)) + "\n" for r in rows))
+                self._run(f"(input {name} {literal(str(path))})")
         self._run("(run load-vectors 1) (run load 1)")
 
     def step(self, schedule: str) -> tuple[bool, dict[str, int]]:
