@@ -18,19 +18,20 @@ import eqsat_deploy as eqd
 from demo.data import Digits, digits
 from demo.models import ConvNet, VisionTransformer
 from demo.training import accuracy, train
-from eqsat_deploy.engines import find_engine
+from eqsat_deploy.engines import Batch, find_engine
 from eqsat_deploy.engines.race import race
 from eqsat_deploy.optimizer import TARGET
 from eqsat_deploy.progress import Progress
 from eqsat_deploy.report import Report
 from eqsat_deploy.stages import Stages
 
+BATCH = 64  # of images as small as these, one at a time is all overhead, in any precision
 SAME = 1e-5
 
 
 @dataclass(frozen=True)
 class Row:
-    """What the table says of one model: shares, milliseconds at batch 1, kernels."""
+    """What the table says of one model: shares, milliseconds a batch, kernels."""
 
     name: str
     accuracy: tuple[float, float]
@@ -49,21 +50,21 @@ def run(name: str, model: nn.Module, data: Digits, folder: Path, *, epochs: int,
     with stages(f"{name}: train"):
         train(model, data, epochs=epochs)
     with stages(f"{name}: optimize"):
-        optimized = eqd.optimize(model, data.test_images[:2])
+        optimized = eqd.optimize(model, data.test_images[:2], batch=BATCH)
     with stages(f"{name}: quantize"):
         quantized = optimized.quantize(data.train_images.split(64), observer="mse")
     with stages(f"{name}: build"):
-        engine = quantized.build()
+        engine = quantized.build(batch=BATCH)
     with stages(f"{name}: measure"):
-        plain = find_engine().build(optimized.meta["plain"].module())
+        plain = find_engine().build(optimized.meta["plain"].module(), batch=Batch(typical=BATCH))
         with torch.no_grad():
             contestants = {"torch": model, "float": plain, "int8": engine}
-            timings = race(contestants, (data.test_images[:1],), seconds=seconds, runs=10_000)
+            timings = race(contestants, (data.test_images[:BATCH],), seconds=seconds, runs=10_000)
     artifact = folder / f"{name}.eqsat"
     with stages(f"{name}: save and load"):
         engine.save(artifact)
         loaded = eqd.load(artifact)
-    images = data.test_images[:32]
+    images = data.test_images[:BATCH]
     if not torch.allclose(loaded(images), engine(images), atol=SAME):
         raise SystemExit(f"{artifact} computes something else after loading")
     built = engine.report["engine"]
@@ -83,7 +84,10 @@ def run(name: str, model: nn.Module, data: Digits, folder: Path, *, epochs: int,
 def table(rows: list[Row], engine: str) -> Table:
     """One line per number, one column per model."""
     shown = Table(
-        "", *(row.name for row in rows), title="digits, on this machine, batch 1", title_justify="left"
+        "",
+        *(row.name for row in rows),
+        title=f"digits, on this machine, batches of {BATCH}",
+        title_justify="left",
     )
     lines = {
         "test accuracy, FP32 in torch": [f"{row.accuracy[0]:.2%}" for row in rows],

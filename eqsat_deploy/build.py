@@ -47,7 +47,9 @@ def build(
     if not is_quantized(module):
         warnings.warn(
             "the module is not quantized, so the engine computes in float: call quantize(batches) before build() "
-            "for INT8",
+            "for INT8"
+            if _expected_int8(module)
+            else "no kernel of the chosen form is faster in INT8 by the cost model, so the engine computes in float",
             stacklevel=3,
         )
     with stages("build"):
@@ -72,6 +74,12 @@ def is_quantized(module: fx.GraphModule) -> bool:
     return any(isinstance(m, FakeQuantize) for m in module.modules())
 
 
+def _expected_int8(module: OptimizedModule) -> list[str]:
+    """Anchors of the kernels that are to compute in INT8."""
+    placement: Placement = module.meta["placement"]
+    return [kernel.anchor for kernel in placement.kernels if kernel.precision == "int8"]
+
+
 def _plain(make: Callable[[], Engine]) -> dict[str, Engine]:
     """The plain form's engine; failing to get it costs the comparison, not the build."""
     try:
@@ -92,9 +100,8 @@ def _report(
     module: OptimizedModule, engine: Engine, shipped: str, latency: dict[str, float], stages: Stages
 ) -> dict[str, Any]:
     """The optimization's report with what the engine made of it."""
-    placement: Placement = module.meta["placement"]
     layers = engine.layers()
-    expected = [k.anchor for k in placement.kernels if k.precision == "int8"] if is_quantized(module) else []
+    expected = _expected_int8(module) if is_quantized(module) else []
     realized = {node for layer in layers if layer.precision == "int8" for node in layer.nodes}
     report = module.report.to_dict()
     report["engine"] = {
