@@ -14,7 +14,6 @@ import warnings
 from pathlib import Path
 
 from benchmarks._models import load
-
 from eqsat_deploy.research import compare_orderings
 
 MODELS = "torchvision:resnet18,torchvision:convnext_tiny,torchvision:vit_b_16,torchvision:swin_t"
@@ -50,9 +49,9 @@ def main() -> None:
             {"spec": spec, "seconds": round(seconds, 1), "extractor": args.extractor, **table.to_dict()}
         )
         (args.out / f"{spec.replace(':', '-')}.csv").write_text(table.to_csv(), encoding="utf-8")
-        joint = table.joint.cost
-        print(f"{spec:40} joint {joint:10.2f} {table.unit}  best order {table.best.cost / joint - 1:+8.2%}  "
-              f"worst {table.worst.cost / joint - 1:+8.2%}  of {len(table.orders)}  ({seconds:.0f} s)", flush=True)  # fmt: skip
+        best, worst = (row.cost / table.joint.cost - 1 for row in (table.best, table.worst))
+        print(f"{spec:40} joint {table.joint.cost:10.2f} {table.unit}  best order {best:+8.2%}  "
+              f"worst {worst:+8.2%}  of {len(table.orders)}  ({seconds:.0f} s)", flush=True)  # fmt: skip
     (args.out / "orderings.json").write_text(json.dumps(tables, indent=1) + "\n", encoding="utf-8")
 
 
