@@ -332,8 +332,17 @@ def orderings(args: argparse.Namespace) -> int:
     from eqsat_deploy.research import compare_orderings
 
     model, inputs = _load(args)
-    options = {"families": args.rules} if args.rules else {}
-    found = compare_orderings(model, inputs, cost=args.cost, batch=args.batch, sample=args.sample, **options)
+    families = [args.rules] if isinstance(args.rules, str) else args.rules
+    found = compare_orderings(
+        model,
+        inputs,
+        cost=args.cost,
+        families=families,
+        orders=args.sample,
+        extractor=args.extractor,
+        time_limit=args.time_limit,
+        batch=args.batch,
+    )
     show(args, found.to_dict(), found)
     return OK
 
