@@ -136,10 +136,13 @@ def anytime(
         if extractor not in known:
             raise ExtractionError(f"unknown extractor {extractor!r}; known: {', '.join(known)}")
         extractor = known[extractor]
+    checked = None
     for solution in extractor.solutions(
         egraph, prices, time_limit=time_limit, work_limit=work_limit, seed=seed
     ):
-        solution.check(egraph, prices)
+        if solution.choice is not checked:
+            solution.check(egraph, prices)
+            checked = solution.choice
         yield solution
 
 

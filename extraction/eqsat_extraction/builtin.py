@@ -15,6 +15,9 @@ from .problem import Problem, from_egraph
 from .search import Progress, Search, granule
 from .solution import Solution
 
+NOTABLE = 0.005
+"""Share of the gap whose closing is worth a new solution object (building and checking one walks the e-graph)."""
+
 
 @dataclass(frozen=True)
 class _Greedy:
@@ -59,21 +62,43 @@ class _Searching:
     def solutions(
         self, egraph: EGraph, costs: Floats, *, time_limit: float | None, work_limit: int | None, seed: int
     ) -> Iterator[Solution]:
-        """A solution whenever the cost fell or the bound rose."""
+        """A solution whenever the gap has shrunk by a `NOTABLE` share, and the last one."""
         budget = Budget(time_limit, work_limit)
         search = Search(budget, granule(costs), seed)
-        best: Solution | None = None
+        shown: Solution | None = None
+        picked: Ints | None = None
+        gap = inf
         for progress in self.run(search, from_egraph(egraph, costs)):
-            before = (inf, -inf) if best is None else (best.cost, best.bound)
-            if progress.picked is not None:
-                best = Solution.from_nodes(egraph, costs, progress.picked)
-            assert best is not None
-            bound = max(before[1], best.cost if progress.bound >= progress.cost else progress.bound)
-            best = best.named(self.name, bound=bound, seconds=budget.seconds)
-            if (best.cost, -best.bound) < (before[0], -before[1]) and best.cost <= before[0]:
-                yield best
-            if best.proved:
-                return
+            picked = picked if progress.picked is None else progress.picked
+            cost, bound = progress.cost, progress.bound
+            if shown is None or cost - bound <= (1 - NOTABLE) * gap:
+                shown, gap = self._solution(egraph, costs, shown, picked, bound, budget), cost - bound
+                picked = None
+                yield shown
+                if shown.proved:
+                    return
+        last = self._solution(egraph, costs, shown, picked, bound, budget)
+        if shown is None or (last.cost, last.bound) != (shown.cost, shown.bound):
+            yield last
+
+    def _solution(
+        self,
+        egraph: EGraph,
+        costs: Floats,
+        before: Solution | None,
+        picked: Ints | None,
+        bound: float,
+        budget: Budget,
+    ) -> Solution:
+        """The solution before, or a cheaper one that was picked since, with the highest bound known."""
+        best = before
+        if picked is not None:
+            found = Solution.from_nodes(egraph, costs, picked)
+            best = found if best is None or found.cost < best.cost else best
+        assert best is not None
+        bound = max(bound, 0.0 if before is None else before.bound)
+        closed = bound >= best.cost * (1 - 1e-9)
+        return best.named(self.name, bound=best.cost if closed else bound, seconds=budget.seconds)
 
 
 EXTRACTORS: dict[str, Extractor] = {
@@ -83,6 +108,6 @@ EXTRACTORS: dict[str, Extractor] = {
         _Greedy("greedy", "neither", _cheapest_dags),
         _Searching("local", "neither", Search.local),
         _Searching("ilp", "dag", Search.integer_program),
-        _Searching("auto", "anytime", Search.solve),
+        _Searching("auto", "anytime", Search.run),
     )
 }

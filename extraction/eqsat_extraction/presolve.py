@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from ._budget import Budget
 from ._graph import (
     components,
+    heap_pop,
+    heap_push,
     invert,
     members,
     unique_children,
@@ -18,9 +21,12 @@ from .egraph import Floats, Ints, Mask, Offsets
 from .greedy import cheapest_dags
 from .problem import Problem, restrict
 
-CLOSURE_CLASSES = 16_000
-"""E-classes above which landmark closures (a bit matrix, 32 MB at this size) are not computed."""
+CLOSURE_CLASSES = 45_000
+"""E-classes above which landmark closures (a bit matrix, 250 MB at this size) are not computed."""
 
+WORDS = 2e9
+WORDS_PER_SECOND = 5e8
+"""Operations on words of that matrix that may be spent at all, and that a slow core does in a second."""
 SETS = 20_000_000
 """Entries of e-class sets above which dear e-nodes are not looked for."""
 
@@ -30,8 +36,8 @@ Bits = np.ndarray[tuple[int, int], np.dtype[np.uint64]]
 _NO_BITS: Bits = np.empty((0, 0), dtype=np.uint64)
 
 
-def presolve(problem: Problem) -> Problem:
-    """The problem after all reductions, applied until none of them removes anything.
+def presolve(problem: Problem, budget: Budget) -> Problem:
+    """The problem after all reductions, applied until none of them removes anything or the budget is spent.
 
     In order: e-nodes that are unreachable, underivable or their own child; e-classes with a free leaf, and
     free e-classes with one e-node (replaced by its children); dominated e-nodes; e-classes that one e-node alone
@@ -41,17 +47,22 @@ def presolve(problem: Problem) -> Problem:
     """
     for _ in range(20):
         before = (problem.n_nodes, len(problem.child), problem.offset)
-        problem = _cheap_passes(problem)
+        problem = _cheap_passes(problem, budget)
+        if budget.spent:
+            break
         problem = _drop_costly(problem)
         if problem.n_nodes > 1 and problem.n_classes <= CLOSURE_CLASSES:
-            problem = _landmarks(problem)
+            problem = _landmarks(problem, budget)
         if (problem.n_nodes, len(problem.child), problem.offset) == before:
             break
     return problem
 
 
-def _cheap_passes(problem: Problem) -> Problem:
+def _cheap_passes(problem: Problem, budget: Budget) -> Problem:
     for _ in range(40):
+        budget.charge(len(problem.child) / 200)
+        if budget.spent:
+            break
         before = (problem.n_nodes, len(problem.child))
         problem = _clean(problem, np.ones(problem.n_nodes, dtype=bool))
         problem = _forward(problem)
@@ -114,18 +125,22 @@ def _drop_costly(problem: Problem) -> Problem:
     return _clean(problem, keep)
 
 
-def _landmarks(problem: Problem) -> Problem:
+def _landmarks(problem: Problem, budget: Budget) -> Problem:
     """Reductions that follow from what every derivation of an e-class contains."""
     head, ptr, child = problem.head, problem.ptr, problem.child
-    closure = landmarks(head, ptr, child, problem.n_classes)
+    component = components(head, ptr, child, problem.n_classes)
+    limit = min(WORDS, WORDS_PER_SECOND * budget.left / 4)
+    order = np.argsort(component, kind="stable").astype(np.int32)
+    closure = landmarks(head, ptr, child, problem.n_classes, order, limit)
+    if not closure.shape[1]:
+        return problem
+    budget.charge(closure.size / 100)
     keep = undominated(head, problem.cost, ptr, child, problem.n_classes, closure)
     forced = np.unpackbits(closure[problem.root].view(np.uint8), bitorder="little")[: problem.n_classes]
     cheapest = np.full(problem.n_classes, np.inf)
     np.minimum.at(cheapest, head[keep], problem.cost[keep])
     paid = np.where(forced == 1, cheapest, 0.0)
-    ptr, child = read_forced_once(
-        head, ptr, child, forced.astype(np.bool_), components(head, ptr, child, problem.n_classes)
-    )
+    ptr, child = read_forced_once(head, ptr, child, forced.astype(np.bool_), component)
     rest = replace(
         problem,
         cost=np.maximum(problem.cost - paid[head], 0.0),
@@ -348,34 +363,37 @@ def inline(
 
 
 @jit
-def landmarks(head: Ints, ptr: Offsets, child: Ints, n_classes: int) -> Bits:
+def landmarks(head: Ints, ptr: Offsets, child: Ints, n_classes: int, order: Ints, limit: float) -> Bits:
     """The e-classes in every derivation of every e-class, itself included: bits (n_classes, words).
 
     The greatest fixpoint of: itself, and whatever is needed by all members, where a member needs what any of
-    its children needs.
+    its children needs. E-classes are visited in `order` (children first where possible), again when a child
+    changed. Empty when that takes more than `limit` operations on words, for a stopped descent proves nothing.
     """
     words = (n_classes + 63) >> 6
     class_ptr, class_node = members(head, n_classes)
     reader_ptr, reader = invert(ptr, child, n_classes)
     bits = np.full((n_classes, words), ~np.uint64(0), dtype=np.uint64)
-    queue = np.empty(n_classes, dtype=np.int32)
-    waiting = np.zeros(n_classes, dtype=np.bool_)
-    first, size = 0, 0
-    for i in range(len(head)):
-        if ptr[i] == ptr[i + 1] and not waiting[head[i]]:
-            waiting[head[i]] = True
-            queue[size] = head[i]
-            size += 1
+    keys = np.empty(n_classes, dtype=np.float64)
+    items = np.empty(n_classes, dtype=np.int32)
+    where = np.full(n_classes, -1, dtype=np.int32)
+    place = np.empty(n_classes, dtype=np.float64)
+    size = 0
+    for k in range(n_classes):
+        place[order[k]] = k
+        size = heap_push(keys, items, where, size, order[k], float(k))
     both = np.empty(words, dtype=np.uint64)
     union = np.empty(words, dtype=np.uint64)
+    done = 0.0
     while size:
-        c = queue[first]
-        first = (first + 1) % n_classes
-        size -= 1
-        waiting[c] = False
+        if done > limit:
+            return bits[:, :0].copy()
+        size = heap_pop(keys, items, where, size)
+        c = items[size]
         both[:] = bits[c]
         for j in range(class_ptr[c], class_ptr[c + 1]):
             i = class_node[j]
+            done += words * (2 + ptr[i + 1] - ptr[i])
             union[:] = 0
             for k in range(ptr[i], ptr[i + 1]):
                 union |= bits[child[k]]
@@ -389,10 +407,8 @@ def landmarks(head: Ints, ptr: Offsets, child: Ints, n_classes: int) -> Bits:
         if changed:
             for k in range(reader_ptr[c], reader_ptr[c + 1]):
                 d = head[reader[k]]
-                if not waiting[d]:
-                    waiting[d] = True
-                    queue[(first + size) % n_classes] = d
-                    size += 1
+                if where[d] < 0:
+                    size = heap_push(keys, items, where, size, d, place[d])
     return bits
 
 

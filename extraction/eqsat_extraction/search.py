@@ -24,6 +24,8 @@ RESTART = 0.85
 """Begin again when at most this share of the e-nodes is left."""
 CANDIDATES = 10
 """E-nodes that are tried before one is branched on."""
+RELAXABLE = 200_000
+"""Operands above which the relaxation is not worth building: HiGHS would not solve it in minutes."""
 LARGE = 20_000
 """E-nodes from which on local search comes before the linear relaxation."""
 
@@ -101,16 +103,24 @@ class Search:
         Where there is no such solution the last cost is `upper`. The first progress has a solution if `upper`
         is infinite. `thorough` searches try everything; others reduce and branch.
         """
-        problem = presolve(problem)
+        problem = presolve(problem, self.budget)
         parts = split(problem)
         if len(parts) > 1:
             yield from self._solve_parts(problem, parts, upper, thorough)
         else:
             yield from self._solve_one(problem, upper, thorough)
 
+    def run(self, problem: Problem) -> Iterator[Progress]:
+        """A greedy solution at once, then `solve`."""
+        state = _State(inf, problem.offset)
+        state.offer(problem, *greedy_choice(problem))
+        yield state.report()
+        if not self.budget.spent:
+            yield from self.solve(problem, state.upper)
+
     def local(self, problem: Problem) -> Iterator[Progress]:
         """Large-neighbourhood search alone; its bound is the problem's offset."""
-        problem = presolve(problem)
+        problem = presolve(problem, self.budget)
         state = _State(inf, problem.offset)
         state.offer(problem, *greedy_choice(problem))
         yield state.report()
@@ -118,7 +128,7 @@ class Search:
 
     def integer_program(self, problem: Problem) -> Iterator[Progress]:
         """Reductions, relaxation and branch and cut on HiGHS alone."""
-        problem = presolve(problem)
+        problem = presolve(problem, self.budget)
         state = _State(inf, problem.offset)
         state.offer(problem, *greedy_choice(problem))
         yield state.report()
@@ -127,24 +137,39 @@ class Search:
     def _solve_parts(
         self, whole: Problem, parts: list[Problem], upper: float, thorough: bool
     ) -> Iterator[Progress]:
-        """Independent parts, each to its first solution, then each to its end, small ones first."""
-        runs = [self.solve(part, thorough=thorough) for part in parts]
+        """Independent parts, each to its first solution, then each to its end, small ones first.
+
+        A part may use twice its fair share of what is left of the budget.
+        """
+        searches = [Search(self.budget, self.step, self.seed) for _ in parts]
+        runs = [search.solve(part, thorough=thorough) for search, part in zip(searches, parts, strict=True)]
         states = [next(run) for run in runs]
         picked = [state.picked for state in states]
+        costs = np.array([state.cost for state in states])
+        bounds = np.array([state.bound for state in states])
+
+        def report() -> Progress:
+            nonlocal upper
+            cost = whole.offset + float(costs.sum())
+            bound = whole.offset + float(bounds.sum())
+            if cost >= upper:
+                return Progress(None, upper, min(bound, upper))
+            upper = cost
+            nodes = np.concatenate([whole.decided, *(nodes for nodes in picked if nodes is not None)])
+            return Progress(nodes, cost, min(bound, cost))
+
+        yield report()
         order = sorted(range(len(parts)), key=lambda k: (parts[k].n_nodes, k))
-        for k in [-1, *order]:
-            for state in [None] if k < 0 else runs[k]:
-                if state is not None:
-                    states[k] = state
-                    picked[k] = picked[k] if state.picked is None else state.picked
-                cost = whole.offset + sum(state.cost for state in states)
-                bound = whole.offset + sum(state.bound for state in states)
-                if cost < upper:
-                    upper = cost
-                    nodes = np.concatenate([whole.decided, *(p for p in picked if p is not None)])
-                    yield Progress(nodes, cost, min(bound, cost))
-                else:
-                    yield Progress(None, upper, min(bound, upper))
+        for done, k in enumerate(order):
+            if self.budget.spent:
+                return
+            searches[k].budget = self.budget.share(min(1.0, 2.0 / (len(parts) - done)))
+            allowed = searches[k].budget.work
+            for state in runs[k]:
+                costs[k], bounds[k] = state.cost, state.bound
+                picked[k] = picked[k] if state.picked is None else state.picked
+                yield report()
+            self._settle(searches[k].budget, allowed)
 
     def _solve_one(self, problem: Problem, upper: float, thorough: bool) -> Iterator[Progress]:
         state = _State(upper, problem.offset)
@@ -173,7 +198,7 @@ class Search:
     def _reduce(self, problem: Problem, state: _State, thorough: bool) -> _Node | None:
         """What remains to be decided about solutions cheaper than the best one; None when nothing does."""
         while True:
-            problem = presolve(problem)
+            problem = presolve(problem, self.budget)
             if problem.n_nodes == 1:
                 state.offer(problem, np.zeros(1, dtype=np.int32), 0.0)
                 return None
@@ -194,7 +219,7 @@ class Search:
                 continue
             if problem.n_nodes < size:
                 marks = landmark_bound(problem, self.budget)
-            if thorough and not self.budget.spent:
+            if thorough and problem.n_nodes <= LARGE and not self.budget.spent:
                 exact = eliminate(problem)
                 if exact is not None:
                     choice, cost = exact
@@ -203,6 +228,8 @@ class Search:
                         state.offer(problem, choice, cost)
                     if self._excludes(bound, state):
                         return None
+            if len(problem.child) > RELAXABLE or self.budget.spent:
+                return _Node(problem, bound, marks, None)
             relaxation = Relaxation(problem, 1.0 / self.step if self.step else 1000.0 / state.upper)
             cuts = len(marks.cut_ptr) - 1
             relaxation.add_cuts(np.full(cuts, problem.root, dtype=np.int32), marks.cut_ptr, marks.cut)

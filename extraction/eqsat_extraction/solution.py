@@ -150,7 +150,8 @@ def _ordered(egraph: EGraph, choice: Ints) -> Ints:
     """The e-nodes of `choice` that the roots need, children first (depth first, without recursion)."""
     picked = choice.tolist()
     ptr, children = egraph.child_ptr.tolist(), egraph.children.tolist()
-    heads = egraph.node_class
+    heads = egraph.node_class.tolist()
+    n_nodes = egraph.n_nodes
     done = bytearray(egraph.n_classes)  # 0 unseen, 1 open, 2 finished
     order: list[int] = []
     stack = egraph.roots.tolist()[::-1]
@@ -163,7 +164,7 @@ def _ordered(egraph: EGraph, choice: Ints) -> Ints:
                 order.append(picked[eclass])
             continue
         node = picked[eclass]
-        if not 0 <= node < egraph.n_nodes:
+        if not 0 <= node < n_nodes:
             raise SolutionError(f"{egraph.class_name(eclass)} is needed, but no e-node is chosen for it")
         if heads[node] != eclass:
             raise SolutionError(f"{egraph.node_name(node)} is not in {egraph.class_name(eclass)}")

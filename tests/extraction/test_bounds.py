@@ -50,7 +50,7 @@ def best_of(problem) -> float:
 @given(problems())
 def test_presolve_keeps_an_optimum(drawn):
     problem = feasible(drawn)
-    assert best_of(presolve(problem)) == pytest.approx(best_of(problem), **close)
+    assert best_of(presolve(problem, Budget())) == pytest.approx(best_of(problem), **close)
 
 
 @many
@@ -115,7 +115,8 @@ def test_reduced_costs_exclude_only_what_is_dearer(drawn):
 @given(problems())
 def test_landmarks_are_what_cannot_be_done_without(drawn):
     problem = feasible(drawn)
-    bits = landmarks(problem.head, problem.ptr, problem.child, problem.n_classes)
+    order = np.arange(problem.n_classes)[::-1].astype(np.int32)
+    bits = landmarks(problem.head, problem.ptr, problem.child, problem.n_classes, order, inf)
     for eclass in range(problem.n_classes - 1):
         keep = usable(
             problem.head, problem.ptr, problem.child, problem.head != eclass, problem.n_classes, problem.root

@@ -1,0 +1,182 @@
+"""Extraction on published and on generated e-graphs: cost, bound, gap, time and peak memory.
+
+    python -m benchmarks.extraction PATHS... --time-limit S --json OUT      files or folders of gym JSON
+    python -m benchmarks.extraction --scaling --json OUT --plot OUT.svg     generated, 10^3 to 10^6 e-nodes
+
+Every run has a process of its own, so that its peak memory is its own. `seconds` is the time of `extract` once the
+compiled code is loaded, `cpu_seconds` what of it the process had a core for, `loading` the time that loading took
+(numba reads its cache, or compiles on the first run).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from time import perf_counter, process_time
+from typing import Any
+from warnings import catch_warnings, simplefilter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eqsat_extraction import EGraph, ExtractionError, extract, load_json
+
+Row = dict[str, Any]
+SIZES = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
+
+
+def generated(n_nodes: int, seed: int = 0) -> tuple[EGraph, NDArray[np.float64]]:
+    """A connected e-graph of about `n_nodes` e-nodes, two to three per e-class, shared and partly cyclic.
+
+    E-classes are numbered from the root down. The first e-node of each reads one to three of the next three
+    e-classes; the others read one to three from two above to six below, so some close cycles. Costs are 0 to 9.
+    """
+    rng = np.random.default_rng(seed)
+    n_classes = max(2, int(n_nodes / 2.5))
+    extra = rng.integers(0, n_classes, n_nodes - n_classes)
+    head = np.sort(np.concatenate((np.arange(n_classes), extra)))
+    first = np.append(True, head[1:] != head[:-1])
+    width = np.where(head >= n_classes - 10, 0, rng.integers(1, 4, n_nodes))
+    owner = np.repeat(np.arange(n_nodes), width)
+    near = head[owner] + rng.integers(1, 4, len(owner))
+    far = head[owner] + rng.integers(-2, 7, len(owner))
+    child = np.where(first[owner], near, far)
+    # The first operand of the first e-node is the next e-class, so that every e-class is reachable.
+    starts = np.concatenate(([0], np.cumsum(width)[:-1]))
+    spine = first & (width > 0)
+    child[starts[spine]] = head[spine] + 1
+    egraph = EGraph(
+        node_class=head.astype(np.int32),
+        child_ptr=np.concatenate(([0], np.cumsum(width))).astype(np.int64),
+        children=np.clip(child, 0, n_classes - 1).astype(np.int32),
+        roots=np.zeros(1, dtype=np.int32),
+        n_classes=n_classes,
+    )
+    return egraph, rng.integers(0, 10, n_nodes).astype(np.float64)
+
+
+def run(load: Callable[[], tuple[EGraph, NDArray[np.float64]]], extractor: str, time_limit: float) -> Row:
+    """One extraction in this process: size, cost, bound, gap, seconds, peak memory."""
+    start = perf_counter()
+    warm, prices = generated(200)
+    for name in {extractor, "ilp"} if extractor == "auto" else {extractor}:
+        extract(warm, prices, extractor=name, time_limit=1.0)
+    loading = perf_counter() - start
+    with catch_warnings():
+        simplefilter("ignore")
+        egraph, costs = load()
+    row: Row = {"extractor": extractor, "nodes": egraph.n_nodes, "classes": egraph.n_classes}
+    start, cpu_start = perf_counter(), process_time()
+    try:
+        solution = extract(egraph, costs, extractor=extractor, time_limit=time_limit)
+    except ExtractionError as error:
+        return {**row, "error": str(error), "proved": False}
+    seconds, cpu = perf_counter() - start, process_time() - cpu_start
+    solution.check(egraph, costs)
+    return {
+        **row,
+        "cost": solution.cost,
+        "bound": solution.bound,
+        "gap": solution.gap,
+        "proved": solution.proved,
+        "seconds": seconds,
+        "cpu_seconds": cpu,
+        "loading": loading,
+        "peak_mb": getrusage(RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+class _File:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self) -> tuple[EGraph, NDArray[np.float64]]:
+        return load_json(self.path)
+
+
+class _Generated:
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self) -> tuple[EGraph, NDArray[np.float64]]:
+        return generated(self.size)
+
+
+def isolated(
+    load: Callable[[], tuple[EGraph, NDArray[np.float64]]], extractor: str, time_limit: float
+) -> Row:
+    """`run` in a process of its own."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(run, (load, extractor, time_limit))
+
+
+def files(paths: list[Path]) -> Iterator[Path]:
+    """The files named, and the JSON files below the folders named."""
+    for path in paths:
+        yield from sorted(path.rglob("*.json")) if path.is_dir() else [path]
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Seconds, and peak memory, over the number of e-nodes, per extractor."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axis, key, label in ((axes[0], "seconds", "seconds"), (axes[1], "peak_mb", "peak memory (MB)")):
+        for name in dict.fromkeys(row["extractor"] for row in rows):
+            mine = [row for row in rows if row["extractor"] == name and key in row]
+            axis.plot([row["nodes"] for row in mine], [row[key] for row in mine], marker="o", label=name)
+        axis.set(xscale="log", yscale="log", xlabel="e-nodes", ylabel=label)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.savefig(path)
+
+
+def main() -> int:
+    parser = ArgumentParser(prog="python -m benchmarks.extraction", description=__doc__.splitlines()[0])
+    parser.add_argument("paths", nargs="*", type=Path, help="extraction-gym files, or folders of them")
+    parser.add_argument("--time-limit", type=float, default=10.0, metavar="S", help="seconds per file")
+    parser.add_argument("--extractor", action="append", help="may be repeated (default auto)")
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--scaling", action="store_true", help="generated e-graphs instead of files")
+    parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
+    parser.add_argument("--plot", type=Path, help="with --scaling: draw time and memory here")
+    options = parser.parse_args()
+    if options.scaling == bool(options.paths):
+        parser.error("name files or folders, or pass --scaling")
+    rows: list[Row] = []
+    jobs: list[tuple[str, Callable[[], tuple[EGraph, NDArray[np.float64]]]]]
+    if options.scaling:
+        jobs = [(f"generated-{size}", _Generated(size)) for size in options.sizes]
+        names = options.extractor or ["tree", "greedy", "local", "auto", "ilp"]
+    else:
+        jobs = [(str(path), _File(path)) for path in files(options.paths)]
+        names = options.extractor or ["auto"]
+    for name in names:
+        for file, load in jobs:
+            row = {"file": file, **isolated(load, name, options.time_limit)}
+            rows.append(row)
+            summary = row.get("error") or (
+                f"cost {row['cost']:.9g}  bound {row['bound']:.9g}  gap {100 * row['gap']:.3g}%"
+                f"  {row['seconds']:.3f} s (CPU {row['cpu_seconds']:.3f})  {row['peak_mb']:.0f} MB"
+                f"{'  proved' if row['proved'] else ''}"
+            )
+            print(f"{file}  {name}  {summary}", flush=True)
+            if options.json is not None:
+                options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    proved = sum(row["proved"] for row in rows)
+    print(f"{len(rows)} runs, {proved} proved")
+    if options.plot is not None:
+        plot(rows, options.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
