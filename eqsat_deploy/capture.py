@@ -101,9 +101,6 @@ def _batch_of(value: Any) -> Any:
 def _export(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
 ) -> ExportedProgram:
-    if dynamic_shapes is None:
-        positional, named = pytree.tree_map(_batch_of, (args, kwargs))
-        dynamic_shapes = (*positional, *named.values()) if not named else _by_name(module, positional, named)
     try:
         with torch.no_grad(), _quiet():
             module(*copy.deepcopy(args), **copy.deepcopy(kwargs))
@@ -112,6 +109,9 @@ def _export(
             f"the model does not run on the example inputs ({_describe(args, kwargs)}): "
             f"{type(error).__name__}: {error}{_model_line(error)}. Pass example_inputs= that its forward accepts."
         ) from error
+    if dynamic_shapes is None:  # by argument, as forward binds them: *args is one, a tuple
+        positional, named = pytree.tree_map(_batch_of, (args, kwargs))
+        dynamic_shapes = dict(inspect.signature(module.forward).bind(*positional, **named).arguments)
     try:
         with torch.no_grad(), _quiet():
             return export(module, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
@@ -121,11 +121,6 @@ def _export(
             f"torch.export cannot export {type(module).__name__}: {type(error).__name__}: {first}"
             f"{_model_line(error)}. Make that line independent of tensor values, or move it out of forward."
         ) from error
-
-
-def _by_name(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
-    names = list(inspect.signature(module.forward).parameters)
-    return dict(zip(names, positional, strict=False)) | named
 
 
 def _model_line(error: BaseException) -> str:

@@ -123,6 +123,7 @@ class Rows:
     def __init__(self, captured: Captured) -> None:
         self.lowered = Lowered(captured)
         self.seen: dict[tuple[Any, ...], Term] = {}
+        self.stored: dict[Any, int] = {}
         self.current: tuple[str, str] = ("", "")
 
     def apply(self, operator: Operator, args: tuple[Any, ...]) -> Term:
@@ -190,12 +191,8 @@ class _Lowering(Rows):
         return self.add(row, self._known_meta(value), constant=False)
 
     def _parameter(self, name: str, tensor: Tensor) -> Term:
-        for number, (_, known) in enumerate(self.lowered.parameters):
-            if known is tensor:
-                index = number
-                break
-        else:
-            index = len(self.lowered.parameters)
+        index = self.stored.setdefault(_storage(tensor), len(self.lowered.parameters))
+        if index == len(self.lowered.parameters):
             self.lowered.parameters.append((name, tensor))
         meta = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         return self.add(Row(parameter, (index,)), meta, constant=True)
@@ -356,6 +353,13 @@ class _Lowering(Rows):
             return leaf
 
         return _map(argument, convert)
+
+
+def _storage(tensor: Tensor) -> Any:
+    """What two names of one parameter have in common."""
+    if not tensor.data_ptr():
+        return id(tensor)
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 def _map(value: Any, function: Callable[[Any], Any]) -> Any:

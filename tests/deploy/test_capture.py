@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+from eqsat_deploy.capture import capture, shared_copy
+from eqsat_deploy.errors import CaptureError, InputError
+from tests.support.models import (
+    Attends,
+    Counting,
+    Residual,
+    Several,
+    Tied,
+    Transformer,
+    Unexportable,
+    image,
+    randomized,
+)
+from tests.support.stages import captured
+
+
+def test_the_batch_is_symbolic_and_every_other_dimension_is_fixed():
+    found = captured(randomized(Residual()), image(1, 3, 8, 8))
+    assert found.batch_axes == (0,)
+    assert found.batch_symbol is not None
+    placeholder = next(n for n in found.graph.nodes if n.name == found.inputs[0])
+    assert [isinstance(d, int) for d in placeholder.meta["val"].shape] == [False, True, True, True]
+
+
+def test_examples_of_one_are_repeated_because_export_specializes_a_batch_of_one():
+    found = captured(randomized(Residual()), image(1, 3, 8, 8))
+    (example,) = found.example[0]
+    assert example.shape[0] == 2
+
+
+def test_capture_works_on_a_copy_that_shares_parameters():
+    model = randomized(Transformer()).train()
+    hooks = []
+    model.head.register_forward_hook(lambda *_: hooks.append(1))
+    kinds = [type(m) for m in model.modules()]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    addresses = {k: v.data_ptr() for k, v in model.state_dict().items()}
+    found = captured(model, image())
+    assert [type(m) for m in model.modules()] == kinds
+    assert all(m.training for m in model.modules())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert {k: v.data_ptr() for k, v in model.state_dict().items()} == addresses
+    assert {t.data_ptr() for _, t in found.constants.values()} <= set(addresses.values())
+
+
+def test_a_shared_copy_shares_tensors_and_nothing_else():
+    model = randomized(Residual())
+    other = shared_copy(model)
+    assert other.head is not model.head
+    assert other.head.weight is model.head.weight
+    assert other.norm.running_mean is model.norm.running_mean
+
+
+def test_attention_stays_one_node():
+    found = captured(randomized(Transformer(depth=1)), image())
+    targets = [str(n.target) for n in found.graph.nodes if n.op == "call_function"]
+    assert sum("multihead_attention" in t for t in targets) == 1
+    assert not any("softmax" in t or "scaled_dot_product" in t for t in targets)
+
+
+def test_subclasses_of_attention_are_not_replaced():
+    class Own(nn.MultiheadAttention):
+        def forward(self, *args, **kwargs):
+            out, weights = super().forward(*args, **kwargs)
+            return out * 2, weights
+
+    model = Attends()
+    model.attention = Own(8, 2, batch_first=True)
+    found = captured(randomized(model), image(2, 5, 8))
+    assert not any("eqsat_deploy" in str(n.target) for n in found.graph.nodes)
+
+
+def test_a_model_that_does_not_export_is_told_by_its_line():
+    with pytest.raises(CaptureError, match=r"models\.py:\d+.*if x\.sum\(\) > 0"):
+        captured(randomized(Unexportable()), image(2, 4))
+
+
+def test_a_model_that_changes_its_buffers_is_refused_by_name():
+    with pytest.raises(CaptureError, match="'calls'"):
+        captured(Counting(), image(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("example", "words"),
+    [(image(2, 4, 8, 8), r"float32\[2, 4, 8, 8\]"), (image(2, 3), "float32"), ((image(), image()), "example_inputs="),
+     (image().long(), "int64")],
+    ids=["shape", "rank", "number", "dtype"],
+)  # fmt: skip
+def test_inputs_that_do_not_fit_are_an_error_that_shows_them(example, words):
+    with pytest.raises(InputError, match=words):
+        captured(randomized(Residual()), example)
+
+
+def test_forward_may_take_any_number_of_arguments():
+    class Sum(nn.Module):
+        def forward(self, *tensors):
+            return sum(tensors)
+
+    found = capture(Sum(), (image(2, 4), image(2, 4), image(2, 4)))
+    assert found.batch_axes == (0, 0, 0)
+
+
+def test_the_batch_may_be_another_axis():
+    class Second(nn.Module):
+        def forward(self, x):
+            return x.softmax(0)
+
+    found = captured(Second(), image(5, 2, 8), dynamic_shapes=({1: Dim("batch")},))
+    assert found.batch_axes == (1,)
+
+
+def test_keyword_inputs_and_nested_results_keep_their_structure():
+    model = randomized(Several())
+    found = captured(model, {"a": image(2, 4), "b": image(2, 3), "scale": 0.5})
+    result = model(image(2, 4), b=image(2, 3), scale=0.5)
+    assert torch.utils._pytree.tree_structure(result) == found.out_spec
+
+
+def test_an_exported_program_is_taken_as_it_is():
+    model = randomized(Residual())
+    program = torch.export.export(model, (image(),), dynamic_shapes=({0: Dim("batch")},))
+    found = captured(program, None)
+    assert found.batch_axes == (0,)
+
+
+def test_tied_parameters_are_one_tensor():
+    model = randomized(Tied())
+    found = captured(model, torch.randint(0, 11, (2, 7)))
+    tensors = [t for n, t in found.constants.values() if n in ("embedding.weight", "head.weight")]
+    assert len({t.data_ptr() for t in tensors}) == 1
+
+
+def test_deepcopied_models_capture_alike():
+    model = randomized(Residual())
+    first, second = (captured(m, image()) for m in (model, copy.deepcopy(model)))
+    assert [str(n.target) for n in first.graph.nodes] == [str(n.target) for n in second.graph.nodes]

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim
+
+from eqsat_deploy.language import BATCH
+from eqsat_deploy.lower import lower
+from tests.support.models import Aliasing, Attends, Opaque, Residual, Tied, Transformer, image, randomized
+from tests.support.stages import captured, kinds, lowered
+
+
+class Function(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Tensor):
+        return self.function(*args)
+
+
+def test_equal_applications_are_one_row():
+    low = lowered(Function(lambda x: F.relu(x) + F.relu(x)), image(2, 4))
+    assert kinds(low).count("unary") == 1
+
+
+def test_shapes_carry_the_batch_symbol():
+    low = lowered(randomized(Transformer(depth=1)), image())
+    expanded = low.rows.index(next(r for r in low.rows if r.operator.name == "expand"))
+    assert tuple(low.metas[expanded].shape) == (BATCH, 1, 16)
+    assert not low.constants[expanded], "a constant expanded to the batch is not constant"
+
+
+def test_dropout_and_copies_vanish():
+    low = lowered(
+        Function(lambda x: F.dropout(x, 0.5, False).contiguous().clone().detach() * 1.5), image(2, 4)
+    )
+    assert kinds(low) == ["input", "scalar", "binary"]
+
+
+def test_a_batchnorm_with_statistics_of_the_batch_is_not_modelled():
+    low = lowered(Function(lambda x: F.batch_norm(x, None, None, training=True)), image())
+    assert low.calls
+    assert "batch_norm" not in kinds(low)
+
+
+def test_mutations_are_seen_by_later_readers_only():
+    low = lowered(randomized(Aliasing()), image(2, 6))
+    assert all(not call.target._schema.is_mutable for call in low.calls)
+
+
+def test_in_place_activations_become_plain_ones():
+    low = lowered(randomized(Residual()), image())
+    assert not low.calls
+    assert [r.args[0] for r in low.rows if r.operator.name == "unary"] == ["relu", "relu"]
+
+
+def test_tied_parameters_are_one_row():
+    low = lowered(randomized(Tied()), torch.randint(0, 11, (2, 7)))
+    names = [name for name, _ in low.parameters]
+    assert len({"embedding.weight", "head.weight"} & set(names)) == 1
+    assert kinds(low).count("linear") == 3
+
+
+def test_unknown_operators_stay_with_their_arguments_and_a_reason():
+    low = lowered(randomized(Opaque()), image(2, 6))
+    assert [str(c.target) for c in low.calls] == ["aten.cumsum.default", "aten.sort.default"]
+    assert all(c.reason for c in low.calls)
+    assert low.calls[0].args[1:] == (1,)
+
+
+@pytest.mark.parametrize(
+    ("function", "argument"),
+    [
+        (lambda x: F.avg_pool2d(x, 2, divisor_override=3), "divisor"),
+        (lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), "reflect"),
+        (lambda x: F.softmax(x.half(), 1, dtype=torch.float32), "dtype"),
+        (lambda x: F.scaled_dot_product_attention(x, x[:, :1], x[:, :1], enable_gqa=True), "grouped"),
+    ],
+    ids=["divisor_override", "reflect", "softmax dtype", "enable_gqa"],
+)
+def test_arguments_that_no_operator_models_are_refused_and_not_dropped(function, argument):
+    model, x = Function(function), image(2, 3, 4, 4)
+    low = lowered(model, x)
+    assert any(argument in call.reason for call in low.calls)
+
+
+def test_random_calls_never_share_a_row():
+    low = lowered(Function(lambda x: torch.rand_like(x) - torch.rand_like(x)), image(2, 4))
+    assert kinds(low).count("opaque") == 2
+
+
+def test_equal_pure_opaque_calls_share_a_row():
+    low = lowered(Function(lambda x: torch.cumsum(x, 1) - torch.cumsum(x, 1)), image(2, 4))
+    assert kinds(low).count("opaque") == 1
+
+
+def test_constant_calls_are_evaluated_once():
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("index", torch.tensor([2, 0, 1]))
+            self.table = nn.Parameter(torch.randn(3, 4))
+
+        def forward(self, x):
+            return x + torch.cumsum(self.table[self.index], 0)
+
+    low = lowered(randomized(Table()), image(2, 3, 4))
+    assert not low.calls
+
+
+@pytest.mark.parametrize(
+    ("call", "options", "words"),
+    [
+        ("cross", {}, "another tensor"),
+        ("mask", {}, "mask"),
+        ("padding", {}, "mask"),
+        ("weights", {}, "result 1 is read"),
+        ("widths", {"kdim": 4, "vdim": 3}, "is left whole: it attends to another tensor"),
+        ("self", {"add_zero_attn": True}, "add_zero_attn"),
+        ("self", {"add_bias_kv": True}, "bias_k"),
+        ("self", {"bias": False}, "bias"),
+        ("self", {"batch_first": False}, "batch-first"),
+    ],
+)
+def test_attention_that_is_left_whole_says_why(call, options, words):
+    found = captured(randomized(Attends(call, **options)), image(2, 5, 8))
+    with pytest.warns(UserWarning, match=words):
+        low = lower(found)
+    assert [c for c in low.calls if "multihead_attention" in str(c.target)]
+    assert any(words in w for w in low.warnings)
+
+
+def test_a_size_that_is_no_multiple_of_the_batch_stays_outside_the_language():
+    low = lowered(Function(lambda x: torch.cat([x, x[:1]], 0) * 2), image(2, 4))
+    assert [c.target for c in low.calls] == [
+        torch.ops.aten.slice.Tensor, torch.ops.aten.cat.default, torch.ops.aten.mul.Tensor,
+    ]  # fmt: skip
+
+
+def test_a_pool_of_unknown_size_is_left_alone_and_named():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(8))
+    shapes = ({0: Dim("batch"), 2: Dim("height", min=4, max=64)},)
+    found = captured(model, image(), dynamic_shapes=shapes)
+    with pytest.warns(UserWarning, match=r"adaptive_avg_pool2d.*shape.*not known"):
+        low = lower(found)
+    assert "adaptive_avg_pool2d" not in kinds(low)
+
+
+def test_rows_remember_where_they_came_from():
+    low = lowered(randomized(Residual()), image())
+    paths = {low.origin[i][1] for i, row in enumerate(low.rows) if row.operator.name == "conv2d"}
+    assert paths == {"stem.0", "conv"}
