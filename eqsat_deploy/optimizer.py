@@ -117,23 +117,24 @@ def optimize(
 
 
 def find_cost(cost: str | CostModel) -> CostModel:
-    """The cost model called `cost`, or `cost` itself.
+    """The cost model called `cost` (for the GPU of this machine where it has a table), or `cost` itself.
 
     Raises:
         UnknownNameError: no such cost model is registered.
     """
     from eqsat_extraction.cost_models import cost_models, find_cost_model
 
+    from eqsat_deploy.doctor import auto_cost, roofline_device
+
     if not isinstance(cost, str):
         return cost
     if cost == "auto":
-        from eqsat_deploy.doctor import auto_cost
-
         cost = auto_cost()
     known = cost_models()
     if cost not in known:
         raise UnknownNameError("cost model", cost, [*known, "auto"])
-    return find_cost_model(cost)
+    device = roofline_device() if cost.startswith("trt_") else None
+    return find_cost_model(cost) if device is None else find_cost_model(cost, device=device)
 
 
 @cache

@@ -24,16 +24,19 @@ def _weighted(operator: Operator) -> str:
       ((integer-kernel e (I{name} {" ".join(quantized)}) q)) :ruleset quantization)"""
 
 
-def _both_ways(operator: Operator, condition: str = "") -> str:
+def _both_ways(operator: Operator) -> str:
     """The kernel exists with INT8 operands and an INT8 result only."""
     variables = [f"a{i}" for i in range(len(operator.parameters))]
     pairs = list(zip(variables, operator.parameters, strict=True))
-    quantized = [f"(Quant {v})" if s == "T" else v for v, (_, s) in pairs]
-    dynamic = [f"(dynamic {v})" for v, (_, s) in pairs if s == "T"]
-    name = operator.constructor
+    quantized = " ".join(f"(Quant {v})" if s == "T" else v for v, (_, s) in pairs)
+    dynamic = " ".join(f"(dynamic {v})" for v, (_, s) in pairs if s == "T")
+    name, arguments = operator.constructor, " ".join(variables)
+    matched, steps = f"(= e ({name} {arguments}))", "(EpNone)"
+    if operator.epilogue:
+        matched, steps = f"(= e (Run (A{name} {arguments}) p)) (quantized-steps p q)", "q"
     return f"""
-(rule ((= q (Quant e)) (= e ({name} {" ".join(variables)})) {" ".join(dynamic)} {condition})
-      ((union q (QRun (I{name} {" ".join(quantized)}) (EpNone)))) :ruleset quantization)"""
+(rule ((= codes (Quant e)) {matched} {dynamic})
+      ((union codes (QRun (I{name} {quantized}) {steps}))) :ruleset quantization)"""
 
 
 def _commuting(operator: Operator) -> str:
