@@ -122,9 +122,8 @@ def find_cost(cost: str | CostModel) -> CostModel:
     Raises:
         UnknownNameError: no such cost model is registered.
     """
-    from eqsat_extraction.cost_models import cost_models, find_cost_model
-
     from eqsat_deploy.doctor import auto_cost, roofline_device
+    from eqsat_extraction.cost_models import cost_models, find_cost_model
 
     if not isinstance(cost, str):
         return cost
