@@ -3,7 +3,7 @@
     python -m benchmarks.openvino_kernels measure raw.jsonl [--models ...]
     python -m benchmarks.openvino_kernels fit raw.jsonl
 
-`measure` takes models through the pipeline (plain and with every rule, float and INT8), builds them, and pairs
+`measure` takes models through the pipeline (in float and in INT8), builds them, and pairs
 every predicted kernel with the executed nodes that cover its graph nodes: kernels are timed in context, where
 inputs arrive in the layout and precision that neighbours leave them in. `fit` solves nonnegative least squares
 on relative errors per kind of kernel, writes the table of `openvino_int8` and `openvino_fp32`, and reports how
@@ -20,28 +20,26 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino
-import openvino.opset13
 import torch
+from scipy.optimize import nnls
 from torch import nn
 
 import eqsat_extraction.cost_models.openvino as prices
 from eqsat_deploy.capture import capture
-from eqsat_deploy.engines import Batch, Layer
 from eqsat_deploy.engines.openvino import OpenVINOEngine, executed_layers
-from eqsat_deploy.freeze import QUANTIZE, freeze
+from eqsat_deploy.freeze import QUANTIZE, Space, freeze
 from eqsat_deploy.lower import lower
 from eqsat_deploy.module import OptimizedModule
-from eqsat_deploy.optimizer import PLAIN, registered_rules
+from eqsat_deploy.optimizer import registered_rules
 from eqsat_deploy.price import kernel_of, price
 from eqsat_deploy.quantization import quantize
 from eqsat_deploy.rebuild import rebuild
-from eqsat_deploy.rules import select
 from eqsat_deploy.saturate import saturate
 from eqsat_extraction import extract
 from eqsat_extraction.kernel import Epilogue, Kernel, TensorSpec
@@ -54,7 +52,8 @@ MODELS = {
 }  # fmt: skip
 TABLE = Path(prices.__file__).parent / "tables" / prices.TABLE
 REPORT = Path(__file__).with_name("results") / "openvino_kernels.md"
-ROUNDS, SECONDS = 40, 6.0
+FLOOR = 10.0  # microseconds
+MINIMUM, ROUNDS, SECONDS = 40, 400, 20.0
 
 
 def model_of(name: str) -> nn.Module:
@@ -64,117 +63,302 @@ def model_of(name: str) -> nn.Module:
     return Attention(width=384, heads=6, depth=12, size=224, patch=16).eval()
 
 
-def measure(name: str, size: int) -> Iterator[dict[str, Any]]:
-    """One row per form and precision: its kernels with the times of the nodes that cover them."""
+@dataclass(frozen=True)
+class Form:
+    """One form of a model in one precision, built: its predicted kernels with their graph nodes, ready to profile."""
+
+    label: dict[str, Any]
+    kernels: list[tuple[tuple[str, ...], Kernel]]
+    conversions: list[Kernel]
+    compiled: Any
+    request: Any
+
+    @classmethod
+    def build(cls, label: dict[str, Any], space: Space, model: prices.OpenVINOModel, x: torch.Tensor) -> Form:
+        priced = price(space, model)
+        solution = extract(priced.egraph, priced.costs, extractor="greedy")
+        # Costs that are the choices' own numbers lead from placed kernels back to them.
+        rebuilt = rebuild(replace(priced, costs=np.arange(len(space.choices), dtype=float)), solution)
+        module = OptimizedModule(rebuilt.root, rebuilt.graph, "Measured").eval()
+        module.meta |= {"inputs": rebuilt.inputs, "placement": rebuilt.placement}
+        engine = OpenVINOEngine.build(quantize(module, [x]) if model.int8 else module, options={"threads": 1})
+        placed = [(kernel.nodes, space.choices[int(kernel.cost)]) for kernel in rebuilt.placement.kernels]
+        # The graph has no node of its own for these: an engine may do them inside what writes the tensor.
+        chosen = [space.choices[index] for index in solution.order(priced.egraph)]
+        static = engine.model.clone()
+        static.reshape(list(x.shape))
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "PERF_COUNT": True}
+        compiled = openvino.Core().compile_model(static, "CPU", settings)
+        return cls(
+            label,
+            [(nodes, kernel_of(space, *choice, model, 1)) for nodes, choice in placed],
+            [kernel_of(space, *choice, model, 1) for choice in chosen if choice[1].kind == QUANTIZE],
+            compiled,
+            compiled.create_infer_request(),
+        )
+
+    def run(self, x: torch.Tensor) -> dict[str, float]:
+        """Microseconds of every executed node."""
+        self.request.infer({0: x.numpy()})
+        nodes: dict[str, float] = defaultdict(float)
+        for entry in self.request.profiling_info:
+            nodes[entry.node_name] += entry.real_time.total_seconds() * 1e6
+        return nodes
+
+    def row(self, times: dict[str, float]) -> dict[str, Any]:
+        owner = {n: index for index, (nodes, _) in reversed(list(enumerate(self.kernels))) for n in nodes}
+        owned: dict[int, list[tuple[str, str, float]]] = defaultdict(list)
+        unowned = []
+        for layer in executed_layers(self.compiled, times):
+            owners = [owner[node] for node in layer.nodes if node in owner]
+            if owners:
+                # A node that covers several predicted kernels is the heaviest one's; the others cost nothing.
+                index = max(owners, key=lambda index: prices.operations(self.kernels[index][1]))
+                owned[index].append((layer.type, layer.precision, layer.microseconds))
+            else:
+                unowned.append((layer.type, layer.precision, layer.microseconds, layer.name))
+        return self.label | {
+            "kernels": [
+                {"kernel": asdict(kernel), "nodes": owned[index]}
+                for index, (_, kernel) in enumerate(self.kernels)
+            ],
+            "conversions": [asdict(kernel) for kernel in self.conversions],
+            "unowned": unowned,
+        }
+
+
+def measure(name: str, size: int) -> list[dict[str, Any]]:
+    """One row per precision: the kernels of the chosen form, with the times of the nodes that cover them.
+
+    Both forms run in turns on one core, so that what else the machine does slows them alike; of every node's
+    times, the lowest twentieth counts, since a node is short and something else only ever adds to it.
+    """
     x = images(1, size=size, batch=1)[0]
     lowered = lower(capture(model_of(name), (x,), {}))
-    for form, rules in (("plain", select(registered_rules(), PLAIN)), ("all", list(registered_rules()))):
-        space = freeze(lowered, saturate(lowered, rules))
-        for model in (prices.openvino_fp32(), prices.openvino_int8()):
-            priced = price(space, model)
-            solution = extract(priced.egraph, priced.costs, extractor="greedy")
-            # Costs that are the choices' own numbers lead from placed kernels back to them.
-            numbered = replace(priced, costs=np.arange(len(space.choices), dtype=float))
-            rebuilt = rebuild(numbered, solution)
-            module = OptimizedModule(rebuilt.root, rebuilt.graph, "Measured").eval()
-            module.meta |= {"inputs": rebuilt.inputs, "placement": rebuilt.placement}
-            built = quantize(module, [x]) if model.int8 else module
-            engine = OpenVINOEngine.build(built, batch=Batch(1, 1, 1))
-            kernels = [(kernel.nodes, space.choices[int(kernel.cost)]) for kernel in rebuilt.placement.kernels]
-            described = [(nodes, kernel_of(space, *choice, model, 1)) for nodes, choice in kernels]
-            # The graph has no node of its own for these: an engine may do them inside what writes the tensor.
-            quantize_choices = [space.choices[i] for i in solution.order(priced.egraph)]
-            conversions = [kernel_of(space, *c, model, 1) for c in quantize_choices if c[1].kind == QUANTIZE]
-            yield {
-                "model": name,
-                "size": size,
-                "form": form,
-                "int8": model.int8,
-                "conversions": [asdict(kernel) for kernel in conversions],
-            } | _timed(engine, described, x)
-
-
-def _timed(engine: OpenVINOEngine, kernels: Sequence[tuple[Any, Kernel]], x: torch.Tensor) -> dict[str, Any]:
-    owner = {node: index for index, (nodes, _) in reversed(list(enumerate(kernels))) for node in nodes}
-    times: dict[int, list[tuple[str, str, float]]] = defaultdict(list)
-    unowned = []
-    layers, latency, rounds = _profile(engine, x)
-    for layer in layers:
-        owners = [owner[node] for node in layer.nodes if node in owner]
-        if owners:
-            # A node that covers several predicted kernels is the heaviest one's; the others cost nothing.
-            index = max(owners, key=lambda index: prices.operations(kernels[index][1]))
-            times[index].append((layer.type, layer.precision, layer.microseconds))
-        else:
-            unowned.append((layer.type, layer.precision, layer.microseconds, layer.name))
-    return {
-        "latency": latency,
-        "rounds": rounds,
-        "kernels": [
-            {"kernel": asdict(kernel), "nodes": times.get(index, [])} for index, (_, kernel) in enumerate(kernels)
-        ],
-        "unowned": unowned,
-    }
-
-
-def _profile(engine: OpenVINOEngine, x: torch.Tensor) -> tuple[tuple[Layer, ...], float, int]:
-    """Node times and latency, both from the rounds in which the machine was undisturbed, and their number."""
-    model = engine.model.clone()
-    model.reshape(list(x.shape))
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "PERF_COUNT": True}
-    compiled = openvino.Core().compile_model(model, "CPU", settings)
-    request = compiled.create_infer_request()
-    metronome = Metronome()
-    rounds: list[tuple[float, float, dict[str, float]]] = []
-    stop = time.monotonic() + SECONDS
-    while len(rounds) < 30 or (time.monotonic() < stop and sum(r[0] < 1.1 for r in rounds) < ROUNDS):
-        before = metronome()
-        request.infer({0: x.numpy()})
-        between = metronome()
-        start = time.perf_counter()
-        engine(x)
-        latency = (time.perf_counter() - start) * 1e6
-        nodes: dict[str, float] = defaultdict(float)
-        for entry in request.profiling_info:
-            nodes[entry.node_name] += entry.real_time.total_seconds() * 1e6
-        rounds.append((max(before, between, metronome()), latency, nodes))
-    quiet = sorted(rounds, key=lambda round: round[0])[: max(10, sum(r[0] < 1.1 for r in rounds))]
-    times = {name: float(np.median([nodes[name] for *_, nodes in quiet])) for name in quiet[0][2]}
-    return executed_layers(compiled, times), float(np.median([latency for _, latency, _ in quiet])), len(quiet)
-
-
-class Metronome:
-    """A fixed piece of work on both cores; calling it says how much slower than at its best it was."""
-
-    best = float("inf")
-    request: Any = None
-
-    def __init__(self) -> None:
-        if Metronome.request is None:
-            opset = openvino.opset13
-            data = opset.parameter([512, 512], np.float32)
-            product = opset.matmul(data, opset.constant(np.ones((512, 512), np.float32)), False, False)
-            compiled = openvino.Core().compile_model(openvino.Model([product], [data]), "CPU")
-            Metronome.request = compiled.create_infer_request()
-            for _ in range(2000):
-                self()
-
-    def __call__(self) -> float:
-        start = time.perf_counter()
-        Metronome.request.infer()
-        taken = time.perf_counter() - start
-        Metronome.best = min(Metronome.best, taken)
-        return taken / Metronome.best
+    space = freeze(lowered, saturate(lowered, list(registered_rules())))
+    forms = [
+        Form.build({"model": name, "size": size, "int8": model.int8}, space, model, x)
+        for model in (prices.openvino_fp32(), prices.openvino_int8())
+    ]
+    runs: list[dict[str, list[float]]] = [defaultdict(list) for _ in forms]
+    stop, rounds = time.monotonic() + SECONDS, 0
+    while rounds < MINIMUM or (time.monotonic() < stop and rounds < ROUNDS):
+        rounds += 1
+        for form, taken in zip(forms, runs, strict=True):
+            for node, microseconds in form.run(x).items():
+                taken[node].append(microseconds)
+    return [
+        form.row({node: float(np.quantile(times, 0.05)) for node, times in taken.items()})
+        for form, taken in zip(forms, runs, strict=True)
+    ]
 
 
 def read_kernel(data: dict[str, Any]) -> Kernel:
     def spec(item: dict[str, Any]) -> TensorSpec:
         return TensorSpec(tuple(item["shape"]), item["dtype"], item["constant"])
 
-    steps = (Epilogue(s["op"], None if s["operand"] is None else spec(s["operand"])) for s in data["epilogue"])
+    steps = (
+        Epilogue(s["op"], None if s["operand"] is None else spec(s["operand"])) for s in data["epilogue"]
+    )
     attributes = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in data["attributes"])
     inputs = tuple(map(spec, data["inputs"]))
     return Kernel(data["op"], inputs, spec(data["output"]), attributes, tuple(steps), data["flops"])
+
+
+class Fit:
+    """Nonnegative least squares on relative errors, over named coefficients."""
+
+    def __init__(self) -> None:
+        self.columns: dict[tuple[str, str, str], int] = {}
+        self.rows: list[dict[int, float]] = []
+        self.times: list[float] = []
+
+    def add(self, works: Sequence[prices.Work], taken: float) -> None:
+        row: dict[int, float] = defaultdict(float)
+        for work in works:
+            for name, value in (("launch", 1.0), ("operations", work.operations), ("traffic", work.traffic)):
+                row[self._column((work.kind, work.precision, name))] += value
+            for step in work.steps:
+                row[self._column(("step", work.precision, step))] += work.elements
+        self.rows.append(row)
+        self.times.append(taken)
+
+    def solve(self) -> dict[tuple[str, str, str], float]:
+        # Small kernels are mostly measurement error: below FLOOR, errors count as if relative to FLOOR.
+        weights = 1 / np.maximum(self.times, FLOOR)
+        matrix = np.zeros((len(self.rows), len(self.columns)))
+        for index, row in enumerate(self.rows):
+            for column, value in row.items():
+                matrix[index, column] = value * weights[index]
+        scale = np.maximum(np.linalg.norm(matrix, axis=0), 1e-30)
+        target = np.asarray(self.times) * weights
+        # Reweighting toward absolute deviations, since single nodes are sometimes disturbed.
+        robust = np.ones(len(target))
+        for _ in range(10):
+            solution, _ = nnls(matrix / scale * robust[:, None], target * robust)
+            robust = 1 / np.sqrt(np.maximum(np.abs(matrix / scale @ solution - target), 0.02))
+        return {key: float(solution[column] / scale[column]) for key, column in self.columns.items()}
+
+    def predict(self, found: dict[tuple[str, str, str], float]) -> list[float]:
+        values = [found[key] for key in self.columns]
+        return [sum(values[column] * value for column, value in row.items()) for row in self.rows]
+
+    def _column(self, key: tuple[str, str, str]) -> int:
+        return self.columns.setdefault(key, len(self.columns))
+
+
+def solve(rows: Sequence[dict[str, Any]]) -> tuple[dict[tuple[str, str, str], float], dict[str, float]]:
+    """Coefficients, and by how much the machine was slower while each model was measured than at its fastest.
+
+    The two are found in turns: a slowdown is one factor over all kernels of a model, in both precisions.
+    """
+    slowdown = dict.fromkeys((row["model"] for row in rows), 1.0)
+    for _ in range(8):
+        problem, owners = Fit(), []
+        for row in rows:
+            for kernel, taken in kernels_of(row):
+                if taken > 0 and kernel.op not in prices.WHOLE_ATTENTION:
+                    problem.add(prices.launches(kernel), taken / slowdown[row["model"]])
+                    owners.append(row["model"])
+        found = problem.solve()
+        predicted = problem.predict(found)
+        for name in slowdown:
+            own = [index for index, owner in enumerate(owners) if owner == name]
+            logs = np.log([problem.times[index] / max(predicted[index], 1e-3) for index in own])
+            weights = np.asarray([problem.times[index] for index in own])
+            slowdown[name] *= float(np.exp((logs * weights).sum() / weights.sum()))
+        fastest = min(slowdown.values())
+        slowdown = {name: factor / fastest for name, factor in slowdown.items()}
+    return found, slowdown
+
+
+def fit(rows: Sequence[dict[str, Any]], raw: Path) -> None:
+    found, slowdown = solve(rows)
+    for row in rows:
+        row["slowdown"] = slowdown[row["model"]]
+    kinds: dict[str, dict[str, Any]] = defaultdict(dict)
+    steps: dict[str, dict[str, float]] = defaultdict(dict)
+    for (kind, precision, name), value in found.items():
+        if kind == "step":
+            steps[precision][name] = round(value * 1e6, 2)
+        elif name == "launch":
+            per_operation, per_byte = found[kind, precision, "operations"], found[kind, precision, "traffic"]
+            kinds[kind][precision] = {
+                "launch_us": round(value, 3),
+                "gops": round(1e-3 / per_operation, 2) if per_operation > 0 else 0,
+                "gb_s": round(1e-3 / per_byte, 2) if per_byte > 0 else 0,
+            }
+    for known in steps.values():
+        known["other"] = max(known.values())
+    kinds["quantize"] = {"float32": conversion_rates(rows)}
+    complete(kinds)
+    table = {
+        "device": openvino.Core().get_property("CPU", "FULL_DEVICE_NAME") + ", two cores, AVX512-VNNI",
+        "kinds": {kind: dict(sorted(known.items())) for kind, known in sorted(kinds.items())},
+        "steps_ps": {precision: dict(sorted(known.items())) for precision, known in sorted(steps.items())},
+        "provenance": {
+            "command": f"python -m benchmarks.openvino_kernels fit {raw.name}",
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "openvino": openvino.__version__.partition("-")[0],
+            "torch": torch.__version__,
+            "system": platform.platform(),
+            "kernels": sum(len(row["kernels"]) for row in rows),
+            "models": sorted({row["model"] for row in rows}),
+            "kinds": "microseconds, 10^9 operations (channels padded) and bytes a second; 0: the term costs nothing",
+            "steps_ps": "picoseconds an element of the result",
+        },
+    }
+    TABLE.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    report(rows, table)
+
+
+def kernels_of(row: dict[str, Any]) -> Iterator[tuple[Kernel, float]]:
+    for item in row["kernels"]:
+        yield read_kernel(item["kernel"]), sum(taken for *_, taken in item["nodes"])
+
+
+def conversion_rates(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What nodes cost that belong to no kernel (quantizers and reorders), over what the forms convert."""
+    matrix, target = [], []
+    for row in rows:
+        if row["int8"]:
+            conversions = [read_kernel(kernel) for kernel in row["conversions"]]
+            matrix.append([len(conversions), sum(kernel.bytes for kernel in conversions)])
+            target.append(sum(taken for *_, taken, _ in row["unowned"]) / row["slowdown"])
+    scale = np.asarray(matrix, float).max(axis=0)
+    (launch, per_byte), _ = nnls(np.asarray(matrix) / scale, np.asarray(target))
+    rate = 1e-3 / (per_byte / scale[1]) if per_byte > 0 else 0
+    return {"launch_us": round(launch / scale[0], 3), "gops": 0, "gb_s": round(rate, 2)}
+
+
+def complete(kinds: dict[str, dict[str, Any]]) -> None:
+    """Kinds that no model of the suite has, from the nearest that one has; unknown operators are slow."""
+    neighbours = {
+        "conv_transpose2d": "convolution",
+        "grouped": "convolution",
+        "stem": "convolution",
+        "matmul": "linear",
+        "attention": "linear",
+        "group_norm": "layer_norm",
+        "softmax": "layer_norm",
+        "copy": "permute",
+        "concat": "permute",
+    }
+    for kind, neighbour in neighbours.items():
+        for precision in kinds[neighbour]:
+            kinds[kind].setdefault(precision, kinds[neighbour][precision])
+    slowest = kinds["permute"]["float32"]
+    kinds["other"] = {"float32": slowest | {"launch_us": 3 * max(slowest["launch_us"], 2.0)}}
+
+
+def report(rows: Sequence[dict[str, Any]], table: dict[str, Any]) -> None:
+    model = prices.model("fitted", True, table)
+    lines = [
+        "# Prices of OpenVINO kernels: how well they predict",
+        "",
+        f"`{table['provenance']['command']}`; {table['device']}; openvino {table['provenance']['openvino']}.",
+        "One core. Predicted: the sum of the prices of a form's kernels and conversions. Measured: the sum of its",
+        "nodes, divided by how much slower the machine was then than at its fastest (one factor a model).",
+        "",
+        "| model | precision | predicted us | measured us | ratio | slowdown |",
+        "|---|---|---|---|---|---|",
+    ]
+    ratios = []
+    for row in rows:
+        kernels = list(kernels_of(row))
+        predicted = sum(model.price(kernel) for kernel, _ in kernels)
+        predicted += sum(model.price(read_kernel(kernel)) for kernel in row["conversions"])
+        measured = sum(taken for _, taken in kernels) + sum(taken for *_, taken, _ in row["unowned"])
+        measured /= row["slowdown"]
+        ratios.append(predicted / measured)
+        precision = "int8" if row["int8"] else "float32"
+        lines.append(
+            f"| {row['model']} | {precision} | {predicted:.0f} | {measured:.0f} | {ratios[-1]:.2f} | "
+            f"{row['slowdown']:.2f} |"
+        )
+    errors = np.abs(np.asarray(ratios) - 1)
+    lines += [
+        "",
+        f"Error over models: mean {errors.mean():.1%}, median {np.median(errors):.1%}.",
+        "",
+        "| kind | precision | kernels | without a node | median error | total predicted / measured |",
+        "|---|---|---|---|---|---|",
+    ]
+    groups: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    for row in rows:
+        for kernel, taken in kernels_of(row):
+            groups[prices.kind_of(kernel), prices.precision_of(kernel)].append(
+                (model.price(kernel), taken / row["slowdown"])
+            )
+    for (kind, precision), pairs in sorted(groups.items()):
+        timed = [(price, taken) for price, taken in pairs if taken > 0]
+        if timed:
+            error = np.median([abs(price - taken) / taken for price, taken in timed])
+            total = sum(price for price, _ in timed) / sum(taken for _, taken in timed)
+            missing = len(pairs) - len(timed)
+            lines.append(f"| {kind} | {precision} | {len(pairs)} | {missing} | {error:.0%} | {total:.2f} |")
+    REPORT.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
 
 
 def main() -> None:
@@ -190,10 +374,18 @@ def main() -> None:
             for name in arguments.models:
                 for row in measure(name, MODELS[name]):
                     stream.write(json.dumps(row) + "\n")
-                    stream.flush()
-                    timed = sum(taken for k in row["kernels"] for *_, taken in k["nodes"])
-                    other = sum(taken for _, _, taken, _ in row["unowned"])
-                    print(name, row["form"], row["int8"], f"{row['latency']:.0f} = {timed:.0f} + {other:.0f}, {row['rounds']} rounds", flush=True)
+                    timed = sum(taken for kernel in row["kernels"] for *_, taken in kernel["nodes"])
+                    other = sum(taken for *_, taken, _ in row["unowned"])
+                    print(
+                        name,
+                        "int8" if row["int8"] else "float32",
+                        f"{timed:.0f} + {other:.0f} us",
+                        flush=True,
+                    )
+                stream.flush()
+    else:
+        lines = arguments.raw.read_text(encoding="utf-8").splitlines()
+        fit([json.loads(line) for line in lines], arguments.raw)
 
 
 if __name__ == "__main__":

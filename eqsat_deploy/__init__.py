@@ -1,10 +1,10 @@
 """Equality saturation between a PyTorch model and its INT8 engine.
 
-    import eqsat_deploy as eqd
+import eqsat_deploy as eqd
 
-    optimized = eqd.optimize(model, cost="trt_int8")
-    engine = optimized.quantize(batches).build()
-    engine.save("model.eqsat")
+optimized = eqd.optimize(model, cost="trt_int8")
+engine = optimized.quantize(batches).build()
+engine.save("model.eqsat")
 """
 
 from __future__ import annotations

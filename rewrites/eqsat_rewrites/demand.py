@@ -3,6 +3,8 @@
 A vision transformer that reads only its class token computes its last block for one token.
 """
 
+from typing import Any
+
 from eqsat_deploy.language import (
     attention,
     binary,
@@ -23,7 +25,7 @@ from eqsat_deploy.rules import Equation, Term, integer, integers, name, number, 
 
 FUNCTIONS = name("relu", "gelu", "hardswish")
 SLOT = integer(4, 5)
-SLICE = {"slot": SLOT, "start": integer(0, 1), "stop": integer(2, 3), "step": integer(1)}
+SLICE: dict[str, Any] = {"slot": SLOT, "start": integer(0, 1), "stop": integer(2, 3), "step": integer(1)}
 LONG = (3, 4)
 
 

@@ -1,11 +1,13 @@
 """Merging: parallel branches of one input as one convolution (RepVGG and MobileOne in training form)."""
 
+from typing import Any
+
 from eqsat_deploy.language import add, conv2d, dims, identity_matrix, mul, pad, replace, reshape
 from eqsat_deploy.rules import Equation, Term, constant, integer, integers, rule, shape
 
 STRIDES = integers((1, 1), (2, 2))
 ONE = integers((1, 1))
-SAMPLES = {"h": (4, 5), "w": (4, 5), "stride": STRIDES, "dilation": ONE, "groups": integer(1)}
+SAMPLES: dict[str, Any] = {"h": (4, 5), "w": (4, 5), "stride": STRIDES, "dilation": ONE, "groups": integer(1)}
 NONE = (0, 0, 0, 0, 0, 0, 0)
 
 

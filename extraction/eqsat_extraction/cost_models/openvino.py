@@ -33,7 +33,6 @@ POOLS = frozenset({"max_pool2d", "avg_pool2d"})
 REDUCTIONS = frozenset({"mean", "sum", "amax", "adaptive_avg_pool2d"})
 NORMALIZATIONS = frozenset({"layer_norm", "group_norm", "softmax"})
 MOVES = frozenset({"permute", "concat", "slice", "pad", "roll", "expand"})
-# Joining a second tensor of the result's size: a convolution adds one (oneDNN's sum), a matrix product none.
 JOINS = frozenset({"add", "sub", "mul", "div", "maximum", "minimum", "pow"})
 # Vectors of 16 floats; INT8 dot products take 4 neighbours at once.
 LANES, DOT = 16, 4
@@ -154,7 +153,7 @@ def _fuses(kernel: Kernel, step: Epilogue, joined: int) -> bool:
     if kernel.op in CONVOLUTIONS or kernel.op in ("linear", "matmul"):
         if not _joins(kernel, step):
             return True
-        return kernel.op == "conv2d" and step.op == "add" and joined == 0
+        return kernel.op == "conv2d" and step.op == "add" and joined == 0 and precision_of(kernel) == "float32"
     return False
 
 
