@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import torch
+
+from tests.support.models import Residual, Transformer, image, randomized
+from tests.support.stages import space
+
+
+def test_a_constant_is_one_free_leaf_with_a_term_that_computes_it():
+    found = space(randomized(Residual()), image())
+    for number, known in enumerate(found.classes):
+        if known.constant:
+            assert number in found.terms
+            kinds = {n.kind for c, n in found.choices if c == number}
+            assert kinds == {"constant"}
+
+
+def test_constant_terms_have_no_cycles():
+    found = space(randomized(Transformer()), image())
+
+    def depth(number: int, seen: tuple[int, ...] = ()) -> int:
+        assert number not in seen
+        return 1 + max((depth(o, (*seen, number)) for o in found.terms[number].operands), default=0)
+
+    assert max(depth(number) for number in found.terms) > 1
+
+
+def test_the_model_s_own_nodes_are_in_their_classes():
+    found = space(randomized(Residual()), image())
+    assert found.original <= set(found.nodes)
+
+
+def test_every_class_has_a_shape_and_a_dtype():
+    found = space(randomized(Transformer()), image())
+    for number, node in found.nodes:
+        known = found.classes[number]
+        assert known.shape is not None, node
+        assert known.dtype is not None, node
+
+
+def test_integer_classes_stand_for_a_float_class_and_are_never_its_equal():
+    found = space(randomized(Residual()), image())
+    integer = [c for c in found.classes if c.quantized_of is not None]
+    assert integer
+    for known in integer:
+        source = found.classes[known.quantized_of]
+        assert known.dtype == torch.int8
+        assert source.dtype == torch.float32
+        assert source.shape == known.shape
+
+
+def test_choices_are_sorted_and_unique():
+    found = space(randomized(Residual()), image())
+    keys = [(number, node.sort_key) for number, node in found.choices]
+    assert keys == sorted(keys)
+    assert len(set(found.choices)) == len(found.choices)

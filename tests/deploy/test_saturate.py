@@ -1,0 +1,128 @@
+"""The e-graph: loading, shapes, budgets, and that the order of rules does not matter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from eqsat_deploy.egraph import EGraph
+from eqsat_deploy.errors import RuleError
+from eqsat_deploy.freeze import freeze
+from eqsat_deploy.language import dims, relu, reshape, unary
+from eqsat_deploy.optimizer import registered_rules
+from eqsat_deploy.rules import Rule, TextRule, integers, rule
+from eqsat_deploy.saturate import Budget, saturate
+from tests.support.models import (
+    Aliasing,
+    Attends,
+    Opaque,
+    Residual,
+    Several,
+    Tied,
+    Transformer,
+    image,
+    randomized,
+)
+from tests.support.stages import lowered
+
+MODELS = {
+    "residual": (Residual, lambda: image()),
+    "transformer": (Transformer, lambda: image()),
+    "aliasing": (Aliasing, lambda: image(2, 6)),
+    "tied": (Tied, lambda: torch.randint(0, 11, (2, 7))),
+    "several": (Several, lambda: {"a": image(2, 4), "b": image(2, 3)}),
+    "opaque": (Opaque, lambda: image(2, 6)),
+    "attention": (Attends, lambda: image(2, 5, 8)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_derived_shapes_are_those_torch_reports(name):
+    make, example = MODELS[name]
+    low = lowered(randomized(make()), example())
+    saturation = saturate(low, registered_rules(), check_shapes=True)
+    assert saturation.stopped == "saturated"
+    space = freeze(low, saturation)
+    for row, number in enumerate(space.row_class):
+        meta = low.metas[row]
+        if meta is not None:
+            assert space.classes[number].shape == tuple(meta.shape), low.rows[row]
+
+
+def test_every_row_is_in_the_egraph():
+    low = lowered(randomized(Residual()), image())
+    egraph = EGraph([])
+    egraph.load(low)
+    assert {args[0] for args, _ in egraph.frozen().rows("Node")} >= set(range(len(low.rows)))
+
+
+def test_a_rule_that_joins_two_shapes_is_an_error():
+    @rule("exact", x="n c")
+    def wrong(x, n, c):
+        """A matrix is its flattening."""
+        return relu(x), unary("relu", reshape(x, dims(n * c)))
+
+    low = lowered(torch.nn.ReLU(), image(2, 4))
+    with pytest.raises(RuleError, match="shape"):
+        saturate(low, [wrong])
+
+
+def test_a_rule_that_does_not_compile_is_named():
+    broken = TextRule(
+        "broken",
+        "none",
+        "exact",
+        "rewrites",
+        "Not egglog.",
+        "(rule ((= e (Nothing x))) () :ruleset rewrites)",
+    )
+    with pytest.raises(RuleError, match="'broken'"):
+        EGraph([broken])
+
+
+def test_an_argument_that_no_pattern_binds_is_an_error():
+    @rule("exact", x="n c", k=integers((1, 1)))
+    def unbound(x, k):
+        """k is nowhere on the left."""
+        return relu(x), x
+
+    with pytest.raises(RuleError, match="'k'"):
+        unbound.text(0)
+
+
+@pytest.mark.parametrize(
+    ("budget", "reason"),
+    [(Budget(iterations=1), "iterations"), (Budget(seconds=0.0), "time"), (Budget(nodes=1), "nodes")],
+)
+def test_what_stopped_saturation_is_reported(budget, reason):
+    low = lowered(randomized(Transformer()), image())
+    stopped = saturate(low, registered_rules(), budget=budget).stopped
+    assert reason in stopped or (reason == "nodes" and stopped == "saturated")
+
+
+def test_matches_are_counted_by_rule():
+    low = lowered(randomized(Residual()), image())
+    saturation = saturate(low, registered_rules())
+    assert saturation.matches["batch-norm-is-affine"] >= 2
+    assert set(saturation.matches) <= {r.name for r in registered_rules()}
+
+
+def test_the_order_of_rules_does_not_matter():
+    low = lowered(randomized(Residual()), image())
+    sizes = set()
+    written = [r for r in registered_rules() if isinstance(r, Rule)]
+    texts = [r for r in registered_rules() if not isinstance(r, Rule)]
+    for rules in ([*written, *texts], [*texts, *written[::-1]]):
+        space = freeze(low, saturate(low, rules))
+        sizes.add((len(space.classes), len(space.nodes), len(space.choices)))
+    assert len(sizes) == 1
+
+
+def test_frozen_numbers_follow_from_the_model_alone():
+    spaces = []
+    for _ in range(2):
+        low = lowered(randomized(Transformer()), image())
+        spaces.append(freeze(low, saturate(low, registered_rules())))
+    assert spaces[0].choices == spaces[1].choices
+    assert spaces[0].terms == spaces[1].terms
+    assert spaces[0].fired == spaces[1].fired
