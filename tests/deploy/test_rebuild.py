@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+from tests.support.models import (
+    Aliasing,
+    Attends,
+    Opaque,
+    Residual,
+    Several,
+    Tied,
+    Transformer,
+    image,
+    randomized,
+)  # fmt: skip
+from tests.support.stages import assert_same, called, optimized
+
+
+def test_names_come_from_the_original():
+    result = optimized(randomized(Residual()), image())
+    names = dict(result.named_parameters())
+    assert {"stem.0.weight", "stem.0.bias", "conv.weight", "head.weight"} <= set(names)
+    assert names["head.weight"].shape in ((5, 8), (5, 8, 1, 1))
+
+
+def test_the_code_can_be_read():
+    code = optimized(randomized(Residual()), image()).code
+    assert "self.stem" in code
+    assert "self.head" in code
+    assert "constant_" not in code
+
+
+def test_folded_parameters_are_evaluated_in_double_precision():
+    model = randomized(Residual())
+    result = optimized(model, image())
+    conv, norm = model.stem[0], model.stem[1]
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    expected = (conv.weight.double() * scale.reshape(-1, 1, 1, 1)).float()
+    assert torch.equal(result.get_submodule("stem.0").weight, expected)
+
+
+def test_attention_is_three_modules_under_the_names_of_the_original():
+    model = randomized(Transformer(depth=1))
+    result = optimized(model, image(), rules="conversions")
+    kinds = called(result)
+    at = kinds.index("PackedAttention")
+    assert kinds[at - 1 : at + 2] == ["Linear", "PackedAttention", "Linear"]
+    names = [str(n.target) for n in result.graph.nodes if n.op == "call_module"]
+    assert names[at - 1 : at + 2] == [
+        "blocks.0.attention.in_proj", "blocks.0.attention.attention", "blocks.0.attention.out_proj",
+    ]  # fmt: skip
+    assert_same(model, result, image(3, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("call", "options"),
+    [
+        ("cross", {}), ("mask", {}), ("weights", {}), ("padding", {}), ("widths", {"kdim": 4, "vdim": 3}),
+        ("self", {"add_zero_attn": True}), ("self", {"add_bias_kv": True}), ("self", {"bias": False}),
+    ],
+)  # fmt: skip
+def test_attention_left_whole_is_attention_again(call, options):
+    model = randomized(Attends(call, **options))
+    result = optimized(model, image(2, 5, 8))
+    assert "MultiheadAttention" in called(result)
+    assert_same(model, result, image(4, 5, 8))
+
+
+@pytest.mark.parametrize(
+    ("make", "example", "other"),
+    [
+        (Residual, image(), image(5, 3, 8, 8)),
+        (Aliasing, image(2, 6), image(1, 6)),
+        (Tied, torch.randint(0, 11, (2, 7)), torch.randint(0, 11, (5, 7))),
+        (Transformer, image(), image(1, 3, 8, 8)),
+        (Opaque, image(2, 6), image(7, 6)),
+    ],
+    ids=["residual", "aliasing", "tied", "transformer", "opaque"],
+)
+def test_any_batch_size_is_accepted(make, example, other):
+    model = randomized(make())
+    result = optimized(model, example)
+    assert_same(model, result, example)
+    assert_same(model, result, other)
+
+
+def test_keywords_buffers_and_nested_results():
+    model = randomized(Several())
+    result = optimized(model, {"a": image(2, 4), "b": image(2, 3), "scale": 0.5})
+    a, b = image(3, 4, seed=1), image(3, 3, seed=2)
+    expected, actual = model(a, b=b, scale=0.5), result(a=a, b=b, scale=0.5)
+    assert list(actual) == ["sum", "parts"]
+    assert isinstance(actual["parts"], tuple)
+    torch.testing.assert_close(actual, expected)
+
+
+def test_tied_parameters_stay_one():
+    result = optimized(randomized(Tied()), torch.randint(0, 11, (2, 7)))
+    sizes = [p for p in result.parameters() if p.numel() == 66]
+    assert len({p.data_ptr() for p in sizes}) == len(sizes)
+
+
+def test_copies_state_and_export_survive(tmp_path):
+    model = randomized(Residual())
+    result = optimized(model, image())
+    twin = copy.deepcopy(result)
+    assert twin.report == result.report
+    path = tmp_path / "state.pt"
+    torch.save(result.state_dict(), path)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    twin.load_state_dict(torch.load(path, weights_only=True))
+    assert_same(result, twin, image(4, 3, 8, 8), tolerance=0.0)
+    program = torch.export.export(result, (image(),), dynamic_shapes=({0: Dim("batch")},))
+    assert_same(result, program.module(), image(5, 3, 8, 8), tolerance=0.0)
+
+
+def test_a_rebuilt_module_can_be_optimized_again():
+    model = randomized(Residual())
+    once = optimized(model, image())
+    twice = optimized(once)
+    assert twice.report.kernels <= once.report.kernels
+    assert_same(model, twice, image(3, 3, 8, 8))
+
+
+def test_an_unused_output_is_not_computed():
+    class Wasteful(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            self.unused(x)
+            return self.used(x)
+
+    result = optimized(randomized(Wasteful()), image(2, 4))
+    assert "unused.weight" not in dict(result.named_parameters())
+
+
+SCRIPT = """
+import hashlib, warnings
+warnings.simplefilter("ignore")
+import torch
+torch.manual_seed(0)
+from tests.support.models import Transformer, image, randomized
+from tests.support.stages import optimized
+result = optimized(randomized(Transformer()), image(), time_limit=None, work_limit=10_000)
+digest = hashlib.sha256(result.code.encode())
+for name, tensor in result.state_dict().items():
+    digest.update(name.encode() + tensor.numpy().tobytes())
+print(digest.hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_bytes(request):
+    root = request.config.rootpath
+    paths = ":".join(str(root / p) for p in (".", "rewrites", "extraction"))
+    digests = []
+    for seed in ("1", "2"):
+        environment = {
+            "PYTHONPATH": paths,
+            "PYTHONHASHSEED": seed,
+            "PATH": "/usr/bin:/bin",
+            "OMP_NUM_THREADS": "1",
+        }
+        done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment,
+                              cwd=root, check=True)  # fmt: skip
+        digests.append(done.stdout.split()[-1])
+    assert digests[0] == digests[1]
