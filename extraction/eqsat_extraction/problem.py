@@ -145,7 +145,7 @@ def _part(problem: Problem, nodes: Ints, roots: Ints) -> Problem:
     """The problem of some e-nodes, closed under children, with these root e-classes."""
     classes = np.unique(problem.head[nodes])
     sizes = np.diff(problem.ptr)[nodes]
-    child = problem.child[_spans(problem.ptr, nodes)]
+    child = problem.child[spans(problem.ptr, nodes)]
     return Problem(
         head=np.append(np.searchsorted(classes, problem.head[nodes]), len(classes)).astype(np.int32),
         cost=np.append(problem.cost[nodes], 0.0),
@@ -155,13 +155,13 @@ def _part(problem: Problem, nodes: Ints, roots: Ints) -> Problem:
         part_ptr=np.concatenate(([0], np.cumsum(np.append(np.diff(problem.part_ptr)[nodes], 0)))).astype(
             np.int64
         ),
-        part=problem.part[_spans(problem.part_ptr, nodes)],
+        part=problem.part[spans(problem.part_ptr, nodes)],
         part_class=problem.part_class,
         decided=_NONE,
     )
 
 
-def _spans(ptr: Offsets, rows: Ints) -> Offsets:
+def spans(ptr: Offsets, rows: Ints) -> Offsets:
     """The positions of these rows' entries, row after row."""
     sizes = np.diff(ptr)[rows]
     ends = np.cumsum(sizes)

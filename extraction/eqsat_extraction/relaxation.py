@@ -7,9 +7,9 @@ from typing import Any, cast
 import numpy as np
 
 from ._budget import Budget
-from ._graph import derivable, invert
+from ._graph import derivable, invert, members
 from .egraph import Floats, Ints, Offsets
-from .problem import Problem
+from .problem import Problem, spans
 from .separation import separate
 
 
@@ -31,14 +31,18 @@ class Relaxation:
         self.rows = 0
         self.budget_row: tuple[Floats, float] | None = None
         self.reader_ptr, self.reader = invert(problem.ptr, problem.child, problem.n_classes)
-        order = np.argsort(problem.head, kind="stable").astype(np.int32)
-        self.members = np.split(order, np.cumsum(np.bincount(problem.head, minlength=problem.n_classes))[:-1])
+        self.class_ptr, self.class_node = members(problem.head, problem.n_classes)
         self.keys: set[bytes] = set()
         self.x = np.zeros(problem.n_nodes)
         self.duals = np.zeros(problem.n_nodes)
         self.value = 0.0
         self.highs: Any = cast(Any, Highs)()
-        for option, setting in (("output_flag", False), ("threads", 1), ("random_seed", 0)):
+        for option, setting in (
+            ("output_flag", False),
+            ("threads", 1),
+            ("random_seed", 0),
+            ("presolve", "off"),
+        ):
             self.highs.setOptionValue(option, setting)
         lower = np.zeros(problem.n_nodes)
         lower[-1] = 1.0
@@ -46,7 +50,7 @@ class Relaxation:
         self.highs.changeColsCost(
             problem.n_nodes, np.arange(problem.n_nodes, dtype=np.int32), problem.cost * scale
         )
-        self._add_rows(*_read_rows(problem, self.members))
+        self._add_rows(*_read_rows(problem, self.class_ptr, self.class_node))
 
     def _add_rows(self, ptr: Offsets, index: Ints, value: Floats) -> None:
         rows = len(ptr) - 1
@@ -71,7 +75,7 @@ class Relaxation:
             if key in self.keys:
                 continue
             self.keys.add(key)
-            rows.append(_cut_row(cut, self.members[target]))
+            rows.append(_cut_row(cut, self.class_node[self.class_ptr[target] : self.class_ptr[target + 1]]))
         if rows:
             sizes = np.cumsum([0] + [len(index) for index, _ in rows])
             self._add_rows(
@@ -156,23 +160,22 @@ def _by_column(matrix: Any) -> bool:
     return bool(matrix.format_ == highspy.MatrixFormat.kColwise)
 
 
-def _read_rows(problem: Problem, members: list[Ints]) -> tuple[Offsets, Ints, Floats]:
-    """One row per pair (e-class, child e-class): the child's e-nodes less the e-nodes that read it."""
+def _read_rows(problem: Problem, class_ptr: Offsets, class_node: Ints) -> tuple[Offsets, Ints, Floats]:
+    """One row per pair (e-class, child e-class): the child's e-nodes less the e-nodes that read it.
+
+    The two are never the same e-node, for no e-node reads its own e-class.
+    """
     reader = np.repeat(np.arange(problem.n_nodes, dtype=np.int32), np.diff(problem.ptr))
     pair = problem.head[reader].astype(np.int64) * problem.n_classes + problem.child
-    order = np.argsort(pair, kind="stable")
-    starts = np.flatnonzero(np.diff(pair[order], prepend=-1))
-    groups = np.split(reader[order], starts[1:]) if len(starts) else []
-    rows = [
-        _cut_row(members[int(key) % problem.n_classes], group)
-        for key, group in zip(pair[order][starts].tolist(), groups, strict=True)
-    ]
-    sizes = np.cumsum([0] + [len(index) for index, _ in rows])
-    return (
-        sizes,
-        np.concatenate([index for index, _ in rows] or [np.empty(0, dtype=np.int32)]),
-        np.concatenate([value for _, value in rows] or [np.empty(0)]),
-    )
+    pairs, row_of_reader = np.unique(pair, return_inverse=True)
+    children = pairs % problem.n_classes
+    members_of = np.diff(class_ptr)[children]
+    row = np.concatenate((np.repeat(np.arange(len(pairs)), members_of), row_of_reader))
+    index = np.concatenate((class_node[spans(class_ptr, children)], reader))
+    value = np.concatenate((np.ones(int(members_of.sum())), -np.ones(len(reader))))
+    order = np.argsort(row, kind="stable")
+    ptr = np.concatenate(([0], np.cumsum(np.bincount(row, minlength=len(pairs)))))
+    return ptr.astype(np.int64), index[order], value[order]
 
 
 def _cut_row(plus: Ints, minus: Ints) -> tuple[Ints, Floats]:
