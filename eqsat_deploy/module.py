@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from eqsat_deploy.errors import InputError
@@ -25,7 +27,13 @@ class OptimizedModule(fx.GraphModule):
         self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "Optimized"
     ) -> None:
         super().__init__(root, graph, class_name)
-        self.register_forward_pre_hook(_check_inputs)
+        self.register_forward_pre_hook(_check_inputs, with_kwargs=True)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
+        copied = super().__deepcopy__(memo)  # which leaves hooks behind
+        assert isinstance(copied, OptimizedModule)
+        copied.register_forward_pre_hook(_check_inputs, with_kwargs=True)
+        return copied
 
     @property
     def report(self) -> Report:
@@ -77,11 +85,16 @@ def with_meta(module: fx.GraphModule) -> OptimizedModule:
     return optimized.train(module.training)
 
 
-def _check_inputs(module: nn.Module, args: tuple[Any, ...]) -> None:
+def _check_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Shapes other than the batch are specialized: another height would be silently wrong, so it is an error."""
     assert isinstance(module, fx.GraphModule)
     specs: tuple[InputSpec, ...] = module.meta.get("inputs", ())
-    tensors = [a for a in args if isinstance(a, Tensor)]
+    if kwargs:
+        try:
+            args = tuple(inspect.signature(module.forward).bind(*args, **kwargs).arguments.values())
+        except TypeError:  # forward says it better
+            return
+    tensors = [a for a in pytree.tree_leaves(args) if isinstance(a, Tensor)]
     if len(tensors) != len(specs):
         return
     for spec, tensor in zip(specs, tensors, strict=True):

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from eqsat_deploy.build import CHOSEN, PLAIN, build, is_quantized
+from eqsat_deploy.engines import Batch, Engine
+from eqsat_deploy.engines.base import Layer, Signature
+from eqsat_deploy.errors import EngineError, UnknownNameError
+from tests.support.models import Residual, image, randomized
+from tests.support.stages import optimized
+
+BUILT: list[object] = []
+
+
+@dataclass
+class Timing:
+    median: float
+
+
+class Eager(Engine):
+    """Runs the module as it is, and says it computed in INT8 what it was asked to."""
+
+    name = "eager"
+    fails: str | None = None
+
+    @classmethod
+    def unavailable(cls):
+        return None
+
+    @classmethod
+    def build(cls, built, *, batch=None, options=None):
+        BUILT.append(built)
+        if cls.fails == (CHOSEN if len(BUILT) == 1 else PLAIN):
+            raise EngineError("cannot compile")
+        engine = cls(Signature.of(built, batch or Batch()))
+        engine.module = built
+        return engine
+
+    def run(self, inputs, batch):
+        with torch.no_grad():
+            return torch.utils._pytree.tree_leaves(self.module(*inputs))
+
+    def save_files(self, folder):
+        raise NotImplementedError
+
+    @classmethod
+    def load_files(cls, folder, signature):
+        raise NotImplementedError
+
+    def layers(self, *inputs):
+        kernels = self.module.meta["placement"].kernels
+        return tuple(Layer(k.anchor, "kernel", k.precision, 1.0, k.nodes) for k in kernels)
+
+    @property
+    def device(self):
+        return "here"
+
+    @property
+    def version(self):
+        return "1"
+
+
+class Halves:
+    """A cost model by which INT8 always pays."""
+
+    name, unit, float_dtype, int8 = "halves", "us", "float32", True
+
+    def price(self, kernel):
+        return 1.0 if kernel.inputs and kernel.inputs[0].dtype == "int8" else 2.0
+
+
+@pytest.fixture
+def result():
+    BUILT.clear()
+    Eager.fails = None
+    return optimized(randomized(Residual()), image(), cost=Halves())
+
+
+@pytest.fixture
+def quantized(result):
+    return result.quantize([image(4, 3, 8, 8)])
+
+
+@pytest.mark.parametrize("faster", [CHOSEN, PLAIN])
+def test_the_faster_form_is_shipped(quantized, monkeypatch, faster):
+    times = {CHOSEN: Timing(2.0), PLAIN: Timing(2.0)} | {faster: Timing(1.0)}
+    monkeypatch.setattr("eqsat_deploy.engines.race.race", lambda *_, **__: times)
+    engine = build(quantized, Eager)
+    assert engine.report["engine"]["shipped"] == faster
+    assert (engine.module is quantized) == (faster == CHOSEN)
+    assert engine.report["engine"]["latency"] == {CHOSEN: times[CHOSEN].median, PLAIN: times[PLAIN].median}
+
+
+def test_realized_precision_is_compared_with_what_was_placed(quantized):
+    engine = build(quantized, Eager, baseline=False)
+    found = engine.report["engine"]
+    assert found["expected_int8"] > 0
+    assert found["realized_int8"] == found["expected_int8"]
+    assert found["not_realized"] == []
+
+
+def test_without_baseline_the_chosen_form_alone_is_built(quantized):
+    build(quantized, Eager, baseline=False)
+    assert len(BUILT) == 1
+
+
+def test_a_plain_form_that_does_not_build_costs_the_comparison_only(quantized):
+    Eager.fails = PLAIN
+    with pytest.warns(UserWarning, match="plain form could not be built"):
+        engine = build(quantized, Eager)
+    assert engine.report["engine"]["shipped"] == CHOSEN
+
+
+def test_a_chosen_form_that_does_not_build_is_an_error(quantized):
+    Eager.fails = CHOSEN
+    with pytest.raises(EngineError, match="cannot compile"):
+        build(quantized, Eager)
+
+
+def test_an_unquantized_module_builds_in_float_with_a_warning(result):
+    assert not is_quantized(result)
+    with pytest.warns(UserWarning, match="not quantized"):
+        engine = build(result, Eager, baseline=False)
+    assert engine.report["engine"]["expected_int8"] == 0
+
+
+def test_unknown_engines_name_near_misses(result):
+    with pytest.raises(UnknownNameError, match="did you mean 'openvino'"):
+        build(result, "openvin")
