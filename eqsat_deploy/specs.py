@@ -115,8 +115,8 @@ def _library(name: str) -> Any:
         raise InputError(f"{name} cannot be imported ({_first_line(error)}): pip install {name}") from error
     except Exception as error:  # a torchvision built for another torch fails while it registers its operators
         raise InputError(
-            f"{name} is installed but its import fails ({_first_line(error)}): install the {name} that was built "
-            f"for torch {torch.__version__}"
+            f"{name} is installed but its import fails ({_first_line(error)}): the torchvision it uses must be the one "
+            f"built for torch {torch.__version__}"
         ) from error
     return module
 
