@@ -225,7 +225,9 @@ class _Freezer:
             return getattr(torch, node.attributes[0])  # type: ignore[no-any-return]
         if node.kind == "scalar":
             return torch.float64
-        if node.kind in ("zeros", "identity_matrix"):
+        if node.kind == "zeros":
+            return getattr(torch, node.attributes[1])  # type: ignore[no-any-return]
+        if node.kind == "identity_matrix":
             return torch.float32
         if node.kind in UNKNOWN_SHAPE:
             return None

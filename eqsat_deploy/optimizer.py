@@ -31,6 +31,7 @@ from eqsat_extraction import Solution, extract
 from eqsat_extraction.kernel import CostModel
 
 CONVERSIONS = ("linear-to-convolution", "identity-pool", "attention")
+BETWEEN = "unary-through-reshape"  # an activation between Flatten and Linear moves before the convolution
 PLAIN = ("folding", "kernels", "quantization")
 TARGET = ("kernels", "quantization")
 
@@ -168,7 +169,7 @@ def find_rules(rules: str | Iterable[str | EgglogRule] | None) -> list[EgglogRul
     if rules is None or rules == "all":
         return list(known)
     wanted: Sequence[str | EgglogRule]
-    wanted = CONVERSIONS if rules == "conversions" else [rules] if isinstance(rules, str) else list(rules)
+    wanted = (*CONVERSIONS, BETWEEN) if rules == "conversions" else [rules] if isinstance(rules, str) else list(rules)
     return select(known, [*TARGET, *wanted])
 
 

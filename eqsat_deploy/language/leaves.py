@@ -8,7 +8,7 @@ import torch
 
 from eqsat_deploy.language.expressions import dims
 from eqsat_deploy.language.operator import Ints, operator
-from eqsat_deploy.language.shapes import sizes
+from eqsat_deploy.language.shapes import encode, sizes
 
 
 @operator(shape=None, role="leaf")
@@ -41,10 +41,15 @@ def scalar(value: float) -> torch.Tensor:
     return torch.tensor(value, dtype=torch.float64)
 
 
-@operator(shape=lambda shape: shape, role="leaf")
-def zeros(shape: Ints) -> torch.Tensor:
-    """Zeros; what a missing bias stands for, so that no rule needs a second form."""
-    return torch.zeros(sizes(shape))
+@operator(shape=lambda shape, dtype: shape, role="leaf")
+def zeros(shape: Ints, dtype: str) -> torch.Tensor:
+    """Zeros of torch's `dtype`; what a missing bias stands for, so that no rule needs a second form."""
+    return torch.zeros(sizes(shape), dtype=getattr(torch, dtype))
+
+
+def zeros_like(x: Any, *shape: int) -> Any:
+    """Zeros of `shape` in the dtype of `x`."""
+    return zeros(encode(shape), str(x.dtype).removeprefix("torch."))
 
 
 @operator(shape=lambda size: dims(size, size), role="leaf")

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eqsat_deploy.language.expressions import maximum, replace, vec
-from eqsat_deploy.language.leaves import zeros
+from eqsat_deploy.language.leaves import zeros_like
 from eqsat_deploy.language.operator import Ints, Unsupported, aten, operator
-from eqsat_deploy.language.shapes import SLOTS, encode
+from eqsat_deploy.language.shapes import SLOTS
 
 
 def _numel(shape: Sequence[int]) -> float:
@@ -141,8 +141,8 @@ def _pair(value: int | Sequence[int]) -> Ints:
     return values * 2 if len(values) == 1 else values
 
 
-def _bias(b: Any, out: int) -> Any:
-    return zeros(encode((out,))) if b is None else b
+def _bias(b: Any, w: Any, out: int) -> Any:
+    return zeros_like(w, out) if b is None else b
 
 
 @aten("conv2d.default")
@@ -151,7 +151,7 @@ def _conv2d(
 ) -> Any:
     if len(x.shape) != 4:
         raise Unsupported("a convolution without batch dimension")
-    return conv2d(x, w, _bias(b, w.shape[0]), _pair(stride), _pair(padding), _pair(dilation), groups)
+    return conv2d(x, w, _bias(b, w, w.shape[0]), _pair(stride), _pair(padding), _pair(dilation), groups)
 
 
 @aten("conv2d.padding")
@@ -184,7 +184,7 @@ def _conv_transpose2d(
     x: Any, w: Any, b: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
     groups: int = 1, dilation: Any = 1,
 ) -> Any:  # fmt: skip
-    bias = _bias(b, w.shape[1] * groups)
+    bias = _bias(b, w, w.shape[1] * groups)
     pairs = [_pair(v) for v in (stride, padding, output_padding, dilation)]
     return conv_transpose2d(x, w, bias, *pairs, groups)
 
@@ -193,7 +193,7 @@ def _conv_transpose2d(
 def _linear(x: Any, w: Any, b: Any = None) -> Any:
     if len(w.shape) != 2 or not x.shape:
         raise Unsupported("a Linear whose weight is no matrix")
-    return linear(x, w, _bias(b, w.shape[0]))
+    return linear(x, w, _bias(b, w, w.shape[0]))
 
 
 @aten("addmm.default")

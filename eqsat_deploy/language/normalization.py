@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eqsat_deploy.language.expressions import vec
-from eqsat_deploy.language.leaves import scalar, zeros
+from eqsat_deploy.language.leaves import scalar, zeros_like
 from eqsat_deploy.language.movement import to_shape
 from eqsat_deploy.language.operator import Ints, Unsupported, aten, operator
 from eqsat_deploy.language.pointwise import add
-from eqsat_deploy.language.shapes import SLOTS, axis, encode, slot
+from eqsat_deploy.language.shapes import SLOTS, axis, slot
 
 REDUCTIONS = {"amax": torch.amax, "amin": torch.amin, "mean": torch.mean, "sum": torch.sum}
 
@@ -122,9 +122,9 @@ def reduce_(kind: str, x: Tensor, axes: Ints) -> Tensor:
     return REDUCTIONS[kind](x, dim=dims, keepdim=True)  # type: ignore[operator,no-any-return]
 
 
-def ones(size: int) -> Any:
-    """A constant vector of ones: what a missing scale stands for."""
-    return add(zeros(encode((size,))), scalar(1.0))
+def ones_like(x: Any, *shape: int) -> Any:
+    """Ones of `shape` in the dtype of `x`: what a missing scale stands for."""
+    return add(zeros_like(x, *shape), scalar(1.0))
 
 
 @aten("batch_norm.default")
@@ -133,9 +133,8 @@ def _batch_norm(
 ) -> Any:
     if training or mean is None or variance is None:
         raise Unsupported("BatchNorm with the statistics of the batch")
-    channels = x.shape[1]
-    scale = ones(channels) if w is None else w
-    return batch_norm(x, scale, zeros(encode((channels,))) if b is None else b, mean, variance, eps)
+    w = ones_like(mean, x.shape[1]) if w is None else w
+    return batch_norm(x, w, zeros_like(mean, x.shape[1]) if b is None else b, mean, variance, eps)
 
 
 @aten("_native_batch_norm_legit_no_training.default")
@@ -147,9 +146,8 @@ def _native_batch_norm(x: Any, w: Any, b: Any, mean: Any, variance: Any, momentu
 def _layer_norm(
     x: Any, shape: Sequence[int], w: Any = None, b: Any = None, eps: float = 1e-5, cudnn: bool = True
 ) -> Any:
-    missing = zeros(encode(tuple(shape)))
-    w = add(missing, scalar(1.0)) if w is None else w
-    return layer_norm(x, w, missing if b is None else b, eps)
+    w = ones_like(x, *shape) if w is None else w
+    return layer_norm(x, w, zeros_like(x, *shape) if b is None else b, eps)
 
 
 @aten("native_layer_norm.default")
@@ -161,9 +159,8 @@ def _native_layer_norm(x: Any, shape: Sequence[int], w: Any, b: Any, eps: float)
 def _group_norm(
     x: Any, groups: int, w: Any = None, b: Any = None, eps: float = 1e-5, cudnn: bool = True
 ) -> Any:
-    channels = x.shape[1]
-    b = zeros(encode((channels,))) if b is None else b
-    return group_norm(x, ones(channels) if w is None else w, b, groups, eps)
+    w = ones_like(x, x.shape[1]) if w is None else w
+    return group_norm(x, w, zeros_like(x, x.shape[1]) if b is None else b, groups, eps)
 
 
 @aten("softmax.int", "_softmax.default")

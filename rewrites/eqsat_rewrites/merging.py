@@ -52,7 +52,7 @@ def affine_branch_in_convolution(
     """A scaled and shifted identity beside a convolution of the same input is a diagonal in its central tap."""
     half = k // 2
     around = replace(replace(NONE, 5, half), 6, half)
-    diagonal = reshape(mul(identity_matrix(c), reshape(s, dims(c, 1))), dims(c, c, 1, 1))
+    diagonal = reshape(mul(reshape(s, dims(c, 1)), identity_matrix(c)), dims(c, c, 1, 1))
     merged = conv2d(
         x,
         add(v, pad(diagonal, around, around, 0.0)),

@@ -115,7 +115,7 @@ CASES = {
     "roll": (ROW, 5, 2),
     "attention": (ROW, torch.empty((4, 3, 6), device="meta"), torch.empty((4, 3, 2), device="meta"), 0.5),
     "packed_attention": (torch.empty((2, 5, 24), device="meta"), 2),
-    "zeros": (encode((2, 3)),),
+    "zeros": (encode((2, 3)), "float16"),
     "scalar": (2.0,),
 }  # fmt: skip
 
