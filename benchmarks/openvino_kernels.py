@@ -5,7 +5,7 @@
 
 `measure` takes models through the pipeline (in float and in INT8), builds them, and pairs
 every predicted kernel with the executed nodes that cover its graph nodes: kernels are timed in context, where
-inputs arrive in the layout and precision that neighbours leave them in. `fit` solves nonnegative least squares
+inputs arrive in the layout and precision that neighbours leave them in. `fit` solves bounded least squares
 on relative errors per kind of kernel, writes the table of `openvino_int8` and `openvino_fp32`, and reports how
 well models and kernels are predicted in `benchmarks/results/openvino_kernels.md`. Node times under the profiler
 sum to within 10% of latency (reported per model).
@@ -19,15 +19,16 @@ import platform
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino
+import openvino.opset13 as opset
 import torch
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear, nnls
 from torch import nn
 
 import eqsat_extraction.cost_models.openvino as prices
@@ -53,6 +54,14 @@ MODELS = {
 TABLE = Path(prices.__file__).parent / "tables" / prices.TABLE
 REPORT = Path(__file__).with_name("results") / "openvino_kernels.md"
 FLOOR = 10.0  # microseconds
+# Of launches in us, operations and bytes in us each, steps in us an element: what a core can physically do. They
+# keep kinds of which the suite has one shape only from being priced as if size did not matter.
+BOUNDS = {
+    "launch": (0.2, 12.0),
+    "operations": (1e-3 / 1500, 1.0),
+    "traffic": (1e-3 / 150, 1e-3),
+    "step": (0.0, 1e-3),
+}
 MINIMUM, ROUNDS, SECONDS = 40, 400, 20.0
 
 
@@ -87,51 +96,67 @@ class Form:
         chosen = [space.choices[index] for index in solution.order(priced.egraph)]
         static = engine.model.clone()
         static.reshape(list(x.shape))
-        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "PERF_COUNT": True}
-        compiled = openvino.Core().compile_model(static, "CPU", settings)
+        compiled, request = profiled(static)
         return cls(
             label,
             [(nodes, kernel_of(space, *choice, model, 1)) for nodes, choice in placed],
             [kernel_of(space, *choice, model, 1) for choice in chosen if choice[1].kind == QUANTIZE],
             compiled,
-            compiled.create_infer_request(),
+            request,
         )
 
-    def run(self, x: torch.Tensor) -> dict[str, float]:
-        """Microseconds of every executed node."""
-        self.request.infer({0: x.numpy()})
-        nodes: dict[str, float] = defaultdict(float)
-        for entry in self.request.profiling_info:
-            nodes[entry.node_name] += entry.real_time.total_seconds() * 1e6
-        return nodes
-
     def row(self, times: dict[str, float]) -> dict[str, Any]:
+        """What was measured as JSON values; every executed node with the kernels whose graph nodes it covers."""
         owner = {n: index for index, (nodes, _) in reversed(list(enumerate(self.kernels))) for n in nodes}
-        owned: dict[int, list[tuple[str, str, float]]] = defaultdict(list)
-        unowned = []
-        for layer in executed_layers(self.compiled, times):
-            owners = [owner[node] for node in layer.nodes if node in owner]
-            if owners:
-                # A node that covers several predicted kernels is the heaviest one's; the others cost nothing.
-                index = max(owners, key=lambda index: prices.operations(self.kernels[index][1]))
-                owned[index].append((layer.type, layer.precision, layer.microseconds))
-            else:
-                unowned.append((layer.type, layer.precision, layer.microseconds, layer.name))
         return self.label | {
-            "kernels": [
-                {"kernel": asdict(kernel), "nodes": owned[index]}
-                for index, (_, kernel) in enumerate(self.kernels)
-            ],
+            "kernels": [asdict(kernel) for _, kernel in self.kernels],
             "conversions": [asdict(kernel) for kernel in self.conversions],
-            "unowned": unowned,
+            "nodes": [
+                {
+                    "type": layer.type,
+                    "precision": layer.precision,
+                    "us": layer.microseconds,
+                    "kernels": sorted({owner[node] for node in layer.nodes if node in owner}),
+                }
+                for layer in executed_layers(self.compiled, times)
+            ],
         }
+
+
+def profiled(model: Any) -> tuple[Any, Any]:
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "PERF_COUNT": True}
+    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    return compiled, compiled.create_infer_request()
+
+
+def node_times(request: Any, x: np.ndarray[Any, Any]) -> dict[str, float]:
+    """Microseconds of every executed node in one run."""
+    request.infer({0: x})
+    nodes: dict[str, float] = defaultdict(float)
+    for entry in request.profiling_info:
+        nodes[entry.node_name] += entry.real_time.total_seconds() * 1e6
+    return nodes
+
+
+def metronome() -> Any:
+    """A fixed chain of short kernels, to tell how fast the machine is from one minute to the next."""
+    data = tensor = opset.parameter([1, 64, 28, 28], np.float32)
+    ones = opset.constant(np.full((64, 64, 3, 3), 1e-3, np.float32))
+    for _ in range(4):
+        tensor = opset.relu(opset.convolution(tensor, ones, [1, 1], [1, 1], [1, 1], [1, 1]))
+        tensor = opset.mvn(tensor, opset.constant([1]), True, 1e-5, "inside_sqrt")
+    return profiled(openvino.Model([tensor], [data]))[1]
+
+
+def undisturbed(times: Sequence[float]) -> float:
+    """The lowest twentieth: a node is short, and what interrupts it only ever adds."""
+    return float(np.quantile(times, 0.05))
 
 
 def measure(name: str, size: int) -> list[dict[str, Any]]:
     """One row per precision: the kernels of the chosen form, with the times of the nodes that cover them.
 
-    Both forms run in turns on one core, so that what else the machine does slows them alike; of every node's
-    times, the lowest twentieth counts, since a node is short and something else only ever adds to it.
+    Both forms and a fixed chain of kernels run in turns on one core; the chain tells how fast the core was.
     """
     x = images(1, size=size, batch=1)[0]
     lowered = lower(capture(model_of(name), (x,), {}))
@@ -140,17 +165,17 @@ def measure(name: str, size: int) -> list[dict[str, Any]]:
         Form.build({"model": name, "size": size, "int8": model.int8}, space, model, x)
         for model in (prices.openvino_fp32(), prices.openvino_int8())
     ]
-    runs: list[dict[str, list[float]]] = [defaultdict(list) for _ in forms]
+    beat, still = metronome(), np.zeros((1, 64, 28, 28), np.float32)
+    requests = [(form.request, x.numpy()) for form in forms] + [(beat, still)]
+    runs: list[dict[str, list[float]]] = [defaultdict(list) for _ in requests]
     stop, rounds = time.monotonic() + SECONDS, 0
     while rounds < MINIMUM or (time.monotonic() < stop and rounds < ROUNDS):
         rounds += 1
-        for form, taken in zip(forms, runs, strict=True):
-            for node, microseconds in form.run(x).items():
+        for (request, data), taken in zip(requests, runs, strict=True):
+            for node, microseconds in node_times(request, data).items():
                 taken[node].append(microseconds)
-    return [
-        form.row({node: float(np.quantile(times, 0.05)) for node, times in taken.items()})
-        for form, taken in zip(forms, runs, strict=True)
-    ]
+    *timed, beats = [{node: undisturbed(times) for node, times in taken.items()} for taken in runs]
+    return [form.row(times) | {"beat": sum(beats.values())} for form, times in zip(forms, timed, strict=True)]
 
 
 def read_kernel(data: dict[str, Any]) -> Kernel:
@@ -166,7 +191,7 @@ def read_kernel(data: dict[str, Any]) -> Kernel:
 
 
 class Fit:
-    """Nonnegative least squares on relative errors, over named coefficients."""
+    """Least squares on relative errors, over named coefficients within bounds."""
 
     def __init__(self) -> None:
         self.columns: dict[tuple[str, str, str], int] = {}
@@ -192,50 +217,30 @@ class Fit:
                 matrix[index, column] = value * weights[index]
         scale = np.maximum(np.linalg.norm(matrix, axis=0), 1e-30)
         target = np.asarray(self.times) * weights
+        bounds = (
+            np.asarray([BOUNDS[name if kind != "step" else "step"] for kind, _, name in self.columns]).T
+            * scale
+        )
         # Reweighting toward absolute deviations, since single nodes are sometimes disturbed.
         robust = np.ones(len(target))
         for _ in range(10):
-            solution, _ = nnls(matrix / scale * robust[:, None], target * robust)
+            solution = lsq_linear(matrix / scale * robust[:, None], target * robust, bounds).x
             robust = 1 / np.sqrt(np.maximum(np.abs(matrix / scale @ solution - target), 0.02))
         return {key: float(solution[column] / scale[column]) for key, column in self.columns.items()}
-
-    def predict(self, found: dict[tuple[str, str, str], float]) -> list[float]:
-        values = [found[key] for key in self.columns]
-        return [sum(values[column] * value for column, value in row.items()) for row in self.rows]
 
     def _column(self, key: tuple[str, str, str]) -> int:
         return self.columns.setdefault(key, len(self.columns))
 
 
-def solve(rows: Sequence[dict[str, Any]]) -> tuple[dict[tuple[str, str, str], float], dict[str, float]]:
-    """Coefficients, and by how much the machine was slower while each model was measured than at its fastest.
-
-    The two are found in turns: a slowdown is one factor over all kernels of a model, in both precisions.
-    """
-    slowdown = dict.fromkeys((row["model"] for row in rows), 1.0)
-    for _ in range(8):
-        problem, owners = Fit(), []
-        for row in rows:
-            for kernel, taken in kernels_of(row):
-                if taken > 0 and kernel.op not in prices.WHOLE_ATTENTION:
-                    problem.add(prices.launches(kernel), taken / slowdown[row["model"]])
-                    owners.append(row["model"])
-        found = problem.solve()
-        predicted = problem.predict(found)
-        for name in slowdown:
-            own = [index for index, owner in enumerate(owners) if owner == name]
-            logs = np.log([problem.times[index] / max(predicted[index], 1e-3) for index in own])
-            weights = np.asarray([problem.times[index] for index in own])
-            slowdown[name] *= float(np.exp((logs * weights).sum() / weights.sum()))
-        fastest = min(slowdown.values())
-        slowdown = {name: factor / fastest for name, factor in slowdown.items()}
-    return found, slowdown
-
-
 def fit(rows: Sequence[dict[str, Any]], raw: Path) -> None:
-    found, slowdown = solve(rows)
+    fastest = min(row["beat"] for row in rows)
+    problem = Fit()
     for row in rows:
-        row["slowdown"] = slowdown[row["model"]]
+        row["slowdown"] = row["beat"] / fastest
+        for group, taken in groups_of(row):
+            if taken > 0 and not any(kernel.op in prices.WHOLE_ATTENTION for kernel in group):
+                problem.add([work for kernel in group for work in prices.launches(kernel)], taken)
+    found = problem.solve()
     kinds: dict[str, dict[str, Any]] = defaultdict(dict)
     steps: dict[str, dict[str, float]] = defaultdict(dict)
     for (kind, precision, name), value in found.items():
@@ -272,9 +277,32 @@ def fit(rows: Sequence[dict[str, Any]], raw: Path) -> None:
     report(rows, table)
 
 
-def kernels_of(row: dict[str, Any]) -> Iterator[tuple[Kernel, float]]:
-    for item in row["kernels"]:
-        yield read_kernel(item["kernel"]), sum(taken for *_, taken in item["nodes"])
+def groups_of(row: dict[str, Any]) -> list[tuple[list[Kernel], float]]:
+    """Kernels that share executed nodes, together with their microseconds at the machine's fastest."""
+    kernels = [read_kernel(kernel) for kernel in row["kernels"]]
+    leader = list(range(len(kernels)))
+
+    def find(index: int) -> int:
+        while leader[index] != index:
+            index = leader[index]
+        return index
+
+    for node in row["nodes"]:
+        for index in node["kernels"][1:]:
+            leader[find(index)] = find(node["kernels"][0])
+    times: dict[int, float] = defaultdict(float)
+    for node in row["nodes"]:
+        if node["kernels"]:
+            times[find(node["kernels"][0])] += node["us"] / row["slowdown"]
+    members: dict[int, list[Kernel]] = defaultdict(list)
+    for index, kernel in enumerate(kernels):
+        members[find(index)].append(kernel)
+    return [(group, times[index]) for index, group in members.items()]
+
+
+def unowned(row: dict[str, Any]) -> float:
+    """Microseconds of quantizers, reorders and other nodes that belong to no kernel."""
+    return sum(node["us"] for node in row["nodes"] if not node["kernels"]) / row["slowdown"]
 
 
 def conversion_rates(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -284,7 +312,7 @@ def conversion_rates(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         if row["int8"]:
             conversions = [read_kernel(kernel) for kernel in row["conversions"]]
             matrix.append([len(conversions), sum(kernel.bytes for kernel in conversions)])
-            target.append(sum(taken for *_, taken, _ in row["unowned"]) / row["slowdown"])
+            target.append(unowned(row))
     scale = np.asarray(matrix, float).max(axis=0)
     (launch, per_byte), _ = nnls(np.asarray(matrix) / scale, np.asarray(target))
     rate = 1e-3 / (per_byte / scale[1]) if per_byte > 0 else 0
@@ -318,18 +346,17 @@ def report(rows: Sequence[dict[str, Any]], table: dict[str, Any]) -> None:
         "",
         f"`{table['provenance']['command']}`; {table['device']}; openvino {table['provenance']['openvino']}.",
         "One core. Predicted: the sum of the prices of a form's kernels and conversions. Measured: the sum of its",
-        "nodes, divided by how much slower the machine was then than at its fastest (one factor a model).",
+        "nodes, divided by how much slower a fixed chain of kernels ran then than at its fastest.",
         "",
         "| model | precision | predicted us | measured us | ratio | slowdown |",
         "|---|---|---|---|---|---|",
     ]
     ratios = []
     for row in rows:
-        kernels = list(kernels_of(row))
-        predicted = sum(model.price(kernel) for kernel, _ in kernels)
+        groups = groups_of(row)
+        predicted = sum(model.price(kernel) for group, _ in groups for kernel in group)
         predicted += sum(model.price(read_kernel(kernel)) for kernel in row["conversions"])
-        measured = sum(taken for _, taken in kernels) + sum(taken for *_, taken, _ in row["unowned"])
-        measured /= row["slowdown"]
+        measured = sum(taken for _, taken in groups) + unowned(row)
         ratios.append(predicted / measured)
         precision = "int8" if row["int8"] else "float32"
         lines.append(
@@ -341,22 +368,19 @@ def report(rows: Sequence[dict[str, Any]], table: dict[str, Any]) -> None:
         "",
         f"Error over models: mean {errors.mean():.1%}, median {np.median(errors):.1%}.",
         "",
-        "| kind | precision | kernels | without a node | median error | total predicted / measured |",
-        "|---|---|---|---|---|---|",
+        "| kernels that share nodes | number | without a node | median error | total predicted / measured |",
+        "|---|---|---|---|---|",
     ]
-    groups: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    kinds: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
-        for kernel, taken in kernels_of(row):
-            groups[prices.kind_of(kernel), prices.precision_of(kernel)].append(
-                (model.price(kernel), taken / row["slowdown"])
-            )
-    for (kind, precision), pairs in sorted(groups.items()):
+        for group, taken in groups_of(row):
+            words = sorted({f"{prices.kind_of(kernel)} {prices.precision_of(kernel)}" for kernel in group})
+            kinds[" + ".join(words)].append((sum(map(model.price, group)), taken))
+    for words, pairs in sorted(kinds.items()):
         timed = [(price, taken) for price, taken in pairs if taken > 0]
-        if timed:
-            error = np.median([abs(price - taken) / taken for price, taken in timed])
-            total = sum(price for price, _ in timed) / sum(taken for _, taken in timed)
-            missing = len(pairs) - len(timed)
-            lines.append(f"| {kind} | {precision} | {len(pairs)} | {missing} | {error:.0%} | {total:.2f} |")
+        error = np.median([abs(price - taken) / taken for price, taken in timed]) if timed else float("nan")
+        total = sum(price for price, _ in timed) / max(sum(taken for _, taken in timed), 1e-9)
+        lines.append(f"| {words} | {len(pairs)} | {len(pairs) - len(timed)} | {error:.0%} | {total:.2f} |")
     REPORT.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
@@ -374,12 +398,11 @@ def main() -> None:
             for name in arguments.models:
                 for row in measure(name, MODELS[name]):
                     stream.write(json.dumps(row) + "\n")
-                    timed = sum(taken for kernel in row["kernels"] for *_, taken in kernel["nodes"])
-                    other = sum(taken for *_, taken, _ in row["unowned"])
+                    taken = sum(node["us"] for node in row["nodes"])
                     print(
                         name,
                         "int8" if row["int8"] else "float32",
-                        f"{timed:.0f} + {other:.0f} us",
+                        f"{taken:.0f} us, {row['beat']:.0f}",
                         flush=True,
                     )
                 stream.flush()

@@ -169,7 +169,13 @@ def find_rules(rules: str | Iterable[str | EgglogRule] | None) -> list[EgglogRul
     if rules is None or rules == "all":
         return list(known)
     wanted: Sequence[str | EgglogRule]
-    wanted = (*CONVERSIONS, BETWEEN) if rules == "conversions" else [rules] if isinstance(rules, str) else list(rules)
+    wanted = (
+        (*CONVERSIONS, BETWEEN)
+        if rules == "conversions"
+        else [rules]
+        if isinstance(rules, str)
+        else list(rules)
+    )
     return select(known, [*TARGET, *wanted])
 
 

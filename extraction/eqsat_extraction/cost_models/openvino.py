@@ -31,7 +31,7 @@ from eqsat_extraction.kernel import Epilogue, Kernel
 TABLE = "openvino_avx512_vnni.json"
 POOLS = frozenset({"max_pool2d", "avg_pool2d"})
 REDUCTIONS = frozenset({"mean", "sum", "amax", "adaptive_avg_pool2d"})
-NORMALIZATIONS = frozenset({"layer_norm", "group_norm", "softmax"})
+NORMALIZATIONS = frozenset({"layer_norm", "channel_norm", "group_norm", "softmax"})
 MOVES = frozenset({"permute", "concat", "slice", "pad", "roll", "expand"})
 JOINS = frozenset({"add", "sub", "mul", "div", "maximum", "minimum", "pow"})
 # Vectors of 16 floats; INT8 dot products take 4 neighbours at once.
@@ -148,12 +148,14 @@ def _joins(kernel: Kernel, step: Epilogue) -> bool:
 
 def _fuses(kernel: Kernel, step: Epilogue, joined: int) -> bool:
     kind = kind_of(kernel)
-    if kind in ("pointwise", "other"):
+    if kind in ("pointwise", "join", "other"):
         return True
     if kernel.op in CONVOLUTIONS or kernel.op in ("linear", "matmul"):
         if not _joins(kernel, step):
             return True
-        return kernel.op == "conv2d" and step.op == "add" and joined == 0 and precision_of(kernel) == "float32"
+        return (
+            kernel.op == "conv2d" and step.op == "add" and joined == 0 and precision_of(kernel) == "float32"
+        )
     return False
 
 
@@ -169,6 +171,8 @@ def kind_of(kernel: Kernel) -> str:
         return "pointwise_convolution" if prod(weight[2:]) == 1 else "convolution"
     if kernel.op in ("conv_transpose2d", "linear", "matmul", "attention", *NORMALIZATIONS):
         return kernel.op
+    if kernel.op in JOINS and len(kernel.inputs) > 1 and all(s.dtype == "int8" for s in kernel.inputs):
+        return "join"
     if kernel.op in POOLS:
         return "pool"
     if kernel.op in REDUCTIONS:

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from math import inf
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eqsat_extraction.cost_models.openvino import (
+    OpenVINOModel,
+    fused_steps,
+    kind_of,
+    launches,
+    openvino_fp32,
+    openvino_int8,
+    operations,
+    table,
+)
+from eqsat_extraction.kernel import CostModel, Epilogue, Kernel, TensorSpec
+
+
+def spec(*shape: int, dtype: str = "float32", constant: bool = False) -> TensorSpec:
+    return TensorSpec(shape, dtype, constant)
+
+
+def convolution(
+    channels: int = 64,
+    out: int = 64,
+    size: int = 28,
+    kernel: int = 3,
+    groups: int = 1,
+    dtype: str = "float32",
+) -> Kernel:
+    weight = spec(out, channels // groups, kernel, kernel, constant=True)
+    output = spec(1, out, size, size, dtype=dtype)
+    flops = 2.0 * output.numel * channels // groups * kernel**2
+    inputs = (spec(1, channels, size, size, dtype=dtype), weight, spec(out, constant=True))
+    return Kernel("conv2d", inputs, output, (("groups", groups),), flops=flops)
+
+
+def linear(tokens: int = 196, width: int = 384, out: int = 384, dtype: str = "float32") -> Kernel:
+    output = spec(1, tokens, out)
+    inputs = (spec(1, tokens, width, dtype=dtype), spec(out, width, constant=True), spec(out, constant=True))
+    return Kernel("linear", inputs, output, flops=2.0 * output.numel * width)
+
+
+@pytest.fixture(params=[openvino_int8, openvino_fp32])
+def model(request: pytest.FixtureRequest) -> OpenVINOModel:
+    made: OpenVINOModel = request.param()
+    return made
+
+
+def test_they_are_cost_models_in_microseconds(model: OpenVINOModel) -> None:
+    assert isinstance(model, CostModel)
+    assert (model.unit, model.float_dtype) == ("us", "float32")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        (convolution(3, 64), "stem"),
+        (convolution(), "convolution"),
+        (convolution(kernel=1), "pointwise_convolution"),
+        (convolution(groups=64), "depthwise"),
+        (convolution(groups=4), "grouped"),
+        (linear(), "linear"),
+        (Kernel("gelu", (spec(4),), spec(4)), "pointwise"),
+        (Kernel("adaptive_avg_pool2d", (spec(1, 4, 7, 7),), spec(1, 4, 1, 1)), "reduction"),
+        (Kernel("max_pool2d", (spec(1, 4, 7, 7),), spec(1, 4, 3, 3)), "pool"),
+        (Kernel("slice", (spec(4),), spec(2)), "copy"),
+        (Kernel("opaque", (spec(4),), spec(4)), "other"),
+    ],
+)
+def test_every_kernel_has_a_row(kernel: Kernel, kind: str) -> None:
+    assert kind_of(kernel) == kind
+    assert kind in table()["kinds"]
+    assert 0 < openvino_int8().price(kernel) < inf
+
+
+def test_int8_is_cheaper_where_the_arithmetic_is() -> None:
+    model = openvino_int8()
+    for kernel in (
+        convolution(128, 128),
+        convolution(256, 256, 14),
+        convolution(kernel=1),
+        linear(width=768),
+    ):
+        integer = replace(kernel, inputs=(replace(kernel.inputs[0], dtype="int8"), *kernel.inputs[1:]))
+        assert model.price(integer) < 0.6 * model.price(kernel)
+
+
+def test_float32_only_has_no_integer_kernels() -> None:
+    assert openvino_fp32().price(convolution(dtype="int8")) == inf
+    assert openvino_fp32().price(convolution()) == openvino_int8().price(convolution())
+
+
+def test_normalizations_do_not_compute_in_integers() -> None:
+    kernel = Kernel("layer_norm", (spec(1, 196, 384, dtype="int8"),), spec(1, 196, 384))
+    assert openvino_int8().price(kernel) == inf
+
+
+def test_views_and_constants_are_free(model: OpenVINOModel) -> None:
+    assert model.price(Kernel("reshape", (spec(4, 4),), spec(16))) == 0
+    assert model.price(Kernel("mul", (spec(4),), spec(4, constant=True))) == 0
+
+
+@given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 40), st.sampled_from(["float32", "int8"]))
+def test_more_work_never_costs_less(channels: int, out: int, size: int, dtype: str) -> None:
+    model = openvino_int8()
+    kernel = convolution(channels + 4, out, size, dtype=dtype)
+    for larger in (
+        convolution(channels + 12, out, size, dtype=dtype),
+        convolution(channels + 4, out + 8, size, dtype=dtype),
+        convolution(channels + 4, out, size + 1, dtype=dtype),
+    ):
+        assert model.price(larger) >= model.price(kernel) > 0
+
+
+def test_channels_are_padded_to_vectors() -> None:
+    assert operations(convolution(64, 1)) == operations(convolution(64, 16))
+    assert operations(convolution(61, 64, dtype="int8")) == operations(convolution(64, 64, dtype="int8"))
+    assert operations(convolution(64, 17)) == 2 * operations(convolution(64, 16))
+
+
+RELU, GELU = Epilogue("relu"), Epilogue("gelu")
+
+
+def residual(shape: tuple[int, ...]) -> Epilogue:
+    return Epilogue("add", TensorSpec(shape))
+
+
+def test_what_fuses_and_what_is_another_pass() -> None:
+    shape = convolution().output.shape
+    joined = (residual(shape), RELU)
+    assert fused_steps(replace(convolution(), epilogue=joined)) == 2
+    assert fused_steps(replace(convolution(dtype="int8"), epilogue=joined)) == 0
+    assert fused_steps(replace(convolution(), epilogue=(*joined, residual(shape)))) == 2
+    assert fused_steps(replace(linear(), epilogue=(GELU, residual(linear().output.shape)))) == 1
+    scale = Epilogue("mul", TensorSpec((64, 1, 1), constant=True))
+    assert fused_steps(replace(convolution(dtype="int8"), epilogue=(scale, RELU))) == 2
+
+
+def test_a_step_that_does_not_fuse_costs_a_pass_of_its_own() -> None:
+    model = openvino_int8()
+    kernel = linear()
+    joined = replace(kernel, epilogue=(residual(kernel.output.shape),))
+    alone = Kernel("add", (kernel.output, kernel.output), kernel.output)
+    assert len(launches(joined)) == 2
+    assert model.price(joined) == pytest.approx(model.price(kernel) + model.price(alone), rel=1e-6)
+
+
+def test_whole_attention_is_the_sum_of_its_parts() -> None:
+    model = openvino_int8()
+    x = spec(2, 196, 384)
+    whole = model.price(Kernel("multihead_attention", (x, x, x), x, (("heads", 6),)))
+    head = spec(12, 196, 64)
+    inner = model.price(Kernel("attention", (head, head, head), head))
+    assert whole > inner > 0
+
+
+def test_the_table_says_where_it_comes_from() -> None:
+    provenance = table()["provenance"]
+    assert {"command", "date", "openvino", "models", "kernels"} <= provenance.keys()
+    for rows in table()["kinds"].values():
+        assert "float32" in rows
+        assert all(min(row.values()) >= 0 for row in rows.values())
