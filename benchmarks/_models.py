@@ -53,14 +53,23 @@ def load(spec: str, seed: int = 0) -> nn.Module:
 
         config, model, options, _ = TRANSFORMERS[name]
         return getattr(transformers, model)(getattr(transformers, config)(**options)).eval()  # type: ignore[no-any-return]
-    options = {"aux_logits": False} if spec in ("torchvision:googlenet", "torchvision:inception_v3") else {}
-    if options:
-        import torchvision
-
-        return torchvision.models.get_model(name, weights=None, init_weights=False, **options).eval()  # type: ignore[no-any-return]
+    if source == "torchvision":
+        return _torchvision(name)
     loaded = load_model(spec)
     assert isinstance(loaded, nn.Module)
     return loaded
+
+
+def _torchvision(name: str) -> nn.Module:
+    """Without pretrained backbones, which segmentation models fetch, and without heads that only training reads."""
+    import torchvision
+
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        options = {"aux_logits": False, "init_weights": False}
+    if name in torchvision.models.list_models(torchvision.models.segmentation):
+        options = {"weights_backbone": None}
+    return torchvision.models.get_model(name, weights=None, **options).eval()  # type: ignore[no-any-return]
 
 
 def inputs(spec: str, seed: int = 0) -> Any:
@@ -68,8 +77,8 @@ def inputs(spec: str, seed: int = 0) -> Any:
     source, _, name = spec.partition(":")
     generator = torch.Generator().manual_seed(seed)
     if source == "torchvision":
-        size = 299 if name == "inception_v3" else 520 if "segmentation" in name else 224
-        side = size if "segmentation" not in name else 128
+        segments = any(part in name for part in ("fcn", "deeplab", "lraspp"))
+        side = 299 if name == "inception_v3" else 128 if segments else 224
         return torch.randn((2, 3, side, side), generator=generator)
     if source == "transformers" and name in TRANSFORMERS:
         options, kind = TRANSFORMERS[name][2:]
