@@ -53,6 +53,8 @@ MODELS = {
 }  # fmt: skip
 TABLE = Path(prices.__file__).parent / "tables" / prices.TABLE
 REPORT = Path(__file__).with_name("results") / "openvino_kernels.md"
+PRODUCTS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "ScaledDotProductAttention"}
+RATES = ("launch_us", "gops", "gb_s", "weights_gb_s")
 FLOOR = 10.0  # microseconds
 # Of launches in us, operations and bytes in us each, steps in us an element: what a core can physically do. They
 # keep kinds of which the suite has one shape only from being priced as if size did not matter.
@@ -201,7 +203,8 @@ class Fit:
     def add(self, works: Sequence[prices.Work], taken: float) -> None:
         row: dict[int, float] = defaultdict(float)
         for work in works:
-            for name, value in (("launch", 1.0), ("operations", work.operations), ("traffic", work.traffic)):
+            amounts = {"launch": 1.0, "operations": work.operations, "traffic": work.traffic, "weights": work.weights}
+            for name, value in amounts.items():
                 row[self._column((work.kind, work.precision, name))] += value
             for step in work.steps:
                 row[self._column(("step", work.precision, step))] += work.elements
@@ -247,12 +250,9 @@ def fit(rows: Sequence[dict[str, Any]], raw: Path) -> None:
         if kind == "step":
             steps[precision][name] = round(value * 1e6, 2)
         elif name == "launch":
-            per_operation, per_byte = found[kind, precision, "operations"], found[kind, precision, "traffic"]
-            kinds[kind][precision] = {
-                "launch_us": round(value, 3),
-                "gops": round(1e-3 / per_operation, 2) if per_operation > 0 else 0,
-                "gb_s": round(1e-3 / per_byte, 2) if per_byte > 0 else 0,
-            }
+            slopes = [found[kind, precision, term] for term in ("operations", "traffic", "weights")]
+            terms = [round(1e-3 / slope, 2) if slope > 0 else 0 for slope in slopes]
+            kinds[kind][precision] = dict(zip(RATES, (round(value, 3), *terms), strict=True))
     for known in steps.values():
         known["other"] = max(known.values())
     kinds["quantize"] = {"float32": conversion_rates(rows)}
@@ -291,13 +291,24 @@ def groups_of(row: dict[str, Any]) -> list[tuple[list[Kernel], float]]:
         for index in node["kernels"][1:]:
             leader[find(index)] = find(node["kernels"][0])
     times: dict[int, float] = defaultdict(float)
+    products = set()
     for node in row["nodes"]:
         if node["kernels"]:
             times[find(node["kernels"][0])] += node["us"] / row["slowdown"]
+            if node["type"] in PRODUCTS:
+                products.add(find(node["kernels"][0]))
     members: dict[int, list[Kernel]] = defaultdict(list)
     for index, kernel in enumerate(kernels):
         members[find(index)].append(kernel)
-    return [(group, times[index]) for index, group in members.items()]
+    # Where the node of a product lost its name on the way, what is left is not the kernel's time.
+    return [
+        (group, times[index] if index in products or not any(map(is_product, group)) else 0.0)
+        for index, group in members.items()
+    ]
+
+
+def is_product(kernel: Kernel) -> bool:
+    return kernel.op in ("conv2d", "conv_transpose2d", "linear", "matmul", "attention")
 
 
 def unowned(row: dict[str, Any]) -> float:
@@ -316,7 +327,7 @@ def conversion_rates(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     scale = np.asarray(matrix, float).max(axis=0)
     (launch, per_byte), _ = nnls(np.asarray(matrix) / scale, np.asarray(target))
     rate = 1e-3 / (per_byte / scale[1]) if per_byte > 0 else 0
-    return {"launch_us": round(launch / scale[0], 3), "gops": 0, "gb_s": round(rate, 2)}
+    return dict(zip(RATES, (round(launch / scale[0], 3), 0, round(rate, 2), 0), strict=True))
 
 
 def complete(kinds: dict[str, dict[str, Any]]) -> None:
@@ -330,12 +341,15 @@ def complete(kinds: dict[str, dict[str, Any]]) -> None:
         "group_norm": "layer_norm",
         "softmax": "layer_norm",
         "copy": "permute",
+        "transpose": "permute",
+        "channel_norm": "layer_norm",
+        "join": "pointwise",
         "concat": "permute",
     }
     for kind, neighbour in neighbours.items():
         for precision in kinds[neighbour]:
             kinds[kind].setdefault(precision, kinds[neighbour][precision])
-    slowest = kinds["permute"]["float32"]
+    slowest = kinds["transpose"]["float32"]
     kinds["other"] = {"float32": slowest | {"launch_us": 3 * max(slowest["launch_us"], 2.0)}}
 
 

@@ -37,6 +37,7 @@ JOINS = frozenset({"add", "sub", "mul", "div", "maximum", "minimum", "pow"})
 # Vectors of 16 floats; INT8 dot products take 4 neighbours at once.
 LANES, DOT = 16, 4
 STEM_CHANNELS = 4
+CACHE_LINE = 64
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,22 @@ class Work:
     """What a kernel does, in the terms of its price: the features that the table's coefficients multiply.
 
     `operations` counts multiplications and additions of the anchor, channels padded to whole vectors;
-    `traffic` bytes; `elements` those of the result; `steps` the fused epilogue's functions.
+    `traffic` bytes of activations, `weights` those of constants; `elements` those of the result; `steps` the
+    fused epilogue's functions.
     """
 
     kind: str
     precision: str
     operations: float
     traffic: float
+    weights: float
     elements: int
     steps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Coefficients of one kind of kernel: microseconds, 10^9 operations and 10^9 bytes a second.
+    """Coefficients of one kind of kernel: microseconds, 10^9 operations a second, 10^9 bytes a second.
 
     A rate of 0 stands for a term that costs nothing.
     """
@@ -65,11 +68,16 @@ class Rates:
     launch_us: float
     gops: float
     gb_s: float
+    weights_gb_s: float
 
     def price(self, work: Work) -> float:
         """Microseconds, fused steps not counted."""
-        compute = work.operations / (self.gops * 1e3) if self.gops else 0.0
-        return self.launch_us + compute + (work.traffic / (self.gb_s * 1e3) if self.gb_s else 0.0)
+        price = self.launch_us
+        terms = ((work.operations, self.gops), (work.traffic, self.gb_s), (work.weights, self.weights_gb_s))
+        for amount, rate in terms:
+            if rate:
+                price += amount / (rate * 1e3)
+        return price
 
 
 @dataclass(frozen=True)
@@ -121,14 +129,17 @@ def launches(kernel: Kernel) -> tuple[Work, ...]:
         kind_of(kernel),
         precision_of(kernel),
         operations(kernel),
-        _read(kernel) + sum(s.operand.bytes for s in steps if s.operand is not None) + written,
+        sum(s.bytes for s in kernel.inputs if not s.constant)
+        + sum(s.operand.bytes for s in steps if s.operand is not None)
+        + written,
+        _weights(kernel),
         output,
         tuple(step.op for step in steps) if kernel.op not in JOINS else (kernel.op, *(s.op for s in steps)),
     )
     if not rest:
         return (own,)
     traffic = written + sum(s.operand.bytes for s in rest if s.operand is not None) + kernel.output.bytes
-    return own, Work("pointwise", "float32", 0.0, traffic, output, tuple(step.op for step in rest))
+    return own, Work("pointwise", "float32", 0.0, traffic, 0.0, output, tuple(step.op for step in rest))
 
 
 def fused_steps(kernel: Kernel) -> int:
@@ -180,7 +191,9 @@ def kind_of(kernel: Kernel) -> str:
     if kernel.op in CONVERSIONS:
         return "quantize"
     if kernel.op in MOVES:
-        return "concat" if kernel.op == "concat" else "permute" if kernel.op == "permute" else "copy"
+        if kernel.op == "permute":
+            return "transpose" if _gathers(kernel) else "permute"
+        return "concat" if kernel.op == "concat" else "copy"
     if kernel.op in ("opaque", "embedding"):
         return "other"
     return "pointwise"
@@ -206,10 +219,18 @@ def operations(kernel: Kernel) -> float:
     return kernel.flops - kernel.output.numel * len(kernel.epilogue)
 
 
-def _read(kernel: Kernel) -> float:
-    """Bytes the anchor reads; constants of integer kernels are stored as INT8."""
+def _weights(kernel: Kernel) -> float:
+    """Bytes of constants the anchor reads; those of integer kernels are stored as INT8."""
     integer = precision_of(kernel) == "int8"
-    return sum(s.numel if integer and s.constant and len(s.shape) > 1 else s.bytes for s in kernel.inputs)
+    return sum(s.numel if integer and len(s.shape) > 1 else s.bytes for s in kernel.inputs if s.constant)
+
+
+def _gathers(kernel: Kernel) -> bool:
+    """Whether a permute copies less than a cache line at a time: its last axis moves, or is short."""
+    source, result = kernel.inputs[0], kernel.output
+    order = dict(kernel.attributes).get("order")
+    moved = order[-1] != max(order) if isinstance(order, tuple) else source.shape[-1:] != result.shape[-1:]
+    return moved or result.shape[-1] * (result.bytes // max(result.numel, 1)) < CACHE_LINE
 
 
 def _pad(size: int, multiple: int) -> int:
