@@ -126,8 +126,9 @@ def anytime(
     """Checked solutions, each with a lower cost or a higher bound than the one before.
 
     `costs` (n,) are non-negative, infinite where an e-node may not be chosen. Runs until the cost is proved
-    optimal, `time_limit` seconds have passed (kept within a second, but for the half minute of compiling that
-    the first run after an installation takes) or `work_limit` units of work are spent; under a work limit without a time limit, one seed gives one sequence. Stop iterating to interrupt it.
+    optimal, `time_limit` seconds have passed (kept within a second; compiling, once per installation, is not
+    counted) or `work_limit` units of work are spent; under a work limit without a time limit, one seed gives one
+    sequence. Stop iterating to interrupt it.
     Raises `CostError`, `InfeasibleError`, or `ExtractionError` for an unknown extractor.
     """
     prices = egraph.check_costs(costs)

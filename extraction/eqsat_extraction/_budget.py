@@ -11,8 +11,9 @@ from ._jit import compile_seconds
 class Budget:
     """A wall-clock limit in seconds and a limit on counted work, of which either may be infinite.
 
-    Compiling (once per installation) is not charged to the time. One unit of work is about a thousand edge visits of a compiled walk; it is counted, not timed, so a run
-    that is limited by work alone is the same on every machine.
+    Compiling, once per installation, is not charged to the time. One unit of work is about a thousand edge
+    visits of a compiled walk; it is counted, not timed, so a run that is limited by work alone is the same on
+    every machine.
     """
 
     def __init__(self, seconds: float | None = None, work: float | None = None) -> None:

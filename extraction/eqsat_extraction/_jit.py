@@ -37,7 +37,7 @@ class _Stopwatch(cast(type[Any], event.Listener)):  # type: ignore[misc]
 
 
 _compiling = _Stopwatch()
-event.register("numba:compile", _compiling)
+cast(Any, event).register("numba:compile", _compiling)
 
 
 def compile_seconds() -> float:
