@@ -19,7 +19,7 @@ import platform
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ import numpy as np
 import openvino
 import openvino.opset13 as opset
 import torch
-from scipy.optimize import lsq_linear, nnls
+from scipy.optimize import lsq_linear
 from torch import nn
 
 import eqsat_extraction.cost_models.openvino as prices
@@ -53,7 +53,7 @@ MODELS = {
 }  # fmt: skip
 TABLE = Path(prices.__file__).parent / "tables" / prices.TABLE
 REPORT = Path(__file__).with_name("results") / "openvino_kernels.md"
-PRODUCTS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul", "ScaledDotProductAttention"}
+PRODUCTS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
 RATES = ("launch_us", "gops", "gb_s", "weights_gb_s")
 FLOOR = 10.0  # microseconds
 # Of launches in us, operations and bytes in us each, steps in us an element: what a core can physically do. They
@@ -62,7 +62,8 @@ BOUNDS = {
     "launch": (0.2, 12.0),
     "operations": (1e-3 / 1500, 1.0),
     "traffic": (1e-3 / 150, 1e-3),
-    "step": (0.0, 1e-3),
+    "weights": (1e-3 / 100, 1e-3 / 4),
+    "step": (0.0, 6e-4),
 }
 MINIMUM, ROUNDS, SECONDS = 40, 400, 20.0
 
@@ -203,11 +204,18 @@ class Fit:
     def add(self, works: Sequence[prices.Work], taken: float) -> None:
         row: dict[int, float] = defaultdict(float)
         for work in works:
-            amounts = {"launch": 1.0, "operations": work.operations, "traffic": work.traffic, "weights": work.weights}
+            amounts = {
+                "launch": 1.0,
+                "operations": work.operations,
+                "traffic": work.traffic,
+                "weights": work.weights,
+            }
             for name, value in amounts.items():
                 row[self._column((work.kind, work.precision, name))] += value
             for step in work.steps:
-                row[self._column(("step", work.precision, step))] += work.elements
+                row[self._column(("step", "", step))] += (
+                    work.elements
+                )  # in float32 registers, whatever is stored
         self.rows.append(row)
         self.times.append(taken)
 
@@ -229,7 +237,12 @@ class Fit:
         for _ in range(10):
             solution = lsq_linear(matrix / scale * robust[:, None], target * robust, bounds).x
             robust = 1 / np.sqrt(np.maximum(np.abs(matrix / scale @ solution - target), 0.02))
-        return {key: float(solution[column] / scale[column]) for key, column in self.columns.items()}
+        # Bounds would price a term that no kernel has: it costs nothing.
+        absent = {column for column in range(len(scale)) if not matrix[:, column].any()}
+        return {
+            key: 0.0 if column in absent else float(solution[column] / scale[column])
+            for key, column in self.columns.items()
+        }
 
     def _column(self, key: tuple[str, str, str]) -> int:
         return self.columns.setdefault(key, len(self.columns))
@@ -245,22 +258,19 @@ def fit(rows: Sequence[dict[str, Any]], raw: Path) -> None:
                 problem.add([work for kernel in group for work in prices.launches(kernel)], taken)
     found = problem.solve()
     kinds: dict[str, dict[str, Any]] = defaultdict(dict)
-    steps: dict[str, dict[str, float]] = defaultdict(dict)
+    steps: dict[str, float] = {}
     for (kind, precision, name), value in found.items():
         if kind == "step":
-            steps[precision][name] = round(value * 1e6, 2)
+            steps[name] = round(value * 1e6, 2)
         elif name == "launch":
-            slopes = [found[kind, precision, term] for term in ("operations", "traffic", "weights")]
-            terms = [round(1e-3 / slope, 2) if slope > 0 else 0 for slope in slopes]
-            kinds[kind][precision] = dict(zip(RATES, (round(value, 3), *terms), strict=True))
-    for known in steps.values():
-        known["other"] = max(known.values())
+            kinds[kind][precision] = coefficients(found, kind, precision)
+    steps["other"] = max(steps.values())
     kinds["quantize"] = {"float32": conversion_rates(rows)}
     complete(kinds)
     table = {
         "device": openvino.Core().get_property("CPU", "FULL_DEVICE_NAME") + ", two cores, AVX512-VNNI",
         "kinds": {kind: dict(sorted(known.items())) for kind, known in sorted(kinds.items())},
-        "steps_ps": {precision: dict(sorted(known.items())) for precision, known in sorted(steps.items())},
+        "steps_ps": dict(sorted(steps.items())),
         "provenance": {
             "command": f"python -m benchmarks.openvino_kernels fit {raw.name}",
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -308,7 +318,7 @@ def groups_of(row: dict[str, Any]) -> list[tuple[list[Kernel], float]]:
 
 
 def is_product(kernel: Kernel) -> bool:
-    return kernel.op in ("conv2d", "conv_transpose2d", "linear", "matmul", "attention")
+    return kernel.op in ("conv2d", "conv_transpose2d", "linear", "matmul")
 
 
 def unowned(row: dict[str, Any]) -> float:
@@ -318,16 +328,20 @@ def unowned(row: dict[str, Any]) -> float:
 
 def conversion_rates(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """What nodes cost that belong to no kernel (quantizers and reorders), over what the forms convert."""
-    matrix, target = [], []
+    problem = Fit()
     for row in rows:
         if row["int8"]:
             conversions = [read_kernel(kernel) for kernel in row["conversions"]]
-            matrix.append([len(conversions), sum(kernel.bytes for kernel in conversions)])
-            target.append(unowned(row))
-    scale = np.asarray(matrix, float).max(axis=0)
-    (launch, per_byte), _ = nnls(np.asarray(matrix) / scale, np.asarray(target))
-    rate = 1e-3 / (per_byte / scale[1]) if per_byte > 0 else 0
-    return dict(zip(RATES, (round(launch / scale[0], 3), 0, round(rate, 2), 0), strict=True))
+            problem.add([work for kernel in conversions for work in prices.launches(kernel)], unowned(row))
+    return coefficients(problem.solve(), "quantize", "float32")
+
+
+def coefficients(found: Mapping[tuple[str, str, str], float], kind: str, precision: str) -> dict[str, float]:
+    launch, *slopes = (
+        found[kind, precision, term] for term in ("launch", "operations", "traffic", "weights")
+    )
+    rates = (round(1e-3 / slope, 2) if slope > 0 else 0 for slope in slopes)
+    return dict(zip(RATES, (round(launch, 3), *rates), strict=True))
 
 
 def complete(kinds: dict[str, dict[str, Any]]) -> None:

@@ -87,7 +87,7 @@ class OpenVINOModel:
     name: str
     int8: bool
     rates: Mapping[str, Mapping[str, Rates]]
-    steps: Mapping[str, Mapping[str, float]]
+    steps: Mapping[str, float]
     unit: str = "us"
     float_dtype: str = "float32"
 
@@ -113,8 +113,7 @@ class OpenVINOModel:
     def _price(self, work: Work) -> float:
         known = self.rates.get(work.kind) or self.rates["other"]
         rates = known.get(work.precision) or known["float32"]
-        per_element = self.steps.get(work.precision, {})
-        added = sum(per_element.get(step, per_element["other"]) for step in work.steps)
+        added = sum(self.steps.get(step, self.steps["other"]) for step in work.steps)
         return rates.price(work) + work.elements * added / 1e6
 
 
