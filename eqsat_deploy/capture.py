@@ -83,7 +83,7 @@ def capture(
         keep_attention_whole(module)
         args, kwargs = pytree.tree_map(_at_least_two, (args, kwargs))
         program = _export(module, args, dict(kwargs), dynamic_shapes)
-    program = _functional(program)
+    program = _functional(_inlined(program))
     return _captured(program, module, args, kwargs)
 
 
@@ -148,6 +148,46 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def _inlined(program: ExportedProgram) -> ExportedProgram:
+    """`program` with the regions that export keeps apart, under `no_grad` or a disabled autocast, in its graph."""
+    graph, owner = program.graph, program.graph_module
+    found = False
+    while regions := [n for n in graph.nodes if _region(n) is not None]:
+        found = True
+        for node in regions:
+            body, *operands = node.args[_region(node) :]
+            inner = getattr(owner, body.target)
+            for nested in inner.graph.find_nodes(op="get_attr"):
+                name = f"{body.target}_{nested.target}"
+                setattr(owner, name, getattr(inner, nested.target))
+                nested.target = name
+            placeholders = inner.graph.find_nodes(op="placeholder")
+            with graph.inserting_before(node):
+                results = graph.graph_copy(inner.graph, dict(zip(placeholders, operands, strict=True)))
+            for user in list(node.users):
+                user.replace_all_uses_with(results[user.args[1]])
+                graph.erase_node(user)
+            graph.erase_node(node)
+            if not body.users:
+                graph.erase_node(body)
+    if found:
+        (output,) = graph.find_nodes(op="output")
+        for spec, value in zip(program.graph_signature.output_specs, output.args[0], strict=True):
+            if isinstance(value, fx.Node):
+                spec.arg.name = value.name
+        owner.recompile()
+    return program
+
+
+def _region(node: fx.Node) -> int | None:
+    """Where a node that runs a submodule as it is has it among its arguments."""
+    if node.target is torch.ops.higher_order.wrap_with_set_grad_enabled:
+        return 1
+    if node.target is torch.ops.higher_order.wrap_with_autocast and not node.args[2]:
+        return 4
+    return None
 
 
 def _functional(program: ExportedProgram) -> ExportedProgram:

@@ -20,7 +20,7 @@ from tests.support.models import (
     image,
     randomized,
 )
-from tests.support.stages import captured
+from tests.support.stages import assert_same, captured, optimized
 
 
 def test_the_batch_is_symbolic_and_every_other_dimension_is_fixed():
@@ -143,3 +143,24 @@ def test_deepcopied_models_capture_alike():
     model = randomized(Residual())
     first, second = (captured(m, image()) for m in (model, copy.deepcopy(model)))
     assert [str(n.target) for n in first.graph.nodes] == [str(n.target) for n in second.graph.nodes]
+
+
+def test_regions_without_gradients_or_autocast_are_part_of_the_graph():
+    class Regions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x):
+            with torch.autocast(device_type="cpu", enabled=False):
+                y = torch.relu(x) + self.linear(x).float()
+                with torch.no_grad():
+                    z = y.clone()
+                    z.mul_(2.0)
+            first, second = (y + z).chunk(2, 1)
+            return y, first * second
+
+    model = randomized(Regions())
+    found = captured(model, image(2, 4))
+    assert not found.graph.find_nodes(op="get_attr")
+    assert_same(model, optimized(model, image(2, 4)), image(5, 4))
