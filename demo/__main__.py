@@ -26,7 +26,6 @@ from eqsat_deploy.report import Report
 from eqsat_deploy.stages import Stages
 
 BATCH = 64  # of images as small as these, one at a time is all overhead, in any precision
-PATIENCE = (
     60.0  # seconds: proving takes a few, but the first extraction after an installation compiles itself
 )
 SAME = 1e-5
@@ -53,7 +52,7 @@ def run(name: str, model: nn.Module, data: Digits, folder: Path, *, epochs: int,
     with stages(f"{name}: train"):
         train(model, data, epochs=epochs)
     with stages(f"{name}: optimize"):
-        optimized = eqd.optimize(model, data.test_images[:2], batch=BATCH, time_limit=PATIENCE)
+        optimized = eqd.optimize(model, data.test_images[:2], batch=BATCH)
     with stages(f"{name}: quantize"):
         quantized = optimized.quantize(data.train_images.split(64), observer="mse")
     with stages(f"{name}: build"):
