@@ -26,8 +26,6 @@ from eqsat_deploy.report import Report
 from eqsat_deploy.stages import Stages
 
 BATCH = 64  # of images as small as these, one at a time is all overhead, in any precision
-    60.0  # seconds: proving takes a few, but the first extraction after an installation compiles itself
-)
 SAME = 1e-5
 
 
