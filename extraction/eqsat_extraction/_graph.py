@@ -356,6 +356,51 @@ def prune(ptr: Offsets, child: Ints, cost: Floats, choice: Ints, root: int) -> t
 
 
 @jit
+def critical_paths(
+    head: Ints, price: Floats, ptr: Offsets, child: Ints, n_classes: int, rank: Ints
+) -> tuple[Floats, Ints, Ints, Offsets, Ints]:
+    """The dearest chain of e-nodes that the cheapest way to every e-class cannot avoid (h_max of planning).
+
+    An e-class is worth its cheapest member, an e-node its price and its dearest child. Returns the values of
+    e-classes (infinite where there is no derivation), the child every e-node waits for (-1: none; the one of
+    highest `rank` among equals), the e-classes in the order they settled, and the readers of every e-class.
+    """
+    n = len(head)
+    reader_ptr, reader = invert(ptr, child, n_classes)
+    missing = np.empty(n, dtype=np.int64)
+    value = np.full(n_classes, np.inf)
+    settled = np.zeros(n_classes, dtype=np.bool_)
+    waits_for = np.full(n, -1, dtype=np.int32)
+    order = np.empty(n_classes, dtype=np.int32)
+    keys = np.empty(n_classes, dtype=np.float64)
+    items = np.empty(n_classes, dtype=np.int32)
+    where = np.full(n_classes, -1, dtype=np.int32)
+    size, done = 0, 0
+    for i in range(n):
+        missing[i] = ptr[i + 1] - ptr[i]
+        if missing[i] == 0 and price[i] < value[head[i]]:
+            value[head[i]] = price[i]
+            size = heap_push(keys, items, where, size, head[i], price[i])
+    while size:
+        size = heap_pop(keys, items, where, size)
+        c = items[size]
+        settled[c] = True
+        order[done] = c
+        done += 1
+        for k in range(reader_ptr[c], reader_ptr[c + 1]):
+            i = reader[k]
+            missing[i] -= 1
+            w = waits_for[i]
+            if w < 0 or value[c] > value[w] or (value[c] == value[w] and rank[c] > rank[w]):
+                waits_for[i] = c
+            total = price[i] + value[waits_for[i]]
+            if missing[i] == 0 and not settled[head[i]] and total < value[head[i]]:
+                value[head[i]] = total
+                size = heap_push(keys, items, where, size, head[i], total)
+    return value, waits_for, order[:done].copy(), reader_ptr, reader
+
+
+@jit
 def detours(head: Ints, price: Floats, ptr: Offsets, child: Ints, n_classes: int) -> Floats:
     """What a solution with an e-node pays at least, for every e-node, when e-nodes have these prices.
 
@@ -364,40 +409,22 @@ def detours(head: Ints, price: Floats, ptr: Offsets, child: Ints, n_classes: int
     """
     n = len(head)
     root = n_classes - 1
-    reader_ptr, reader = invert(ptr, child, n_classes)
-    missing = np.empty(n, dtype=np.int64)
-    below = np.full(n_classes, np.inf)
+    rank = np.arange(n_classes).astype(np.int32)
+    below, _, _, _, _ = critical_paths(head, price, ptr, child, n_classes, rank)
+    out = price.copy()
+    for i in range(n):
+        dearest = 0.0
+        for k in range(ptr[i], ptr[i + 1]):
+            dearest = max(dearest, below[child[k]])
+        out[i] += dearest
     settled = np.zeros(n_classes, dtype=np.bool_)
     keys = np.empty(n_classes, dtype=np.float64)
     items = np.empty(n_classes, dtype=np.int32)
     where = np.full(n_classes, -1, dtype=np.int32)
-    out = price.copy()
-    size = 0
-    for i in range(n):
-        missing[i] = ptr[i + 1] - ptr[i]
-        if missing[i] == 0 and price[i] < below[head[i]]:
-            below[head[i]] = price[i]
-            size = heap_push(keys, items, where, size, head[i], price[i])
-    while size:
-        size = heap_pop(keys, items, where, size)
-        c = items[size]
-        settled[c] = True
-        for k in range(reader_ptr[c], reader_ptr[c + 1]):
-            i = reader[k]
-            missing[i] -= 1
-            if missing[i] == 0:
-                out[i] += below[c]
-                if not settled[head[i]] and out[i] < below[head[i]]:
-                    below[head[i]] = out[i]
-                    size = heap_push(keys, items, where, size, head[i], out[i])
-    for i in range(n):
-        if missing[i]:
-            out[i] = np.inf
     class_ptr, class_node = members(head, n_classes)
     above = np.full(n_classes, np.inf)
-    settled[:] = False
     above[root] = 0.0
-    size = heap_push(keys, items, where, size, root, 0.0)
+    size = heap_push(keys, items, where, 0, root, 0.0)
     while size:
         size = heap_pop(keys, items, where, size)
         c = items[size]

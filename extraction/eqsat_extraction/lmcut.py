@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ._budget import Budget
-from ._graph import heap_pop, heap_push, invert
+from ._graph import critical_paths, heap_pop, heap_push
 from ._jit import jit
 from .egraph import Floats, Ints, Mask, Offsets
 from .problem import Problem
@@ -40,7 +40,10 @@ def landmark_bound(problem: Problem, budget: Budget, *, tie_seed: int = 0) -> La
     rank = np.arange(problem.n_classes, dtype=np.int32)
     if tie_seed:
         rank = np.random.default_rng(tie_seed).permutation(rank)
-    state = start(problem.head, problem.cost, problem.ptr, problem.child, problem.n_classes, rank)
+    value, waits_for, _, reader_ptr, reader = critical_paths(
+        problem.head, problem.cost, problem.ptr, problem.child, problem.n_classes, rank
+    )
+    state = (value, waits_for, reader_ptr, reader)
     bound = 0.0
     reduced = problem.cost.copy()
     pieces: list[Ints] = []
@@ -69,42 +72,6 @@ def landmark_bound(problem: Problem, budget: Budget, *, tie_seed: int = 0) -> La
         np.cumsum(np.concatenate(sizes)),
         np.concatenate([np.empty(0, dtype=np.int32), *pieces]),
     )
-
-
-@jit
-def start(
-    head: Ints, cost: Floats, ptr: Offsets, child: Ints, n_classes: int, rank: Ints
-) -> tuple[Floats, Ints, Offsets, Ints]:
-    """Critical-path values of e-classes, the child every e-node waits for (-1: none), and the readers."""
-    n = len(head)
-    reader_ptr, reader = invert(ptr, child, n_classes)
-    missing = np.empty(n, dtype=np.int64)
-    value = np.full(n_classes, np.inf)
-    settled = np.zeros(n_classes, dtype=np.bool_)
-    waits_for = np.full(n, -1, dtype=np.int32)
-    keys = np.empty(n_classes, dtype=np.float64)
-    items = np.empty(n_classes, dtype=np.int32)
-    where = np.full(n_classes, -1, dtype=np.int32)
-    size = 0
-    for i in range(n):
-        missing[i] = ptr[i + 1] - ptr[i]
-        if missing[i] == 0 and cost[i] < value[head[i]]:
-            value[head[i]] = cost[i]
-            size = heap_push(keys, items, where, size, head[i], cost[i])
-    while size:
-        size = heap_pop(keys, items, where, size)
-        c = items[size]
-        settled[c] = True
-        for k in range(reader_ptr[c], reader_ptr[c + 1]):
-            i = reader[k]
-            missing[i] -= 1
-            w = waits_for[i]
-            if w < 0 or value[c] > value[w] or (value[c] == value[w] and rank[c] > rank[w]):
-                waits_for[i] = c
-            if missing[i] == 0 and not settled[head[i]] and cost[i] + value[waits_for[i]] < value[head[i]]:
-                value[head[i]] = cost[i] + value[waits_for[i]]
-                size = heap_push(keys, items, where, size, head[i], value[head[i]])
-    return value, waits_for, reader_ptr, reader
 
 
 @jit
@@ -326,7 +293,9 @@ def _probe(
             longer[-1] = c
             for i in range(n):
                 prices[i] = np.inf if not allowed[i] or (head[i] == c and i != number) else price[i]
-            value, waits_for, reader_ptr, reader = start(head, prices, longer_ptr, longer, n_classes, rank)
+            value, waits_for, _, reader_ptr, reader = critical_paths(
+                head, prices, longer_ptr, longer, n_classes, rank
+            )
             raised = value[n_classes - 1]
             if raised <= threshold:
                 raised, _, spent, _, _ = raise_bound(
@@ -340,7 +309,9 @@ def _probe(
             c = np.int32(number - (n - 1))
             for i in range(n):
                 prices[i] = np.inf if not allowed[i] or head[i] == c else price[i]
-            value, waits_for, reader_ptr, reader = start(head, prices, ptr, child, n_classes, rank)
+            value, waits_for, _, reader_ptr, reader = critical_paths(
+                head, prices, ptr, child, n_classes, rank
+            )
             raised = value[n_classes - 1]
             if raised <= threshold:
                 raised, _, spent, _, _ = raise_bound(

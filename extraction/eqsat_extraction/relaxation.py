@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 
 from ._budget import Budget
-from ._graph import derivable, invert, members
+from ._graph import derivable, members
 from .egraph import Floats, Ints, Offsets
 from .problem import Problem, spans
 from .separation import separate
@@ -30,7 +30,6 @@ class Relaxation:
         self.scale = scale
         self.rows = 0
         self.budget_row: tuple[Floats, float] | None = None
-        self.reader_ptr, self.reader = invert(problem.ptr, problem.child, problem.n_classes)
         self.class_ptr, self.class_node = members(problem.head, problem.n_classes)
         self.keys: set[bytes] = set()
         self.x = np.zeros(problem.n_nodes)
@@ -145,7 +144,7 @@ class Relaxation:
     def separate(self, x: Floats, max_cuts: int = 200) -> tuple[Ints, Offsets, Ints]:
         """Cuts that a point violates: target e-classes, and offsets and e-nodes of the cuts."""
         p = self.problem
-        return separate(p.head, p.ptr, p.child, self.reader_ptr, self.reader, p.n_classes, x, max_cuts)
+        return separate(p.head, p.ptr, p.child, p.n_classes, x, max_cuts)
 
     def tighten(self, budget: Budget, max_cuts: int = 200) -> int:
         """Separate cuts at the current point and add them; returns how many were new."""

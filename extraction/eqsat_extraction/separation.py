@@ -15,46 +15,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._graph import heap_pop, heap_push, members
+from ._graph import critical_paths, members
 from ._jit import jit
 from .egraph import Floats, Ints, Offsets
 
 TOLERANCE = 1e-6
 """Violation below which a cut is not worth a row (HiGHS' own feasibility tolerance is 1e-7)."""
-
-
-@jit
-def settle_order(
-    head: Ints, weight: Floats, ptr: Offsets, child: Ints, reader_ptr: Offsets, reader: Ints, n_classes: int
-) -> Ints:
-    """The e-classes in the order of critical-path length under these weights (n,); underivable ones left out."""
-    n = len(head)
-    missing = np.empty(n, dtype=np.int64)
-    value = np.full(n_classes, np.inf)
-    settled = np.zeros(n_classes, dtype=np.bool_)
-    order = np.empty(n_classes, dtype=np.int32)
-    keys = np.empty(n_classes, dtype=np.float64)
-    items = np.empty(n_classes, dtype=np.int32)
-    where = np.full(n_classes, -1, dtype=np.int32)
-    size, done = 0, 0
-    for i in range(n):
-        missing[i] = ptr[i + 1] - ptr[i]
-        if missing[i] == 0 and weight[i] < value[head[i]]:
-            value[head[i]] = weight[i]
-            size = heap_push(keys, items, where, size, head[i], weight[i])
-    while size:
-        size = heap_pop(keys, items, where, size)
-        c = items[size]
-        settled[c] = True
-        order[done] = c
-        done += 1
-        for k in range(reader_ptr[c], reader_ptr[c + 1]):
-            i = reader[k]
-            missing[i] -= 1
-            if missing[i] == 0 and not settled[head[i]] and value[c] + weight[i] < value[head[i]]:
-                value[head[i]] = value[c] + weight[i]
-                size = heap_push(keys, items, where, size, head[i], value[head[i]])
-    return order[:done].copy()
 
 
 @jit
@@ -179,8 +145,6 @@ def separate(
     head: Ints,
     ptr: Offsets,
     child: Ints,
-    reader_ptr: Offsets,
-    reader: Ints,
     n_classes: int,
     x: Floats,
     max_cuts: int,
@@ -191,7 +155,8 @@ def separate(
     y = np.zeros(n_classes)
     for i in range(n):
         y[head[i]] += x[i]
-    order = settle_order(head, 1.001 - np.minimum(x, 1.0), ptr, child, reader_ptr, reader, n_classes)
+    rank = np.arange(n_classes).astype(np.int32)
+    _, _, order, _, _ = critical_paths(head, 1.001 - np.minimum(x, 1.0), ptr, child, n_classes, rank)
     supply = np.zeros(n_classes)
     for _ in range(8):
         changed = False
