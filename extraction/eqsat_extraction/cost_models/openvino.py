@@ -1,11 +1,12 @@
 """OpenVINO on a CPU: linear prices per kind of kernel, over a table fitted to kernels measured in whole models.
 
-    price = launch + operations / rate + traffic / bandwidth + elements * (the price of each fused step)
+    price = launch + operations / rate + activations / bandwidth + weights / bandwidth + elements * fused steps
 
-The three rates belong to the kind of kernel and its precision. They are sums, not the maximum of a roofline: on
-a CPU with few cores and INT8 dot products, loading and computing overlap badly, and a sum is what nonnegative
-least squares can fit. What fuses is what OpenVINO 2026.4 was seen to do (`FUSED`); steps after one that does not
-fuse are a pointwise pass of their own. The table says on which machine, with which command, and how well it fits.
+The rates belong to the kind of kernel and its precision, the price of a step (an activation, a join) to the step.
+They are sums, not the maximum of a roofline: loading and computing overlap badly on a core with INT8 dot products,
+and a sum is what bounded least squares can fit. What fuses is what OpenVINO 2026.4 was seen to do; steps after one
+that does not fuse are a pointwise pass of their own. Prices are of one core: more cores divide all but launches.
+The table has its provenance; `benchmarks/results/openvino_kernels.md` says how well it predicts.
 """
 
 from __future__ import annotations
