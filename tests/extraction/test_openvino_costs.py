@@ -150,6 +150,17 @@ def test_a_step_that_does_not_fuse_costs_a_pass_of_its_own() -> None:
     assert model.price(joined) == pytest.approx(model.price(kernel) + model.price(alone), rel=1e-6)
 
 
+def test_leaving_float_for_int8_costs_a_conversion() -> None:
+    model = openvino_int8()
+    kernel = convolution(3, 32, 112)
+    leaving = replace(kernel, output=replace(kernel.output, dtype="int8"))
+    assert model.price(leaving) > model.price(kernel)
+    clamp = Kernel("clamp", (kernel.output,), leaving.output)
+    assert model.price(clamp) > model.price(replace(clamp, output=kernel.output))
+    integer = convolution(3, 32, 112, dtype="int8")
+    assert model.price(integer) < model.price(leaving)
+
+
 def test_whole_attention_is_the_sum_of_its_parts() -> None:
     model = openvino_int8()
     x = spec(2, 196, 384)

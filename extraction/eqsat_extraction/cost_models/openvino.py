@@ -30,6 +30,7 @@ from eqsat_extraction.cost_models.roofline import (
 from eqsat_extraction.kernel import Epilogue, Kernel
 
 TABLE = "openvino_avx512_vnni.json"
+PRODUCTS = CONVOLUTIONS | {"linear", "matmul"}
 POOLS = frozenset({"max_pool2d", "avg_pool2d"})
 REDUCTIONS = frozenset({"mean", "sum", "amax", "adaptive_avg_pool2d"})
 NORMALIZATIONS = frozenset({"layer_norm", "channel_norm", "group_norm", "softmax"})
@@ -137,9 +138,21 @@ def launches(kernel: Kernel) -> tuple[Work, ...]:
         tuple(step.op for step in steps) if kernel.op not in JOINS else (kernel.op, *(s.op for s in steps)),
     )
     if not rest:
-        return (own,)
+        return (own, *_leaving(kernel))
     traffic = written + sum(s.operand.bytes for s in rest if s.operand is not None) + kernel.output.bytes
-    return own, Work("pointwise", "float32", 0.0, traffic, 0.0, output, tuple(step.op for step in rest))
+    return (
+        own,
+        *_leaving(kernel),
+        Work("pointwise", "float32", 0.0, traffic, 0.0, output, tuple(step.op for step in rest)),
+    )
+
+
+def _leaving(kernel: Kernel) -> tuple[Work, ...]:
+    """Float values that are read as INT8 next are converted, and reordered from float kernels' layout."""
+    if kernel.op in CONVERSIONS or precision_of(kernel) == "int8" or kernel.output.dtype != "int8":
+        return ()
+    output = kernel.output.numel
+    return (Work("quantize", "float32", 0.0, 5.0 * output, 0.0, output),)
 
 
 def fused_steps(kernel: Kernel) -> int:
@@ -161,7 +174,7 @@ def _fuses(kernel: Kernel, step: Epilogue, joined: int) -> bool:
     kind = kind_of(kernel)
     if kind in ("pointwise", "join", "other"):
         return True
-    if kernel.op in CONVOLUTIONS or kernel.op in ("linear", "matmul"):
+    if kernel.op in PRODUCTS:
         if not _joins(kernel, step):
             return True
         return (
@@ -206,7 +219,7 @@ def precision_of(kernel: Kernel) -> str:
 
 def operations(kernel: Kernel) -> float:
     """Operations of the anchor alone, channels padded to what the vector units process at once."""
-    if kernel.op in CONVOLUTIONS or kernel.op in ("linear", "matmul"):
+    if kernel.op in PRODUCTS:
         product = gemm(kernel)
         if product.count > 1 and product.channels == 1:
             return 2.0 * _pad(product.count, LANES) * product.m * product.n * product.k
