@@ -44,13 +44,15 @@ PRELUDE = f"""
 (function steps (Ep) i64 :no-merge) (function joins (Ep) i64 :no-merge)
 (function vector (i64) VI :no-merge)
 (function shape (T) VI :no-merge)
+(function dtype (T) String :merge old)
 (relation const (T)) (relation dynamic (T))
 (relation fired (i64 T))
 (relation row-Nil (i64)) (relation row-Snoc (i64 i64 i64))
-(relation row-shape (i64 i64)) (relation row-const (i64)) (relation row-dynamic (i64))
+(relation row-shape (i64 i64)) (relation row-dtype (i64 String)) (relation row-const (i64)) (relation row-dynamic (i64))
 (rule ((row-Nil i)) ((union (NodeList i) (Nil))) :ruleset load)
 (rule ((row-Snoc i l x)) ((union (NodeList i) (Snoc (NodeList l) (Node x)))) :ruleset load)
 (rule ((row-shape i v) (= s (vector v))) ((set (shape (Node i)) s)) :ruleset load)
+(rule ((row-dtype i d)) ((set (dtype (Node i)) d)) :ruleset load)
 (rule ((row-const i)) ((const (Node i))) :ruleset load)
 (rule ((row-dynamic i)) ((dynamic (Node i))) :ruleset load)
 """
@@ -278,6 +280,8 @@ def _tables(
         meta = lowered.metas[number]
         if meta is not None and (shapes or row.operator.shape is None):
             tables.setdefault("row-shape", []).append((number, column(encode(tuple(meta.shape)))))
+        if meta is not None:
+            tables.setdefault("row-dtype", []).append((number, str(meta.dtype).removeprefix("torch.")))
         if row.operator.name == "parameter":
             tables.setdefault("row-const", []).append((number,))
         if row.operator.name in ("input", "opaque"):

@@ -152,6 +152,13 @@ def shape(x: Any) -> Any:
     return encode(tuple(x.shape))
 
 
+def dtype(x: Any) -> Any:
+    """The dtype of one of the model's own tensors, by torch's name. A term that a rule made has none: no match."""
+    if isinstance(x, Pattern):
+        return Expr(f"(dtype {_plain(x)})", "String")
+    return str(x.meta.dtype if hasattr(x, "meta") else x.dtype).removeprefix("torch.")
+
+
 def constant(x: Any) -> Any:
     """Guard: `x` does not depend on the model's inputs."""
     return Guard(f"(const {_plain(x)})") if isinstance(x, Pattern) else True

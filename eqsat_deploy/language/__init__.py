@@ -29,6 +29,7 @@ from eqsat_deploy.language.normalization import (
     group_norm,
     layer_norm,
     reduce_,
+    rms_norm,
     softmax,
 )
 from eqsat_deploy.language.operator import BY_CONSTRUCTOR, IMPORTERS, OPERATORS, Operator, aten, operator
@@ -44,5 +45,5 @@ __all__ = [
     "embedding", "encode", "expand", "gather", "group_norm", "identity_matrix", "input_", "layer_norm", "linear",
     "masked_attention", "matmul", "max_pool2d", "maximum", "minimum", "mul", "numel", "opaque", "operator",
     "packed_attention", "pad", "parameter", "permute", "power", "reduce_", "relu", "replace", "reshape", "result",
-    "roll", "scalar", "self_attention", "slice_", "softmax", "sub", "unary", "vec", "zeros",
+    "rms_norm", "roll", "scalar", "self_attention", "slice_", "softmax", "sub", "unary", "vec", "zeros",
 ]  # fmt: skip

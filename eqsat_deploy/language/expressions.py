@@ -55,6 +55,9 @@ class Expr:
     def __truediv__(self, other: Any) -> Expr:
         return self._binary("/", other)
 
+    def __rtruediv__(self, other: Any) -> Expr:
+        return self._binary("/", other, swap=True)
+
     def __mod__(self, other: Any) -> Expr:
         return self._binary("%", other)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,8 @@ from eqsat_deploy.language.expressions import vec
 from eqsat_deploy.language.leaves import scalar, zeros_like
 from eqsat_deploy.language.movement import to_shape
 from eqsat_deploy.language.operator import Ints, Unsupported, aten, operator
-from eqsat_deploy.language.pointwise import add
-from eqsat_deploy.language.shapes import SLOTS, axis, slot
+from eqsat_deploy.language.pointwise import add, mul, sub, unary
+from eqsat_deploy.language.shapes import BATCH, SLOTS, axis, slot
 
 REDUCTIONS = {"amax": torch.amax, "amin": torch.amin, "mean": torch.mean, "sum": torch.sum}
 
@@ -93,6 +94,18 @@ def channel_norm(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
     return centered * torch.rsqrt(variance + eps) * w.reshape(per_channel) + b.reshape(per_channel)
 
 
+def _rms_norm_module(w: Tensor, eps: float) -> nn.Module:
+    module = nn.RMSNorm(tuple(w.shape), eps=eps, device="meta")
+    module.weight = nn.Parameter(w)
+    return module
+
+
+@operator(shape=lambda x, w, eps: x, flops=_per_element(5), module=_rms_norm_module, epilogue=True)
+def rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
+    """Division by the root mean square over the last axes, as many as `w` has (Zhang and Sennrich 2019)."""
+    return F.rms_norm(x, w.shape, w, eps)
+
+
 def _group_norm_module(w: Tensor, b: Tensor, groups: int, eps: float) -> nn.Module:
     module = nn.GroupNorm(groups, w.numel(), eps=eps, device="meta")
     module.weight, module.bias = nn.Parameter(w), nn.Parameter(b)
@@ -155,6 +168,12 @@ def _native_layer_norm(x: Any, shape: Sequence[int], w: Any, b: Any, eps: float)
     return (_layer_norm(x, shape, w, b, eps), None, None)
 
 
+@aten("rms_norm.default")
+def _rms_norm(x: Any, shape: Sequence[int], w: Any = None, eps: float | None = None) -> Any:
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    return rms_norm(x, ones_like(x, *shape) if w is None else w, eps)
+
+
 @aten("group_norm.default")
 def _group_norm(
     x: Any, groups: int, w: Any = None, b: Any = None, eps: float = 1e-5, cudnn: bool = True
@@ -191,3 +210,41 @@ aten("mean.dim")(_import_reduction("mean"))
 aten("sum.dim_IntList")(_import_reduction("sum"))
 aten("amax.default")(_import_reduction("amax"))
 aten("amin.default")(_import_reduction("amin"))
+
+
+@aten("max.dim")
+def _max(x: Any, dim: int, keepdim: bool = False) -> Any:
+    return (_import_reduction("amax")(x, dim, keepdim), None)
+
+
+@aten("min.dim")
+def _min(x: Any, dim: int, keepdim: bool = False) -> Any:
+    return (_import_reduction("amin")(x, dim, keepdim), None)
+
+
+def _variance(x: Any, dim: int | Sequence[int] | None, correction: float, keepdim: bool) -> tuple[Any, Any]:
+    """Variance and mean over axes: the mean of squared distances from the mean, corrected for the sample size."""
+    mean = _import_reduction("mean")
+    count = math.prod(x.shape[d] for d in ([dim] if isinstance(dim, int) else dim or range(len(x.shape))))
+    squares = unary("pow(2.0)", sub(x, mean(x, dim, True)))
+    variance = mean(squares, dim, keepdim)
+    if correction:
+        if count <= correction or count % BATCH == 0:
+            raise Unsupported("the variance of too few values")
+        variance = mul(variance, scalar(count / (count - correction)))
+    return variance, mean(x, dim, keepdim)
+
+
+@aten("var.correction")
+def _var(x: Any, dim: Any = None, *, correction: float | None = 1, keepdim: bool = False) -> Any:
+    return _variance(x, dim, 1 if correction is None else correction, keepdim)[0]
+
+
+@aten("var.dim")
+def _var_dim(x: Any, dim: Any, unbiased: bool = True, keepdim: bool = False) -> Any:
+    return _variance(x, dim, int(unbiased), keepdim)[0]
+
+
+@aten("var_mean.correction")
+def _var_mean(x: Any, dim: Any = None, *, correction: float | None = 1, keepdim: bool = False) -> Any:
+    return _variance(x, dim, 1 if correction is None else correction, keepdim)

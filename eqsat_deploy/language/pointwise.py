@@ -176,14 +176,24 @@ def _softplus(x: Any, beta: float = 1, threshold: float = 20) -> Any:
     return unary(f"softplus({float(beta)},{float(threshold)})", x)
 
 
-@aten("hardtanh.default", "clamp.default")
-def _clamp(x: Any, low: float | None = -1, high: float | None = 1) -> Any:
+@aten("hardtanh.default")
+def _hardtanh(x: Any, low: float = -1, high: float = 1) -> Any:
+    return _clamp(x, low, high)
+
+
+@aten("clamp.default")
+def _clamp(x: Any, low: float | None = None, high: float | None = None) -> Any:
     _floating(x)
     if low is None:
         return unary(f"clamp_max({float(high)})", x)  # type: ignore[arg-type]
     if high is None:
-        return unary(f"clamp_min({float(low)})", x)
+        return unary("relu", x) if low == 0 else unary(f"clamp_min({float(low)})", x)
     return unary(f"clamp({float(low)},{float(high)})", x)
+
+
+@aten("square.default")
+def _square(x: Any) -> Any:
+    return _pow(x, 2.0)
 
 
 @aten("pow.Tensor_Scalar")

@@ -12,6 +12,7 @@ FAMILIES = (
     "attention",
     "scaled_dot_product",
     "folding",
+    "recognition",
     "movement",
     "layout",
     "demand",

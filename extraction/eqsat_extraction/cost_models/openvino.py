@@ -33,7 +33,7 @@ TABLE = "openvino_avx512_vnni.json"
 PRODUCTS = CONVOLUTIONS | {"linear", "matmul"}
 POOLS = frozenset({"max_pool2d", "avg_pool2d"})
 REDUCTIONS = frozenset({"mean", "sum", "amax", "adaptive_avg_pool2d"})
-NORMALIZATIONS = frozenset({"layer_norm", "channel_norm", "group_norm", "softmax"})
+NORMALIZATIONS = frozenset({"layer_norm", "rms_norm", "channel_norm", "group_norm", "softmax"})
 MOVES = frozenset({"permute", "concat", "slice", "pad", "roll", "expand"})
 JOINS = frozenset({"add", "sub", "mul", "div", "maximum", "minimum", "pow"})
 # Vectors of 16 floats; INT8 dot products take 4 neighbours at once.
@@ -193,6 +193,8 @@ def kind_of(kernel: Kernel) -> str:
         if weight[1] <= STEM_CHANNELS:
             return "stem"
         return "pointwise_convolution" if prod(weight[2:]) == 1 else "convolution"
+    if kernel.op == "rms_norm":  # not in the table: the same passes over the data
+        return "layer_norm"
     if kernel.op in ("conv_transpose2d", "linear", "matmul", "attention", *NORMALIZATIONS):
         return kernel.op
     if kernel.op in JOINS and len(kernel.inputs) > 1 and all(s.dtype == "int8" for s in kernel.inputs):

@@ -27,7 +27,7 @@ DEFAULT_DEVICE = "A100"
 
 CONVOLUTIONS = frozenset({"conv2d", "conv_transpose2d"})
 WEIGHTED = CONVOLUTIONS | {"linear", "matmul"}
-NORMALIZATIONS = frozenset({"layer_norm", "group_norm", "softmax"})
+NORMALIZATIONS = frozenset({"layer_norm", "rms_norm", "group_norm", "softmax"})
 REDUCTIONS = NORMALIZATIONS | {"mean", "sum", "avg_pool2d", "adaptive_avg_pool2d", "max_pool2d"}
 # Permutes read or write with a stride; these copy, too, but in long runs.
 STRIDED = frozenset({"permute"})
