@@ -221,7 +221,7 @@ class _Freezer:
             pending = left
 
     def _dtype_of(self, node: ENode) -> torch.dtype | None:
-        if node.kind == "cast":
+        if node.kind in ("cast", "mask_bias"):
             return getattr(torch, node.attributes[0])  # type: ignore[no-any-return]
         if node.kind == "scalar":
             return torch.float64

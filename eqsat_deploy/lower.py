@@ -262,7 +262,8 @@ class _Lowering(Rows):
         if constant:
             return self._evaluate(node, target, held, operands)
         call = Call(target, held[0], held[1], reason, node.name)
-        if "left whole" in reason or (reason == UNKNOWN and "pool" in _packet(target)):
+        unknown = reason == UNKNOWN and any(word in _packet(target) for word in ("pool", "attention"))
+        if "left whole" in reason or unknown:
             self.lowered.warnings.append(f"{node.name} ({_packet(target)}): {reason}")
         same = [i for i, c in enumerate(self.lowered.calls)
                 if (c.target, repr((c.args, c.kwargs))) == (target, repr(held)) and pure]  # fmt: skip

@@ -182,8 +182,8 @@ def _movedim(x: Any, source: int | Sequence[int], destination: int | Sequence[in
     return to_order(x, [placed[i] if i in placed else next(remaining) for i in range(rank)])
 
 
-@aten("expand.default")
-def _expand(x: Any, size: Sequence[int], implicit: bool = False) -> Any:
+def expand_to(x: Any, size: Sequence[int]) -> Any:
+    """`x` expanded to a torch shape, -1 for an axis that stays; `x` itself when nothing changes."""
     rank = len(size)
     aligned = (1,) * (rank - len(x.shape)) + tuple(x.shape)
     target = tuple(a if s == -1 else int(s) for s, a in zip(size, aligned, strict=True))
@@ -194,9 +194,14 @@ def _expand(x: Any, size: Sequence[int], implicit: bool = False) -> Any:
     return expand(x, encode(target))
 
 
+@aten("expand.default")
+def _expand(x: Any, size: Sequence[int], implicit: bool = False) -> Any:
+    return expand_to(x, size)
+
+
 @aten("expand_as.default")
 def _expand_as(x: Any, other: Any) -> Any:
-    return _expand(x, other.shape)
+    return expand_to(x, other.shape)
 
 
 def cut(x: Any, dim: int, start: int, stop: int, step: int = 1) -> Any:

@@ -114,6 +114,7 @@ CASES = {
     "pad": (ROW, (0, 0, 0, 0, 0, 1, 0), (0, 0, 0, 0, 0, 2, 3), 0.0),
     "roll": (ROW, 5, 2),
     "attention": (ROW, torch.empty((4, 3, 6), device="meta"), torch.empty((4, 3, 2), device="meta"), 0.5),
+    "mask_bias": (torch.empty((4, 5), dtype=torch.bool, device="meta"), "float16"),
     "packed_attention": (torch.empty((2, 5, 24), device="meta"), 2),
     "zeros": (encode((2, 3)), "float16"),
     "scalar": (2.0,),

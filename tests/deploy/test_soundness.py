@@ -62,7 +62,9 @@ MODELS = {
     "tied": (Tied, lambda: torch.randint(0, 11, (2, 7))),
     "several": (Several, lambda: {"a": image(2, 4), "b": image(2, 3)}),
     "opaque": (Opaque, lambda: image(2, 6)),
-    "whole attention": (lambda: Attends("mask"), lambda: image(2, 5, 8)),
+    "whole attention": (lambda: Attends("unknown"), lambda: image(4, 5, 8)),
+    "masked attention": (lambda: Attends("mask"), lambda: image(2, 5, 8)),
+    "attention with weights": (lambda: Attends("weights"), lambda: image(2, 5, 8)),
 }
 
 

@@ -144,6 +144,11 @@ class Attends(nn.Module):
                 return self.attention(x, x, x, need_weights=True)
             case "widths":
                 return self.attention(x, x[..., :4], x[..., 2:5], need_weights=False)[0]
+            case "unknown":
+                kept = x.index_select(0, torch.nonzero(x[:, 0, 0] > 0)[:, 0])
+                return self.attention(kept, kept, kept, need_weights=False)[0]
+            case "unread":
+                return self.attention(x, x, x)[0]
         raise ValueError(self.call)
 
 
