@@ -29,6 +29,7 @@ PRELUDE = f"""
 {" ".join(f"(ruleset {p})" for p in PHASES)}
 (sort VI (Vec i64))
 (sort FII (UnstableFn (i64) i64))
+(sort Names (Set String))
 (sort T) (sort L) (sort A) (sort Ep) (sort Q)
 (constructor Nil () L) (constructor Snoc (L T) L) (constructor NodeList (i64) L)
 (constructor Node (i64) T)

@@ -169,6 +169,13 @@ def runtime(x: Any) -> Any:
     return Guard(f"(dynamic {_plain(x)})") if isinstance(x, Pattern) else True
 
 
+def one_of(value: Any, *names: str) -> Any:
+    """Guard: a string attribute is one of these."""
+    if isinstance(value, Expr):
+        return Guard(f"(set-contains (set-of {' '.join(map(literal, names))}) {value.text})")
+    return value in names
+
+
 def _plain(term: Any) -> str:
     if not isinstance(term, Pattern):
         return literal(term)

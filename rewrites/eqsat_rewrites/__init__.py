@@ -14,6 +14,7 @@ FAMILIES = (
     "folding",
     "recognition",
     "movement",
+    "padding",
     "layout",
     "demand",
     "merging",
