@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+SHOWN = 30
+"""Of how many known names all are listed beside the near misses of an unknown one."""
+
 
 class EqsatError(Exception):
     """Base of all errors of eqsat-deploy."""
@@ -24,8 +27,11 @@ class UnknownNameError(EqsatError):
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
         near = get_close_matches(name, names, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-        super().__init__(f"unknown {kind} {name!r}: {hint}known: {', '.join(names) or 'none'}")
+        said = [f"did you mean {' or '.join(map(repr, near))}?"] if near else []
+        if len(names) <= SHOWN or not near:
+            more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            said.append(f"known: {', '.join(names[:SHOWN]) or 'none'}{more}")
+        super().__init__(f"unknown {kind} {name!r}: {' '.join(said)}")
 
 
 class RuleError(EqsatError):

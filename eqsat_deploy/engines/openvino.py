@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -255,7 +256,9 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
     table: Any = default_decompositions()
     for operator in ops_to_not_decompose():
         table.pop(operator, None)
-    decomposed: ExportedProgram = program.run_decompositions(table)
+    with warnings.catch_warnings():  # torch copies pytree leaves in a way that it deprecates itself
+        warnings.simplefilter("ignore", FutureWarning)
+        decomposed: ExportedProgram = program.run_decompositions(table)
     return decomposed
 
 
