@@ -110,11 +110,23 @@ def lower(captured: Captured) -> Lowered:
     """
     lowering = _Lowering(captured)
     with torch.no_grad(), interpreted_by(lowering):
-        for node in captured.graph.nodes:
+        for node in _alive(captured.graph):
             lowering.visit(node)
     for message in lowering.lowered.warnings:
         warnings.warn(message, stacklevel=2)
     return lowering.lowered
+
+
+def _alive(graph: fx.Graph) -> list[fx.Node]:
+    """Nodes that a result depends on, in order: inputs, mutations, and what is read."""
+    alive: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        kept = node.op != "call_function" or getattr(
+            getattr(node.target, "_schema", None), "is_mutable", False
+        )
+        if kept or any(user in alive for user in node.users):
+            alive.add(node)
+    return [node for node in graph.nodes if node in alive]
 
 
 class Rows:

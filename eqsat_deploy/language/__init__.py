@@ -1,5 +1,6 @@
 """The tensor language: each operator declared once, with its meaning, shape rule, import and features."""
 
+from eqsat_deploy.language import composed as composed
 from eqsat_deploy.language.attention import (
     attention,
     causal_attention,
@@ -35,6 +36,7 @@ from eqsat_deploy.language.normalization import (
 from eqsat_deploy.language.operator import BY_CONSTRUCTOR, IMPORTERS, OPERATORS, Operator, aten, operator
 from eqsat_deploy.language.pointwise import add, binary, cast, div, mul, relu, sub, unary
 from eqsat_deploy.language.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from eqsat_deploy.language.resampling import resize, unfold
 from eqsat_deploy.language.shapes import BATCH, SLOTS, batch_size, decode, encode
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "dims", "div",
     "embedding", "encode", "expand", "gather", "group_norm", "identity_matrix", "input_", "layer_norm", "linear",
     "masked_attention", "matmul", "max_pool2d", "maximum", "minimum", "mul", "numel", "opaque", "operator",
-    "packed_attention", "pad", "parameter", "permute", "power", "reduce_", "relu", "replace", "reshape", "result",
-    "rms_norm", "roll", "scalar", "self_attention", "slice_", "softmax", "sub", "unary", "vec", "zeros",
+    "packed_attention", "pad", "parameter", "permute", "power", "reduce_", "relu", "replace", "reshape", "resize",
+    "result", "rms_norm", "roll", "scalar", "self_attention", "slice_", "softmax", "sub", "unary", "unfold", "vec",
+    "zeros",
 ]  # fmt: skip

@@ -164,7 +164,12 @@ def _transpose(x: Any, a: int, b: int) -> Any:
     return to_order(x, dims)
 
 
-@aten("t.default", "numpy_T.default", "mT.default", "adjoint.default")
+@aten("mT.default")
+def _matrix_t(x: Any) -> Any:
+    return _transpose(x, -2, -1)
+
+
+@aten("t.default", "numpy_T.default", "adjoint.default")
 def _t(x: Any) -> Any:
     if len(x.shape) != 2:
         raise Unsupported("transposition of a tensor that is no matrix")

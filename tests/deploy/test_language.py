@@ -98,6 +98,8 @@ CASES = {
     "max_pool2d": (X, (3, 2), (2, 3), (1, 1), (1, 1), 1),
     "avg_pool2d": (X, (3, 2), (2, 2), (1, 0), 1, 0),
     "adaptive_avg_pool2d": (X, (3, 1)),
+    "resize": (X, "bilinear", (4, 17), 0),
+    "unfold": (X, (3, 2), (2, 3), (1, 1), (2, 1)),
     "batch_norm": (X, *[torch.empty(6, device="meta")] * 4, 1e-5),
     "layer_norm": (ROW, *[torch.empty(6, device="meta")] * 2, 1e-5),
     "group_norm": (X, *[torch.empty(6, device="meta")] * 2, 3, 1e-5),

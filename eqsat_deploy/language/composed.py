@@ -1,0 +1,357 @@
+"""ATen calls that are several operators of the language: einsum, norms, variances, one-dimensional operators."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from eqsat_deploy.language.leaves import scalar, zeros_like
+from eqsat_deploy.language.linear import conv2d, matmul
+from eqsat_deploy.language.movement import concat, expand, to_order, to_shape
+from eqsat_deploy.language.normalization import group_norm, ones_like, reduce_
+from eqsat_deploy.language.operator import IMPORTERS, Unsupported, aten
+from eqsat_deploy.language.pointwise import add, mul, sub, unary
+from eqsat_deploy.language.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from eqsat_deploy.language.shapes import MAX_RANK, SLOTS, encode, slot
+
+
+def _floating(x: Any) -> None:
+    if not x.dtype.is_floating_point:
+        raise Unsupported(f"arithmetic on {x.dtype}")
+
+
+# -- einsum ------------------------------------------------------------------------------------------------------
+
+
+@aten("einsum.default")
+def _einsum(equation: str, tensors: Sequence[Any], path: Any = None) -> Any:
+    """One or two operands: axes of one of them are summed first, and what is left is one matrix product."""
+    inputs, _, output = equation.replace(" ", "").partition("->")
+    labels = inputs.split(",")
+    if (
+        "." in equation
+        or "->" not in equation
+        or len(tensors) > 2
+        or any(len(set(s)) < len(s) for s in labels)
+    ):
+        raise Unsupported(f"einsum {equation!r}")
+    reduced = []
+    for i, (x, own) in enumerate(zip(tensors, labels, strict=True)):
+        _floating(x)
+        kept = set(output).union(*(labels[:i] + labels[i + 1 :]))
+        reduced.append(_sum_out(x, own, [label for label in own if label not in kept]))
+    if len(reduced) == 1:
+        ((x, own),) = reduced
+        return to_order(x, [own.index(label) for label in output])
+    left, right = reduced
+    return _product(left, right, output)
+
+
+def _sum_out(x: Any, labels: str, gone: list[str]) -> tuple[Any, str]:
+    if not gone:
+        return x, labels
+    kept = "".join(label for label in labels if label not in gone)
+    summed = _reduced("sum", x, [labels.index(label) for label in gone], keepdim=False)
+    return summed, kept
+
+
+def _product(left: tuple[Any, str], right: tuple[Any, str], output: str) -> Any:
+    (a, a_labels), (b, b_labels) = left, right
+    sizes = dict(zip(a_labels, a.shape, strict=True)) | dict(zip(b_labels, b.shape, strict=True))
+    both = [label for label in a_labels if label in b_labels and label in output]
+    summed = [label for label in a_labels if label in b_labels and label not in output]
+    rows = [label for label in a_labels if label not in b_labels]
+    columns = [label for label in b_labels if label not in a_labels]
+
+    def joined(labels: Sequence[str]) -> int:
+        return math.prod(sizes[label] for label in labels)
+
+    def operand(x: Any, own: str, first: list[str], second: list[str]) -> Any:
+        ordered = to_order(x, [own.index(label) for label in (*both, *first, *second)])
+        return to_shape(ordered, [*(sizes[label] for label in both), joined(first), joined(second)])
+
+    product = matmul(operand(a, a_labels, rows, summed), operand(b, b_labels, summed, columns))
+    found = [*both, *rows, *columns]
+    split = to_shape(product, [sizes[label] for label in found])
+    return to_order(split, [found.index(label) for label in output])
+
+
+@aten("baddbmm.default")
+def _baddbmm(x: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    _floating(x)
+    product = matmul(a, b) if alpha == 1 else mul(matmul(a, b), scalar(float(alpha)))
+    if beta == 0:
+        return product
+    return add(product, x if beta == 1 else mul(x, scalar(float(beta))))
+
+
+# -- reductions --------------------------------------------------------------------------------------------------
+
+
+def _reduced(kind: str, x: Any, dims: int | Sequence[int] | None, keepdim: bool) -> Any:
+    _floating(x)
+    rank = len(x.shape)
+    listed = [dims] if isinstance(dims, int) else list(dims or range(rank))
+    marked = {slot(d, rank) for d in listed}
+    reduced = reduce_(kind, x, tuple(int(i in marked) for i in range(SLOTS)))
+    if keepdim:
+        return reduced
+    return to_shape(reduced, [s for i, s in enumerate(x.shape) if slot(i, rank) not in marked])
+
+
+def _count(x: Any, dims: int | Sequence[int] | None) -> int:
+    rank = len(x.shape)
+    listed = [dims] if isinstance(dims, int) else list(dims or range(rank))
+    return math.prod(x.shape[d] for d in listed)
+
+
+@aten("linalg_vector_norm.default", "norm.ScalarOpt_dim")
+def _vector_norm(
+    x: Any, order: float | None = 2, dim: Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None
+) -> Any:  # fmt: skip
+    if dtype not in (None, x.dtype):
+        raise Unsupported(f"a norm of {x.dtype} into {dtype}")
+    match order:
+        case None | 2:
+            return unary("sqrt", _reduced("sum", mul(x, x), dim, keepdim))
+        case 1:
+            return _reduced("sum", unary("abs", x), dim, keepdim)
+        case math.inf:
+            return _reduced("amax", unary("abs", x), dim, keepdim)
+    raise Unsupported(f"a norm of order {order}")
+
+
+def _variance(x: Any, dim: Any, correction: float | None, keepdim: bool) -> tuple[Any, Any]:
+    """Variance and mean; the mean of squares of what is centered, as torch computes it."""
+    count, less = _count(x, dim), 1.0 if correction is None else float(correction)
+    centered = sub(x, _reduced("mean", x, dim, keepdim=True))
+    variance = _reduced("mean", mul(centered, centered), dim, keepdim)
+    if less:
+        variance = mul(variance, scalar(count / (count - less)))
+    return variance, _reduced("mean", x, dim, keepdim)
+
+
+def _import_variance(root: bool, with_mean: bool) -> Callable[..., Any]:
+    def import_variance(
+        x: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: Any = None
+    ) -> Any:  # fmt: skip
+        variance, mean = _variance(x, dim, correction if unbiased else 0, keepdim)
+        variance = unary("sqrt", variance) if root else variance
+        return (variance, mean) if with_mean else variance
+
+    return import_variance
+
+
+def _import_corrected(root: bool, with_mean: bool) -> Callable[..., Any]:
+    def import_corrected(x: Any, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
+        return _import_variance(root, with_mean)(x, dim, True, keepdim, correction=correction)
+
+    return import_corrected
+
+
+for _name, _root, _with_mean in (("var", False, False), ("std", True, False), ("var_mean", False, True),
+                                 ("std_mean", True, True)):  # fmt: skip
+    aten(f"{_name}.dim")(_import_variance(_root, _with_mean))
+    aten(f"{_name}.correction")(_import_corrected(_root, _with_mean))
+
+
+@aten("max.dim")
+def _max(x: Any, dim: int, keepdim: bool = False) -> Any:
+    return _reduced("amax", x, dim, keepdim), None
+
+
+@aten("min.dim")
+def _min(x: Any, dim: int, keepdim: bool = False) -> Any:
+    return _reduced("amin", x, dim, keepdim), None
+
+
+# -- normalization -----------------------------------------------------------------------------------------------
+
+
+@aten("instance_norm.default")
+def _instance_norm(
+    x: Any, w: Any, b: Any, mean: Any, variance: Any, use_input_stats: bool, momentum: float, eps: float, cudnn: bool
+) -> Any:  # fmt: skip
+    if not use_input_stats:
+        return IMPORTERS["batch_norm.default"](x, w, b, mean, variance, False, momentum, eps, cudnn)
+    channels = x.shape[1]
+    w = ones_like(x, channels) if w is None else w
+    return group_norm(x, w, zeros_like(x, channels) if b is None else b, channels, eps)
+
+
+# -- one-dimensional operators: images of height one -------------------------------------------------------------
+
+
+def _as_image(x: Any) -> Any:
+    if len(x.shape) != 3:
+        raise Unsupported("a sequence without batch dimension")
+    return to_shape(x, [*x.shape[:2], 1, x.shape[2]])
+
+
+def _as_sequence(x: Any) -> Any:
+    return to_shape(x, [*x.shape[:2], x.shape[3]])
+
+
+def _single(value: Any) -> int:
+    return value if isinstance(value, int) else int(value[0])
+
+
+@aten("conv1d.default", "conv1d.padding")
+def _conv1d(
+    x: Any, w: Any, b: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Any:
+    dilation = _single(dilation)
+    if isinstance(padding, str):
+        total = 0 if padding == "valid" else dilation * (w.shape[2] - 1)
+        if total % 2:
+            raise Unsupported("asymmetric 'same' padding")
+        padding = total // 2
+    bias = zeros_like(w, w.shape[0]) if b is None else b
+    image = conv2d(
+        _as_image(x), _as_image(w), bias, (1, _single(stride)), (0, _single(padding)), (1, dilation), groups
+    )
+    return _as_sequence(image)
+
+
+@aten("avg_pool1d.default")
+def _avg_pool1d(
+    x: Any, kernel: Any, stride: Any = (), padding: Any = 0, ceil: bool = False, include_pad: bool = True
+) -> Any:
+    kernel, stride, padding = _single(kernel), _single(stride or kernel), _single(padding)
+    return _as_sequence(
+        avg_pool2d(_as_image(x), (1, kernel), (1, stride), (0, padding), int(ceil), int(include_pad))
+    )
+
+
+@aten("max_pool1d.default")
+def _max_pool1d(
+    x: Any, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil: bool = False
+) -> Any:
+    kernel, stride, padding = _single(kernel), _single(stride or kernel), _single(padding)
+    return _as_sequence(
+        max_pool2d(_as_image(x), (1, kernel), (1, stride), (0, padding), (1, _single(dilation)), int(ceil))
+    )
+
+
+@aten("adaptive_avg_pool1d.default")
+def _adaptive_avg_pool1d(x: Any, size: Any) -> Any:
+    return _as_sequence(adaptive_avg_pool2d(_as_image(x), (1, _single(size))))
+
+
+@aten("adaptive_max_pool2d.default")
+def _adaptive_max_pool2d(x: Any, size: Any) -> Any:
+    """Only where its windows are those of a plain pool: sizes that divide the input's."""
+    size = (size, size) if isinstance(size, int) else tuple(size) * (3 - len(size))
+    if len(x.shape) != 4 or any(d % s for d, s in zip(x.shape[2:], size, strict=True)):
+        raise Unsupported("an adaptive maximum over windows of several sizes")
+    kernel = tuple(d // s for d, s in zip(x.shape[2:], size, strict=True))
+    if size == (1, 1):
+        return _reduced("amax", x, (2, 3), keepdim=True), None
+    return max_pool2d(x, kernel, kernel, (0, 0), (1, 1), 0), None
+
+
+@aten("max_pool2d_with_indices.default")
+def _max_pool2d_with_indices(x: Any, *args: Any, **kwargs: Any) -> Any:
+    return IMPORTERS["max_pool2d.default"](x, *args, **kwargs), None
+
+
+# -- movement ----------------------------------------------------------------------------------------------------
+
+
+@aten("pixel_shuffle.default")
+def _pixel_shuffle(x: Any, factor: int) -> Any:
+    if len(x.shape) != 4:
+        raise Unsupported("a pixel shuffle without batch dimension")
+    n, c, h, w = x.shape
+    parts = to_shape(x, [n, c // factor**2, factor, factor, h, w])
+    return to_shape(to_order(parts, (0, 1, 4, 2, 5, 3)), [n, c // factor**2, h * factor, w * factor])
+
+
+@aten("pixel_unshuffle.default")
+def _pixel_unshuffle(x: Any, factor: int) -> Any:
+    if len(x.shape) != 4:
+        raise Unsupported("a pixel unshuffle without batch dimension")
+    n, c, h, w = x.shape
+    parts = to_shape(x, [n, c, h // factor, factor, w // factor, factor])
+    return to_shape(to_order(parts, (0, 1, 3, 5, 2, 4)), [n, c * factor**2, h // factor, w // factor])
+
+
+@aten("channel_shuffle.default", "native_channel_shuffle.default")
+def _channel_shuffle(x: Any, groups: int) -> Any:
+    n, c, *rest = x.shape
+    parts = to_shape(x, [n, groups, c // groups, *rest])
+    return to_shape(to_order(parts, (0, 2, 1, *range(3, len(rest) + 3))), x.shape)
+
+
+@aten("repeat.default", "tile.default")
+def _repeat(x: Any, repeats: Sequence[int]) -> Any:
+    rank = max(len(repeats), len(x.shape))
+    repeats = [1] * (rank - len(repeats)) + [int(r) for r in repeats]
+    x = to_shape(x, [1] * (rank - len(x.shape)) + list(x.shape))
+    ones = [1 if d == 1 else r for d, r in zip(x.shape, repeats, strict=True)]
+    target = tuple(r if d == 1 else d for d, r in zip(x.shape, repeats, strict=True))
+    x = x if target == tuple(x.shape) else expand(x, encode(target))
+    for dim, times in enumerate(ones):
+        if times == 1:
+            continue
+        part = x
+        for _ in range(_at_most(times) - 1):
+            x = concat(slot(dim, rank), x, part)
+    return x
+
+
+def _at_most(times: int) -> int:
+    """Repetitions as a chain of concatenations: few, or the graph grows."""
+    if times > MAX_REPEATS:
+        raise Unsupported(f"{times} repetitions of an axis that is longer than one")
+    return times
+
+
+MAX_REPEATS = 16
+
+
+@aten("repeat_interleave.self_int")
+def _repeat_interleave(
+    x: Any, repeats: int, dim: int | None = None, *, output_size: int | None = None
+) -> Any:
+    rank = len(x.shape)
+    if dim is None or rank == MAX_RANK:
+        raise Unsupported("an interleaved repetition of the flattened tensor")
+    dim %= rank
+    apart = to_shape(x, [*x.shape[: dim + 1], 1, *x.shape[dim + 1 :]])
+    repeated = expand(apart, encode((*x.shape[: dim + 1], repeats, *x.shape[dim + 1 :])))
+    return to_shape(repeated, [*x.shape[:dim], x.shape[dim] * repeats, *x.shape[dim + 1 :]])
+
+
+# -- pointwise ---------------------------------------------------------------------------------------------------
+
+
+@aten("clamp_min.default")
+def _clamp_min(x: Any, low: float) -> Any:
+    return IMPORTERS["clamp.default"](x, low, None)
+
+
+@aten("clamp_max.default")
+def _clamp_max(x: Any, high: float) -> Any:
+    return IMPORTERS["clamp.default"](x, None, high)
+
+
+@aten("square.default")
+def _square(x: Any) -> Any:
+    _floating(x)
+    return mul(x, x)
+
+
+@aten("glu.default")
+def _glu(x: Any, dim: int = -1) -> Any:
+    _floating(x)
+    value, gate = IMPORTERS["chunk.default"](x, 2, dim)
+    return mul(value, unary("sigmoid", gate))
+
+
+@aten("addcmul.default")
+def _addcmul(x: Any, a: Any, b: Any, *, value: float = 1) -> Any:
+    _floating(x)
+    product = mul(a, b)
+    return add(x, product if value == 1 else mul(product, scalar(float(value))))

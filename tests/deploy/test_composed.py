@@ -1,0 +1,116 @@
+"""ATen calls that several operators stand for, and resampling: nothing stays opaque, and values are torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eqsat_deploy.verify import relative_error
+from tests.support.models import image
+from tests.support.stages import assert_same, kinds, lowered, optimized, outputs
+
+
+class Calls(nn.Module):
+    """One function of an input (batch, 4, 6, 8) and of a matrix (4, 3)."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+        self.matrix = nn.Parameter(image(4, 3, seed=1))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x * 1.5, self.matrix)
+
+
+CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "nearest, by factor": lambda x, m: F.interpolate(x, scale_factor=2),
+    "nearest-exact": lambda x, m: F.interpolate(x, (5, 3), mode="nearest-exact"),
+    "bilinear": lambda x, m: F.interpolate(x, (9, 5), mode="bilinear"),
+    "bilinear, corners aligned": lambda x, m: F.interpolate(x, (9, 5), mode="bilinear", align_corners=True),
+    "bilinear, by a rounded factor": lambda x, m: F.interpolate(
+        x, scale_factor=1.3, mode="bilinear", align_corners=True
+    ),
+    "bicubic": lambda x, m: F.interpolate(x, (9, 5), mode="bicubic"),
+    "unfold": lambda x, m: F.unfold(x, (3, 2), dilation=(1, 2), padding=(1, 0), stride=(2, 1)),
+    "einsum with a parameter": lambda x, m: torch.einsum("nchw,cd->nhdw", x, m),
+    "einsum of activations": lambda x, m: torch.einsum("n c h w, n c h v -> n w v h", x, x + 1),
+    "einsum that sums": lambda x, m: torch.einsum("nchw,cd->dn", x, m),
+    "einsum of one": lambda x, m: torch.einsum("nchw->nwc", x),
+    "baddbmm": lambda x, m: torch.baddbmm(x[:, 0, :, :3], x[:, 1], x[:, 2].mT[:, :, :3], beta=0.5, alpha=2),
+    "euclidean norm": lambda x, m: F.normalize(x, dim=(1, 3)),
+    "sum norm": lambda x, m: torch.linalg.vector_norm(x, 1, dim=1),
+    "maximum norm": lambda x, m: torch.linalg.vector_norm(x, float("inf"), dim=1, keepdim=True),
+    "variance": lambda x, m: x.var((2, 3)),
+    "deviation": lambda x, m: x.std(1, correction=0, keepdim=True),
+    "variance and mean": lambda x, m: torch.var_mean(x, 1),
+    "instance norm": lambda x, m: F.instance_norm(x, weight=m[:, 0], bias=m[:, 1]),
+    "conv1d": lambda x, m: F.conv1d(x.flatten(2), m.reshape(4, 1, 3), m[:, 0], 2, "valid", 2, groups=4),
+    "conv1d, same": lambda x, m: F.conv1d(x.flatten(2), m.reshape(4, 1, 3), padding="same", groups=4),
+    "pools of sequences": lambda x, m: (F.avg_pool1d(x[:, :, 0], 2), F.max_pool1d(x[:, :, 0], 3, 1, 1)),
+    "adaptive pool of a sequence": lambda x, m: F.adaptive_avg_pool1d(x[:, :, 0], 3),
+    "adaptive maximum": lambda x, m: (F.adaptive_max_pool2d(x, 1), F.adaptive_max_pool2d(x, (3, 2))),
+    "maximum without its place": lambda x, m: (x.max(2).values, x.min(1, keepdim=True)[0]),
+    "pixel shuffle": lambda x, m: F.pixel_shuffle(x, 2),
+    "pixel unshuffle": lambda x, m: F.pixel_unshuffle(x, 2),
+    "channel shuffle": lambda x, m: F.channel_shuffle(x, 2),
+    "repeat": lambda x, m: (x.repeat(1, 1, 3, 1), m.repeat(x.shape[0], 1, 1), x[:, :, :1].repeat(1, 1, 5, 1)),
+    "interleaved repeat": lambda x, m: x.repeat_interleave(3, 2),
+    "bounds": lambda x, m: (x.clamp_min(0.1), x.clamp_max(0.2), x.clamp(max=0.3)),
+    "square": lambda x, m: x.square(),
+    "gated linear unit": lambda x, m: F.glu(x, 1),
+    "addcmul": lambda x, m: torch.addcmul(x, x + 1, x - 1, value=0.5),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def both() -> tuple[nn.Module, nn.Module]:
+    """A model of all calls, which returns their results by name, and what it is optimized to."""
+    model = Calls(lambda x, m: {name: call(x, m) for name, call in CALLS.items()}).eval()
+    return model, optimized(model, image(2, 4, 6, 8))
+
+
+def test_composed_calls_are_made_of_operators(both):
+    assert not both[1].report.opaque
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_composed_call_computes_what_torch_computes(both, name):
+    x = image(3, 4, 6, 8, seed=2)
+    expected, actual = (outputs(lambda x, module=module: module(x)[name], x) for module in both)
+    assert len(expected) == len(actual)
+    assert relative_error(expected, actual) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x, m: F.interpolate(x, scale_factor=1.3, mode="bilinear"), "factor"),
+        (lambda x, m: F.interpolate(x.flatten(2), scale_factor=2.0, mode="linear"), "no such operator"),
+        (lambda x, m: torch.einsum("nchw,nchw,cd->nd", x, x, m), "einsum"),
+        (lambda x, m: torch.einsum("nchh->nch", x[..., :6]), "einsum"),
+        (lambda x, m: torch.linalg.vector_norm(x, 3, dim=1), "order 3"),
+        (lambda x, m: x.max(1).indices + 0, "result 1"),
+        (lambda x, m: F.adaptive_max_pool2d(x, (4, 5)), "several sizes"),
+        (lambda x, m: x.repeat(1, 99, 1, 1), "99 repetitions"),
+        (lambda x, m: x.repeat_interleave(2), "flattened"),
+    ],
+)
+def test_what_is_not_modelled_is_opaque_and_computes_the_same(function, reason):
+    model, x = Calls(function).eval(), image(2, 4, 6, 8)
+    assert any(reason in call.reason for call in lowered(model, x).calls)
+    assert_same(model, optimized(model, x), image(3, 4, 6, 8, seed=2))
+
+
+def test_what_no_result_depends_on_is_not_computed():
+    def function(x: Tensor, m: Tensor) -> Tensor:
+        torch.cumsum(x, 1)
+        return x + 1
+
+    low = lowered(Calls(function), image(2, 4, 6, 8))
+    assert not low.calls
+    assert kinds(low).count("binary") == 2
