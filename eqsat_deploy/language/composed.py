@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from eqsat_deploy.language.leaves import scalar, zeros_like
@@ -11,7 +11,7 @@ from eqsat_deploy.language.linear import conv2d, matmul
 from eqsat_deploy.language.movement import concat, expand, to_order, to_shape
 from eqsat_deploy.language.normalization import group_norm, ones_like, reduce_
 from eqsat_deploy.language.operator import IMPORTERS, Unsupported, aten
-from eqsat_deploy.language.pointwise import add, mul, sub, unary
+from eqsat_deploy.language.pointwise import add, mul, unary
 from eqsat_deploy.language.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from eqsat_deploy.language.shapes import MAX_RANK, SLOTS, encode, slot
 
@@ -100,12 +100,6 @@ def _reduced(kind: str, x: Any, dims: int | Sequence[int] | None, keepdim: bool)
     return to_shape(reduced, [s for i, s in enumerate(x.shape) if slot(i, rank) not in marked])
 
 
-def _count(x: Any, dims: int | Sequence[int] | None) -> int:
-    rank = len(x.shape)
-    listed = [dims] if isinstance(dims, int) else list(dims or range(rank))
-    return math.prod(x.shape[d] for d in listed)
-
-
 @aten("linalg_vector_norm.default", "norm.ScalarOpt_dim")
 def _vector_norm(
     x: Any, order: float | None = 2, dim: Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None
@@ -114,7 +108,7 @@ def _vector_norm(
         raise Unsupported(f"a norm of {x.dtype} into {dtype}")
     match order:
         case None | 2:
-            return unary("sqrt", _reduced("sum", mul(x, x), dim, keepdim))
+            return unary("sqrt", _reduced("sum", unary("pow(2.0)", x), dim, keepdim))
         case 1:
             return _reduced("sum", unary("abs", x), dim, keepdim)
         case math.inf:
@@ -122,48 +116,25 @@ def _vector_norm(
     raise Unsupported(f"a norm of order {order}")
 
 
-def _variance(x: Any, dim: Any, correction: float | None, keepdim: bool) -> tuple[Any, Any]:
-    """Variance and mean; the mean of squares of what is centered, as torch computes it."""
-    count, less = _count(x, dim), 1.0 if correction is None else float(correction)
-    centered = sub(x, _reduced("mean", x, dim, keepdim=True))
-    variance = _reduced("mean", mul(centered, centered), dim, keepdim)
-    if less:
-        variance = mul(variance, scalar(count / (count - less)))
-    return variance, _reduced("mean", x, dim, keepdim)
+@aten("std.correction", "std.dim")
+def _std(x: Any, *args: Any, **kwargs: Any) -> Any:
+    return unary("sqrt", IMPORTERS["var.dim" if len(args) > 1 else "var.correction"](x, *args, **kwargs))
 
 
-def _import_variance(root: bool, with_mean: bool) -> Callable[..., Any]:
-    def import_variance(
-        x: Any, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: Any = None
-    ) -> Any:  # fmt: skip
-        variance, mean = _variance(x, dim, correction if unbiased else 0, keepdim)
-        variance = unary("sqrt", variance) if root else variance
-        return (variance, mean) if with_mean else variance
-
-    return import_variance
+@aten("std_mean.correction")
+def _std_mean(x: Any, *args: Any, **kwargs: Any) -> Any:
+    variance, mean = IMPORTERS["var_mean.correction"](x, *args, **kwargs)
+    return unary("sqrt", variance), mean
 
 
-def _import_corrected(root: bool, with_mean: bool) -> Callable[..., Any]:
-    def import_corrected(x: Any, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
-        return _import_variance(root, with_mean)(x, dim, True, keepdim, correction=correction)
-
-    return import_corrected
+@aten("var_mean.dim")
+def _var_mean(x: Any, dim: Any, unbiased: bool = True, keepdim: bool = False) -> Any:
+    return IMPORTERS["var_mean.correction"](x, dim, correction=int(unbiased), keepdim=keepdim)
 
 
-for _name, _root, _with_mean in (("var", False, False), ("std", True, False), ("var_mean", False, True),
-                                 ("std_mean", True, True)):  # fmt: skip
-    aten(f"{_name}.dim")(_import_variance(_root, _with_mean))
-    aten(f"{_name}.correction")(_import_corrected(_root, _with_mean))
-
-
-@aten("max.dim")
-def _max(x: Any, dim: int, keepdim: bool = False) -> Any:
-    return _reduced("amax", x, dim, keepdim), None
-
-
-@aten("min.dim")
-def _min(x: Any, dim: int, keepdim: bool = False) -> Any:
-    return _reduced("amin", x, dim, keepdim), None
+@aten("std_mean.dim")
+def _std_mean_of_axes(x: Any, dim: Any, unbiased: bool = True, keepdim: bool = False) -> Any:
+    return _std_mean(x, dim, correction=int(unbiased), keepdim=keepdim)
 
 
 # -- normalization -----------------------------------------------------------------------------------------------
@@ -335,12 +306,6 @@ def _clamp_min(x: Any, low: float) -> Any:
 @aten("clamp_max.default")
 def _clamp_max(x: Any, high: float) -> Any:
     return IMPORTERS["clamp.default"](x, None, high)
-
-
-@aten("square.default")
-def _square(x: Any) -> Any:
-    _floating(x)
-    return mul(x, x)
 
 
 @aten("glu.default")

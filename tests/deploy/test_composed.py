@@ -47,6 +47,8 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "maximum norm": lambda x, m: torch.linalg.vector_norm(x, float("inf"), dim=1, keepdim=True),
     "variance": lambda x, m: x.var((2, 3)),
     "deviation": lambda x, m: x.std(1, correction=0, keepdim=True),
+    "unbiased deviation": lambda x, m: x.std(2),
+    "deviation and mean": lambda x, m: torch.std_mean(x, (1, 2)),
     "variance and mean": lambda x, m: torch.var_mean(x, 1),
     "instance norm": lambda x, m: F.instance_norm(x, weight=m[:, 0], bias=m[:, 1]),
     "conv1d": lambda x, m: F.conv1d(x.flatten(2), m.reshape(4, 1, 3), m[:, 0], 2, "valid", 2, groups=4),
