@@ -15,6 +15,7 @@ FAMILIES = (
     "recognition",
     "movement",
     "padding",
+    "shuffling",
     "layout",
     "demand",
     "merging",
