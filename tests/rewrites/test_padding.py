@@ -75,7 +75,7 @@ def test_same_padding_of_timm_becomes_padding_of_convolutions():
     model.blocks = model.blocks[:2]
     model.conv_head, model.bn2 = nn.Conv2d(24, 16, 1), nn.Identity()
     model.classifier = nn.Linear(16, 5)
-    x = image(2, 3, 32, 32)
+    model, x = model.eval(), image(2, 3, 32, 32)
     module = optimized(model, x)
     assert pads(module) == 0, module.code
     assert called(module).count("Conv2d") == sum(isinstance(m, nn.Conv2d) for m in model.modules())

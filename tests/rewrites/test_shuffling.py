@@ -58,7 +58,7 @@ def test_shufflenet_has_no_shuffles():
     model.stage3, model.stage4 = model.stage3[:2], nn.Identity()
     model.conv5 = nn.Sequential(nn.Conv2d(96, 16, 1), nn.BatchNorm2d(16), nn.ReLU())
     model.fc = nn.Linear(16, 5)
-    model, x = model.double(), image(2, 3, 32, 32).double()
+    model, x = model.eval(), image(2, 3, 32, 32)
     module = optimized(model, x)
     assert not moves(module), module.code
     assert called(module).count("Conv2d") > 0
