@@ -225,7 +225,7 @@ class _Freezer:
             return getattr(torch, node.attributes[0])  # type: ignore[no-any-return]
         if node.kind == "scalar":
             return torch.float64
-        if node.kind == "zeros":
+        if node.kind in ("zeros", "ones"):
             return getattr(torch, node.attributes[1])  # type: ignore[no-any-return]
         if node.kind == "identity_matrix":
             return torch.float32

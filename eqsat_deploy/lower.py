@@ -13,7 +13,18 @@ from torch import Tensor, fx
 
 from eqsat_deploy.capture import Captured
 from eqsat_deploy.errors import CaptureError
-from eqsat_deploy.language import BATCH, IMPORTERS, Operator, input_, opaque, parameter, result
+from eqsat_deploy.language import (
+    BATCH,
+    IMPORTERS,
+    Operator,
+    encode,
+    input_,
+    ones,
+    opaque,
+    parameter,
+    result,
+    zeros,
+)
 from eqsat_deploy.language.operator import Unsupported, interpreted_by
 from eqsat_deploy.language.shapes import MAX_RANK
 
@@ -294,8 +305,16 @@ class _Lowering(Rows):
         args, kwargs = _map(held, lambda leaf: values[leaf.index] if isinstance(leaf, Hole) else leaf)
         value = target(*args, **kwargs)
         if isinstance(value, Tensor):
-            return self._parameter(node.name, value)
-        return tuple(self._parameter(f"{node.name}_{i}", v) for i, v in enumerate(value))
+            return self._constant(node.name, value)
+        return tuple(self._constant(f"{node.name}_{i}", v) for i, v in enumerate(value))
+
+    def _constant(self, name: str, value: Tensor) -> Term:
+        """A computed constant. All zeros or ones are said to be: a mask that keeps all can go."""
+        if value.numel() > 1 and value.dim() <= MAX_RANK:
+            for uniform, number in ((zeros, 0), (ones, 1)):
+                if bool((value == number).all()):
+                    return uniform(encode(tuple(value.shape)), str(value.dtype).removeprefix("torch."))  # type: ignore[no-any-return]
+        return self._parameter(name, value)
 
     def _value(self, term: Term) -> Tensor:
         row = self.lowered.rows[term.row]

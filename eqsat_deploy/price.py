@@ -15,7 +15,7 @@ from eqsat_deploy.language.shapes import BATCH
 from eqsat_extraction import EGraph
 from eqsat_extraction.kernel import CostModel, Epilogue, Kernel, TensorSpec
 
-FREE = frozenset({"input", "parameter", CONSTANT, "result", "scalar", "zeros", "identity_matrix"})
+FREE = frozenset({"input", "parameter", CONSTANT, "result", "scalar", "zeros", "ones", "identity_matrix"})
 NAMES = {"self_attention": "multihead_attention", "masked_attention": "attention", "causal_attention": "attention",
          CONCAT: "concat"}  # fmt: skip
 

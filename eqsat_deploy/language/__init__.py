@@ -21,7 +21,16 @@ from eqsat_deploy.language.expressions import (
     replace,
     vec,
 )  # fmt: skip
-from eqsat_deploy.language.leaves import identity_matrix, input_, opaque, parameter, result, scalar, zeros
+from eqsat_deploy.language.leaves import (
+    identity_matrix,
+    input_,
+    ones,
+    opaque,
+    parameter,
+    result,
+    scalar,
+    zeros,
+)
 from eqsat_deploy.language.linear import conv2d, conv_transpose2d, embedding, linear, matmul
 from eqsat_deploy.language.movement import concat, expand, pad, permute, reshape, roll, slice_
 from eqsat_deploy.language.normalization import (
@@ -45,7 +54,7 @@ __all__ = [
     "broadcast", "cast", "causal_attention", "channel_norm", "concat", "conv2d", "conv_transpose2d", "decode",
     "dims", "div",
     "embedding", "encode", "expand", "gather", "group_norm", "identity_matrix", "input_", "layer_norm", "linear",
-    "masked_attention", "matmul", "max_pool2d", "maximum", "minimum", "mul", "numel", "opaque", "operator",
+    "masked_attention", "matmul", "max_pool2d", "maximum", "minimum", "mul", "numel", "ones", "opaque", "operator",
     "packed_attention", "pad", "parameter", "permute", "power", "reduce_", "relu", "replace", "reshape", "resize",
     "result", "rms_norm", "roll", "scalar", "self_attention", "slice_", "softmax", "sub", "unary", "unfold", "vec",
     "zeros",

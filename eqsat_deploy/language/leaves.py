@@ -47,6 +47,12 @@ def zeros(shape: Ints, dtype: str) -> torch.Tensor:
     return torch.zeros(sizes(shape), dtype=getattr(torch, dtype))
 
 
+@operator(shape=lambda shape, dtype: shape, role="leaf")
+def ones(shape: Ints, dtype: str) -> torch.Tensor:
+    """Ones of torch's `dtype`: as `bool`, a mask that keeps all."""
+    return torch.ones(sizes(shape), dtype=getattr(torch, dtype))
+
+
 def zeros_like(x: Any, *shape: int) -> Any:
     """Zeros of `shape` in the dtype of `x`."""
     return zeros(encode(shape), str(x.dtype).removeprefix("torch."))

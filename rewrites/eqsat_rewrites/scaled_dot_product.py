@@ -1,7 +1,34 @@
-"""Attention between its projections as scaled dot products over slices."""
+"""Attention between its projections: as scaled dot products, recognized from their chain, masks merged.
 
-from eqsat_deploy.language import attention, dims, packed_attention, permute, power, reshape, slice_
-from eqsat_deploy.rules import Equation, Term, integer, rule
+Engines have one kernel for softmax(scale * q @ k.T + mask) @ v, so that is the form to reach; the scale, the masks and
+the windows that stand between its products in a model's code are moved out of the way.
+"""
+
+from typing import Any
+
+from eqsat_deploy.language import (
+    add,
+    attention,
+    dims,
+    encode,
+    expand,
+    linear,
+    masked_attention,
+    matmul,
+    maximum,
+    mul,
+    ones,
+    packed_attention,
+    permute,
+    power,
+    replace,
+    reshape,
+    scalar,
+    slice_,
+    softmax,
+    vec,
+)  # fmt: skip
+from eqsat_deploy.rules import Equation, Term, constant, integer, integers, number, rule, shape
 
 HEADS_FIRST = (0, 1, 2, 3, 5, 4, 6)
 
@@ -16,3 +43,216 @@ def packed_attention_as_scaled_dot_product(qkv: Term, heads: Term, n: Term, s: T
 
     attended = attention(part(0), part(1), part(2), power(d // heads, -0.5))
     return packed_attention(qkv, heads), reshape(permute(attended, HEADS_FIRST), dims(n, s, d))
+
+
+# -- the chain of products ---------------------------------------------------------------------------------
+
+SWAP = (0, 1, 2, 3, 4, 6, 5)
+CHAIN: dict[str, Any] = {"q": "... s e", "t": "... e k", "v": "... k f"}
+SCORES: dict[str, Any] = {"q": "... s e", "t": "... e k"}
+NUMBERS = number(0.5, 2.0)
+
+
+def of_one_rank(first: Term, *others: Term) -> list[Any]:
+    """Guards: as attention kernels want them, with batch and heads in front."""
+    return [shape(first)[0] >= 3, *(shape(other)[0] == shape(first)[0] for other in others)]
+
+
+def fits(mask: Any, q: Term, k: Term, keys: Any) -> list[Any]:
+    """Guards: a mask of this shape broadcasts to the scores of queries and `keys` keys, not the other way round."""
+    ahead = (maximum(shape(q)[i], shape(k)[i]) >= mask[i] for i in range(1, 5))
+    return [mask[0] >= 2, mask[0] <= shape(q)[0], *ahead, shape(q)[5] >= mask[5], keys >= mask[6]]
+
+
+def fits_scores(mask: Term, q: Term, t: Term) -> list[Any]:
+    """Guards: `mask` broadcasts to q @ t."""
+    return fits(shape(mask), q, t, shape(t)[6])
+
+
+@rule("real", **CHAIN)
+def chain_is_attention(q: Term, t: Term, v: Term) -> Equation:
+    """Product, softmax, product is attention (Vaswani et al. 2017, equation 1)."""
+    return matmul(softmax(matmul(q, t), 6), v), attention(q, permute(t, SWAP), v, 1.0), of_one_rank(q, t, v)
+
+
+@rule("real", **CHAIN, m="~ s k")
+def masked_chain_is_attention(q: Term, t: Term, v: Term, m: Term) -> Equation:
+    """With a mask, or a bias of relative positions, added to the scores it is masked attention."""
+    attended = masked_attention(q, permute(t, SWAP), v, m, 1.0)
+    return (
+        matmul(softmax(add(matmul(q, t), m), 6), v),
+        attended,
+        [*of_one_rank(q, t, v), *fits_scores(m, q, t)],
+    )
+
+
+@rule("real", **CHAIN, scale=NUMBERS)
+def attention_beside_its_weights(q: Term, t: Term, v: Term, scale: Term) -> Equation:
+    """Where the weights of attention are computed anyway, it is their product with the values."""
+    weights = softmax(matmul(mul(q, scalar(scale)), t), 6)
+    product = (attention(q, permute(t, SWAP), v, scale), matmul(weights, v))
+    return product, (weights, weights), of_one_rank(q, t, v)
+
+
+@rule("real", **SCORES, m="~ s k", p="~ s k")
+def masks_of_scores_merge(q: Term, t: Term, m: Term, p: Term) -> Equation:
+    """Two masks added to scores are one; constants, as a bias of positions and a window's mask, merge for good."""
+    scores = matmul(q, t)
+    merged = softmax(add(scores, add(m, p)), 6)
+    return softmax(add(add(scores, m), p), 6), merged, [*fits_scores(m, q, t), *fits_scores(p, q, t)]
+
+
+# -- the scale ---------------------------------------------------------------------------------------------
+
+
+def scales_rows(c: Term, q: Term) -> list[Any]:
+    """Guards: a constant factor that `q` broadcasts, and alike for all of a row of the scores."""
+    ahead = (shape(q)[i] >= shape(c)[i] for i in range(1, 6))
+    return [constant(c), shape(c)[0] <= shape(q)[0], shape(c)[6] == 1, *ahead]
+
+
+@rule("real", **SCORES, c="~ 1")
+def scaled_scores_are_of_scaled_queries(q: Term, t: Term, c: Term) -> Equation:
+    """Scores are scaled by scaling the queries, which are fewer numbers."""
+    scaled = matmul(mul(q, c), t)
+    return softmax(mul(matmul(q, t), c), 6), softmax(scaled, 6), scales_rows(c, q)
+
+
+@rule("real", **SCORES, c="~ 1", m="~ s k")
+def scaled_scores_with_mask_are_of_scaled_queries(q: Term, t: Term, c: Term, m: Term) -> Equation:
+    """Scores under a mask are scaled by scaling the queries."""
+    scaled = add(matmul(mul(q, c), t), m)
+    return softmax(add(mul(matmul(q, t), c), m), 6), softmax(scaled, 6), scales_rows(c, q)
+
+
+QKV: dict[str, Any] = {
+    "q": "... s e",
+    "k": "... t e",
+    "v": "... t f",
+    "scale": NUMBERS,
+    "factor": number(0.25, 3.0),
+}
+
+
+@rule("real", **QKV)
+def scaled_queries(q: Term, k: Term, v: Term, scale: Term, factor: Term) -> Equation:
+    """A factor of the queries is part of the scale."""
+    return attention(mul(q, scalar(factor)), k, v, scale), attention(q, k, v, factor * scale)
+
+
+@rule("real", **QKV)
+def scaled_keys(q: Term, k: Term, v: Term, scale: Term, factor: Term) -> Equation:
+    """A factor of the keys is part of the scale."""
+    return attention(q, mul(k, scalar(factor)), v, scale), attention(q, k, v, factor * scale)
+
+
+@rule("real", **QKV, m="~ s t")
+def scaled_queries_under_mask(q: Term, k: Term, v: Term, m: Term, scale: Term, factor: Term) -> Equation:
+    """A factor of the queries is part of the scale, which the mask is added after."""
+    scaled = masked_attention(mul(q, scalar(factor)), k, v, m, scale)
+    return scaled, masked_attention(q, k, v, m, factor * scale), fits(shape(m), q, k, shape(k)[5])
+
+
+@rule("real", **QKV, m="~ s t")
+def scaled_keys_under_mask(q: Term, k: Term, v: Term, m: Term, scale: Term, factor: Term) -> Equation:
+    """A factor of the keys is part of the scale, which the mask is added after."""
+    scaled = masked_attention(q, mul(k, scalar(factor)), v, m, scale)
+    return scaled, masked_attention(q, k, v, m, factor * scale), fits(shape(m), q, k, shape(k)[5])
+
+
+# -- masks -------------------------------------------------------------------------------------------------
+
+ATTENDS: dict[str, Any] = {"q": "n h s e", "k": "n h t e", "v": "n h t f", "scale": NUMBERS}
+
+
+@rule("exact", **ATTENDS, kept=integers(lambda d: [encode((d["s"], d["t"])), encode((d["n"], 1, 1, d["t"]))]))
+def mask_of_nothing(q: Term, k: Term, v: Term, kept: Term, scale: Term) -> Equation:
+    """A mask that keeps all is none."""
+    masked = masked_attention(q, k, v, ones(kept, "bool"), scale)
+    return masked, attention(q, k, v, scale), fits(kept, q, k, shape(k)[5])
+
+
+@rule("exact", **ATTENDS, kept=integers(lambda d: [encode((1, 1, d["s"], 1))]), to=integers(
+    lambda d: [encode((d["n"], 1, d["s"], d["t"]))]))  # fmt: skip
+def expanded_mask_of_nothing(q: Term, k: Term, v: Term, kept: Term, to: Term, scale: Term) -> Equation:
+    """A mask that keeps all is none, however many samples it is repeated for."""
+    masked = masked_attention(q, k, v, expand(ones(kept, "bool"), to), scale)
+    return masked, attention(q, k, v, scale), fits(to, q, k, shape(k)[5])
+
+
+@rule("exact", **ATTENDS, m="~ 1 1 s 1", to=integers(lambda d: [encode((d["n"], 1, d["s"], d["t"]))]))
+def mask_for_every_sample(q: Term, k: Term, v: Term, m: Term, to: Term, scale: Term) -> Equation:
+    """A mask repeated for every sample and head is broadcast."""
+    once = vec(to[0], *(shape(m)[i] for i in range(1, 5)), to[5], to[6])
+    masked = masked_attention(q, k, v, expand(m, to), scale)
+    return masked, masked_attention(q, k, v, expand(m, once), scale), fits(to, q, k, shape(k)[5])
+
+
+# Attention in windows (Liu et al. 2021): the windows of an image stand in the batch, image by image, and each has a
+# mask of its own. As further heads, their masks are one constant.
+WINDOWS: dict[str, Any] = {"m": "1 w g s t", "w": (2, 3), "g": (1, 2), "h": (2,), "s": (2, 3), "t": (2, 3)}
+REPEATED = integers(
+    lambda d: [encode((d["b"] // d["w"], d["w"], i, d["s"], d["t"])) for i in (d["g"], d["h"])]
+)
+
+
+@rule("exact", x="b h s t", b=(6, 12), five=REPEATED, **WINDOWS)
+def mask_of_windows(
+    x: Term, m: Term, five: Term, b: Term, w: Term, g: Term, h: Term, s: Term, t: Term
+) -> Equation:
+    """Scores taken apart into windows to add a mask to each are added the masks repeated for every image."""
+    repeated = reshape(expand(m, replace(five, 4, g)), dims(b, g, s, t))
+    apart = [five[0] == 5, five[3] == w, five[4] == h, five[5] == s, five[6] == t]
+    return reshape(add(reshape(x, five), m), dims(b, h, s, t)), add(x, repeated), [constant(m), *apart]
+
+
+@rule(
+    "exact", c="1... h s t", five=integers(lambda d: [encode((2, d["w"], d["g"], d["s"], d["t"]))]), **WINDOWS
+)
+def bias_in_mask_of_windows(
+    m: Term, c: Term, five: Term, w: Term, g: Term, h: Term, s: Term, t: Term
+) -> Equation:
+    """A bias of positions added to the masks repeated for every image is added to the masks once."""
+    repeated = reshape(expand(m, five), dims(five[2] * w, g, s, t))
+    biased = expand(add(m, reshape(c, dims(1, 1, h, s, t))), replace(five, 4, maximum(g, h)))
+    return add(repeated, c), reshape(biased, dims(five[2] * w, maximum(g, h), s, t)), [
+        constant(m), constant(c), five[0] == 5, five[3] == w, five[4] == g, shape(c)[0] <= 4,
+    ]  # fmt: skip
+
+
+@rule("exact", q="b h s e", k="b h t e", v="b h t f", scale=NUMBERS, b=(6, 12), five=REPEATED, **WINDOWS)
+def windows_as_heads(
+    q: Term, k: Term, v: Term, m: Term, five: Term, scale: Term, b: Term, w: Term, g: Term, h: Term, s: Term, t: Term,
+    e: Term, f: Term,
+) -> Equation:  # fmt: skip
+    """Attention in the windows of an image is attention with as many more heads, under one mask for every image."""
+    repeated = reshape(expand(m, five), dims(b, g, s, t))
+    once = reshape(expand(m, dims(1, w, h, s, t)), dims(1, w * h, s, t))
+    n, heads = five[2], w * h
+    parts = (
+        reshape(q, dims(n, heads, s, e)),
+        reshape(k, dims(n, heads, t, e)),
+        reshape(v, dims(n, heads, t, f)),
+    )
+    attended = reshape(masked_attention(*parts, once, scale), dims(b, h, s, f))
+    return masked_attention(q, k, v, repeated, scale), attended, [
+        constant(m), five[0] == 5, n * w == b, five[3] == w, five[4] == g,
+    ]  # fmt: skip
+
+
+# -- the query projection ----------------------------------------------------------------------------------
+
+
+PROJECTED: dict[str, Any] = {
+    "x": "n s i", "weight": "o i", "b": "o", "o": (4, 6),
+    "heads": integers(lambda d: [encode((d["n"], d["s"], 2, d["o"] // 2))]),
+}  # fmt: skip
+
+
+@rule("real", **PROJECTED, value=NUMBERS)
+def number_in_projection_of_heads(x: Term, weight: Term, b: Term, heads: Term, value: Term) -> Equation:
+    """A Linear's result scaled after it was split into heads is that of the scaled weights."""
+    factor = scalar(value)
+    scaled = linear(x, mul(weight, factor), mul(b, factor))
+    split = permute(reshape(linear(x, weight, b), heads), HEADS_FIRST)
+    return mul(split, factor), permute(reshape(scaled, heads), HEADS_FIRST), [constant(weight)]

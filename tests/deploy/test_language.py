@@ -119,6 +119,7 @@ CASES = {
     "mask_bias": (torch.empty((4, 5), dtype=torch.bool, device="meta"), "float16"),
     "packed_attention": (torch.empty((2, 5, 24), device="meta"), 2),
     "zeros": (encode((2, 3)), "float16"),
+    "ones": (encode((2, 3)), "bool"),
     "scalar": (2.0,),
 }  # fmt: skip
 

@@ -180,7 +180,11 @@ def permute(draw: Draw, shape: Shape) -> nn.Module | None:
     if len(shape) < 3:
         return None
     moved = draw(st.booleans()) and draw(st.booleans())  # the batch now and then too
-    order = draw(st.permutations(range(len(shape)))) if moved else [0, *draw(st.permutations(range(1, len(shape))))]
+    order = (
+        draw(st.permutations(range(len(shape))))
+        if moved
+        else [0, *draw(st.permutations(range(1, len(shape))))]
+    )
     return Apply(f"permute {tuple(order)}", lambda x: x.permute(order))
 
 
@@ -254,7 +258,9 @@ def attention(draw: Draw, shape: Shape) -> nn.Module | None:
         return None
     heads = draw(st.sampled_from([h for h in (1, 2) if shape[2] % h == 0]))
     options = {"bias": draw(st.booleans()), "add_zero_attn": draw(st.integers(0, 3)) == 0}
-    return SelfAttention(nn.MultiheadAttention(shape[2], heads, batch_first=draw(st.integers(0, 3)) > 0, **options))
+    return SelfAttention(
+        nn.MultiheadAttention(shape[2], heads, batch_first=draw(st.integers(0, 3)) > 0, **options)
+    )
 
 
 class SelfAttention(nn.Module):
@@ -273,7 +279,9 @@ def scaled_dot_product(draw: Draw, a: Shape, b: Shape) -> nn.Module | None:
     if draw(st.booleans()):
         return Apply("sdpa", lambda q, k: F.scaled_dot_product_attention(q, k, k))
     scale = draw(st.sampled_from([1.0, a[-1] ** -0.5]))
-    return Apply(f"softmax chain {scale}", lambda q, k: torch.softmax(q @ k.transpose(-2, -1) * scale, -1) @ k)
+    return Apply(
+        f"softmax chain {scale}", lambda q, k: torch.softmax(q @ k.transpose(-2, -1) * scale, -1) @ k
+    )
 
 
 def binary(draw: Draw, a: Shape, b: Shape) -> nn.Module | None:
@@ -347,4 +355,6 @@ def _fits(value: Any) -> bool:
     """A tensor with a batch somewhere, small, and of numbers that do not drown each other's rounding."""
     if not isinstance(value, Tensor) or not 0 < value.numel() <= LARGE or value.dim() > 5:
         return False
-    return 2 in value.shape and bool(value.isfinite().all()) and float(value.abs().max()) < math.e**SMALL * 100
+    return (
+        2 in value.shape and bool(value.isfinite().all()) and float(value.abs().max()) < math.e**SMALL * 100
+    )
