@@ -6,7 +6,6 @@ again to other values, some work in place, some return several tensors; several 
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +19,10 @@ from torch import Tensor, nn
 from benchmarks._models import rerandomize
 from eqsat_extraction.kernel import Kernel
 
-SMALL, LARGE = 3, 2048
-SMOOTH = (F.relu, F.gelu, F.silu, F.hardswish, F.hardsigmoid, torch.sigmoid, torch.tanh, torch.abs, torch.neg, torch.erf,
-          F.softplus, F.elu, F.relu6, torch.sin, F.mish)  # fmt: skip
+ELEMENTS, LARGEST = 2048, 1e3
+BATCHES = (2, 3)
+SMOOTH = (F.relu, F.gelu, F.silu, F.hardswish, F.hardsigmoid, torch.sigmoid, torch.tanh, torch.abs, torch.neg,
+          torch.erf, F.softplus, F.elu, F.relu6, torch.sin, F.mish)  # fmt: skip
 Draw = Callable[..., Any]
 Shape = tuple[int, ...]
 
@@ -50,6 +50,13 @@ class Network(nn.Module):
         self.operands: list[tuple[int, ...]] = []
         self.outputs: tuple[int, ...] = ()
         self.named = False
+        self.seed = 0
+        self.shapes: list[Shape] = []
+
+    def inputs(self, batch: int = 2) -> tuple[Tensor, ...]:
+        """Example inputs."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return tuple(torch.randn((batch, *shape), generator=generator) for shape in self.shapes)
 
     def forward(self, *inputs: Tensor) -> Any:
         values = [x + 0 for x in inputs]
@@ -61,7 +68,7 @@ class Network(nn.Module):
 
     def __repr__(self) -> str:
         lines = [f"{m}{list(o)}" for m, o in zip(self.steps, self.operands, strict=True)]
-        return "\n".join([*lines, f"outputs {self.outputs}"])
+        return "\n".join([f"inputs {self.shapes}, seed {self.seed}", *lines, f"outputs {self.outputs}"])
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,8 @@ def convolution(draw: Draw, shape: Shape) -> nn.Module | None:
     kernel = draw(st.sampled_from([(1, 1), (1, 1), (3, 3), (3, 1), (2, 2)]))
     return nn.Conv2d(
         shape[1], groups * draw(st.integers(1, 3)), kernel, stride=draw(st.integers(1, 2)),
-        padding=draw(st.integers(0, 1)), dilation=draw(st.sampled_from([1, 1, 2])), groups=groups, bias=draw(st.booleans()),
+        padding=draw(st.integers(0, 1)), dilation=draw(st.sampled_from([1, 1, 2])), groups=groups,
+        bias=draw(st.booleans()),
     )  # fmt: skip
 
 
@@ -300,41 +308,57 @@ def product(draw: Draw, a: Shape, b: Shape) -> nn.Module | None:
 
 
 ONE = (convolution, same_convolution, transposed_convolution, linear, batch_norm, layer_norm, group_norm, activation,
-       in_place, dropout, pool, adaptive_pool, mean, softmax, flatten, split_axis, permute, channel_shuffle, take, chunk,
-       pad, roll, unsqueeze, constant, attention)  # fmt: skip
+       in_place, dropout, pool, adaptive_pool, mean, softmax, flatten, split_axis, permute, channel_shuffle, take,
+       chunk, pad, roll, unsqueeze, constant, attention)  # fmt: skip
 TWO = (binary, binary, concatenation, concatenation, product, scaled_dot_product)
 INPUTS = ((4, 6, 6), (2, 4, 4), (5, 8), (4,))
 
 
 @st.composite
-def networks(draw: Draw, steps: int = 8) -> tuple[Network, tuple[Tensor, ...]]:
-    """A network of up to `steps` modules in eval mode, its parameters re-randomized, and inputs of batch 2."""
-    seed = draw(st.integers(0, 2**16))
-    generator = torch.Generator().manual_seed(seed)
-    shapes = draw(st.lists(st.sampled_from(INPUTS), min_size=1, max_size=2))
-    inputs = tuple(torch.randn((2, *shape), generator=generator) for shape in shapes)
+def networks(draw: Draw, steps: int = 8) -> Network:
+    """A network of up to `steps` modules in eval mode, valid for any batch, its parameters re-randomized."""
     network = Network().eval()
-    values = [x + 0 for x in inputs]
+    network.seed = draw(st.integers(0, 2**16))
+    network.shapes = draw(st.lists(st.sampled_from(INPUTS), min_size=1, max_size=2))
+    runs = [[x + 0 for x in network.inputs(batch)] for batch in BATCHES]
     applied: list[tuple[nn.Module, Shape]] = []
     for _ in range(draw(st.integers(1, steps))):
-        module, operands = _step(draw, values, applied)
-        try:
-            with torch.no_grad():
-                result = module.eval()(*(values[i] for i in operands)) if module is not None else None
-        except (RuntimeError, ValueError, IndexError):
-            continue
-        results = result if isinstance(result, tuple) else (result,)
-        if any(not _fits(r) for r in results):
+        module, operands = _step(draw, runs[0], applied)
+        results = [_results(module, [values[i] for i in operands]) for values in runs]
+        if not all(results) or not all(map(_fits, *results)):
             continue
         network.steps.append(module)
         network.operands.append(operands)
         if len(operands) == 1:
-            applied.append((module, tuple(values[operands[0]].shape)))
-        values.extend(results)
-    last = len(values) - 1
+            applied.append((module, tuple(runs[0][operands[0]].shape)))
+        for values, result in zip(runs, results, strict=True):
+            values.extend(result)
+    last = len(runs[0]) - 1
     network.outputs = tuple(sorted({last, draw(st.integers(0, last))}))
     network.named = draw(st.booleans())
-    return rerandomize(network, seed), inputs  # type: ignore[return-value]
+    return rerandomize(network, network.seed)  # type: ignore[return-value]
+
+
+def _results(module: nn.Module | None, operands: list[Tensor]) -> list[Tensor]:
+    """What the module returns; nothing where it does not take the operands."""
+    if module is None:
+        return []
+    try:
+        with torch.no_grad():
+            result = module.eval()(*operands)
+    except (RuntimeError, ValueError, IndexError):
+        return []
+    return list(result) if isinstance(result, tuple) else [result]
+
+
+def _fits(value: Tensor, larger: Tensor) -> bool:
+    """Small tensors of one rank at both batch sizes, of numbers that do not drown each other's rounding."""
+    return (
+        0 < value.numel() <= ELEMENTS
+        and value.dim() == larger.dim() <= 5
+        and value.shape != larger.shape
+        and float(value.abs().max()) < LARGEST
+    )
 
 
 def _step(
@@ -349,12 +373,3 @@ def _step(
         return draw(st.sampled_from(ONE))(draw, shape), (first,)
     second = draw(st.integers(0, len(values) - 1))
     return draw(st.sampled_from(TWO))(draw, shape, tuple(values[second].shape)), (first, second)
-
-
-def _fits(value: Any) -> bool:
-    """A tensor with a batch somewhere, small, and of numbers that do not drown each other's rounding."""
-    if not isinstance(value, Tensor) or not 0 < value.numel() <= LARGE or value.dim() > 5:
-        return False
-    return (
-        2 in value.shape and bool(value.isfinite().all()) and float(value.abs().max()) < math.e**SMALL * 100
-    )
