@@ -6,6 +6,7 @@ BatchNorm statistics are 0 and 1. `rerandomize` gives every parameter a value th
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,10 +73,37 @@ def _torchvision(name: str) -> nn.Module:
     return torchvision.models.get_model(name, weights=None, **options).eval()  # type: ignore[no-any-return]
 
 
-def inputs(spec: str, seed: int = 0) -> Any:
-    """Example inputs of batch 2 where the model does not tell them itself, else None."""
+def transformers_names() -> list[str]:
+    """SPECs of the transformers configurations."""
+    return [f"transformers:{name}" for name in TRANSFORMERS]
+
+
+def timm_names() -> list[str]:
+    """SPECs of the smallest timm model of every family of every module, smallest first."""
+    lines = (Path(__file__).parent / "zoo_timm.txt").read_text(encoding="utf-8").splitlines()
+    return [f"timm:{line}" for line in lines if line and not line.startswith("#")]
+
+
+def torchvision_names() -> list[str]:
+    """SPECs of every torchvision classification and segmentation model, smallest first."""
+    from torchvision import models
+
+    names = models.list_models(models) + models.list_models(models.segmentation)
+    sizes = {name: models.get_model_weights(name).DEFAULT.meta["num_params"] for name in names}  # type: ignore[attr-defined]
+    return [f"torchvision:{name}" for name in sorted(names, key=lambda n: (sizes[n], n))]
+
+
+def inputs(spec: str, seed: int = 0, model: nn.Module | None = None, side: int | None = None) -> Any:
+    """Example inputs of batch 2 where the model does not tell them itself, else None.
+
+    With `model` and `side`, images of that height and width where the model runs on them.
+    """
     source, _, name = spec.partition(":")
     generator = torch.Generator().manual_seed(seed)
+    if source != "transformers" and model is not None and side is not None:
+        smaller = torch.randn((2, 3, side, side), generator=generator)
+        if _runs(model, smaller):
+            return smaller
     if source == "torchvision":
         segments = any(part in name for part in ("fcn", "deeplab", "lraspp"))
         side = 299 if name == "inception_v3" else 128 if segments else 224
@@ -87,6 +115,15 @@ def inputs(spec: str, seed: int = 0) -> Any:
         side = options.get("image_size", 64)
         return {"pixel_values": torch.randn((2, 3, side, side), generator=generator)}
     return None
+
+
+def _runs(model: nn.Module, x: Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            model(x)
+    except Exception:  # whatever somebody else's forward raises
+        return False
+    return True
 
 
 def rerandomize(model: nn.Module, seed: int = 0) -> nn.Module:

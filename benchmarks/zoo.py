@@ -1,6 +1,13 @@
 """Capture to verification on any list of models, one process each.
 
     python -m benchmarks.zoo --models torchvision:resnet18,timm:deit_tiny_patch16_224 --json zoo.json
+    python -m benchmarks.zoo --models all --side 128 --threads 1 --resume --json benchmarks/results/zoo_coverage.json
+    python -m benchmarks.zoo --summary benchmarks/results/zoo_coverage.json > benchmarks/results/zoo_coverage.md
+
+A name in `--models` stands for a list, smallest model first: `founding`; `torchvision`, every classification and
+segmentation model; `timm`, the smallest model of every family of every timm module (`zoo_timm.txt`);
+`transformers`, small models from configurations; `all` of these. `--side` gives images that size to every
+architecture that takes them, to save time; the others get their own.
 
 Parameters are re-randomized by a seed. Every row also says whether noise planted on one weight of the optimized
 module was caught by the same verification: a check that cannot fail is none.
@@ -18,6 +25,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,9 +36,27 @@ FOUNDING = (
     *(f"timm:{n}" for n in ("deit_tiny_patch16_224", "convnext_tiny", "efficientnet_b0")),
 )  # fmt: skip
 MARK = "ZOO-ROW "
+REFUSED = "refused by torch.export"
 
 
-def survey(spec: str, *, cost: str, seed: int, threads: int) -> dict[str, Any]:
+def expand(models: str) -> list[str]:
+    """The SPECs behind a comma-separated list of SPECs and names of lists, each once."""
+    from benchmarks._models import timm_names, torchvision_names, transformers_names
+
+    lists = {
+        "founding": lambda: list(FOUNDING),
+        "transformers": transformers_names,
+        "timm": timm_names,
+        "torchvision": torchvision_names,
+    }
+    lists["all"] = lambda: [spec for make in list(lists.values())[:-1] for spec in make()]
+    given = (s.strip() for s in models.split(",") if s.strip())
+    return list(
+        dict.fromkeys(spec for name in given for spec in (lists[name]() if name in lists else [name]))
+    )
+
+
+def survey(spec: str, *, cost: str, seed: int, threads: int, side: int | None) -> dict[str, Any]:
     """One model in this process: its row."""
     import torch
     from torch import nn
@@ -45,11 +71,12 @@ def survey(spec: str, *, cost: str, seed: int, threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
     model: nn.Module = rerandomize(load(spec, seed), seed)
-    args, kwargs = example_arguments(model, inputs(spec, seed))
+    args, kwargs = example_arguments(model, inputs(spec, seed, model, side))
     optimized = eqsat_deploy.optimize(model, kwargs or args, cost=cost)
     report = optimized.report
     row = {
-        "model": spec, "status": "ok", "error": None, "relative_error": max(report.errors.values()),
+        "model": spec, "status": "ok", "error": None, "inputs": [list(v.shape) for v in (*args, *kwargs.values())],
+        "relative_error": max(report.errors.values()),
         "relative_errors": report.to_dict()["errors"], "tolerance": report.tolerance, "nodes": report.nodes,
         "plain_kernels": report.plain_kernels, "kernels": report.kernels,
         "plain_cost": report.plain_cost, "cost": report.cost, "gap": report.gap, "proved": report.proved,
@@ -72,7 +99,8 @@ def survey(spec: str, *, cost: str, seed: int, threads: int) -> dict[str, Any]:
 def isolated(spec: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """The row of one model, computed in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.zoo", "--one", spec, "--cost", arguments.cost,
-               "--seed", str(arguments.seed), "--threads", str(arguments.threads)]  # fmt: skip
+               "--seed", str(arguments.seed), "--threads", str(arguments.threads),
+               *(["--side", str(arguments.side)] if arguments.side else [])]  # fmt: skip
     start = time.perf_counter()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=arguments.timeout, check=False)
@@ -93,17 +121,21 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent,
+                            capture_output=True, text=True, check=False)  # fmt: skip
+    return found | ({"commit": commit.stdout.strip()} if commit.returncode == 0 else {})
 
 
 def _one(arguments: argparse.Namespace) -> None:
     try:
-        row = survey(arguments.one, cost=arguments.cost, seed=arguments.seed, threads=arguments.threads)
+        row = survey(arguments.one, cost=arguments.cost, seed=arguments.seed, threads=arguments.threads,
+                     side=arguments.side)  # fmt: skip
     except Exception as error:  # whatever goes wrong with somebody's model is the row's status
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         notes = "; ".join(getattr(error, "__notes__", []))
-        row = {"model": arguments.one, "status": f"{type(error).__name__}: {first}"[:500],
-               "error": type(error).__name__, "where": notes, "traceback": traceback.format_exc()[-3000:]}  # fmt: skip
+        name = REFUSED if first.startswith("torch.export cannot export") else type(error).__name__
+        row = {"model": arguments.one, "status": f"{type(error).__name__}: {first}"[:500], "error": name,
+               "where": notes, "traceback": traceback.format_exc()[-3000:]}  # fmt: skip
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(MARK + json.dumps(row | {"peak_bytes": peak, "versions": versions()}), flush=True)
 
@@ -113,23 +145,33 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", default=",".join(FOUNDING), help="comma-separated SPECs")
+    parser.add_argument("--models", default=",".join(FOUNDING), help="comma-separated SPECs and lists")
     parser.add_argument("--json", type=Path, help="where the rows go; rewritten after every model")
     parser.add_argument("--cost", default="trt_int8")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds per model")
     parser.add_argument("--resume", action="store_true", help="keep the rows that --json already has")
+    parser.add_argument(
+        "--side", type=int, help="height and width of images, where the architecture takes them"
+    )
+    parser.add_argument(
+        "--summary", type=Path, help="print the rows of that file as Markdown, and run nothing"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         _one(arguments)
         return 0
+    if arguments.summary:
+        command = f"python -m benchmarks.zoo --models all --side 128 --threads 1 --json {arguments.summary}"
+        print(summary(json.loads(arguments.summary.read_text()), command))
+        return 0
     rows: list[dict[str, Any]] = []
     if arguments.resume and arguments.json and arguments.json.exists():
         rows = json.loads(arguments.json.read_text())
     known = {row["model"] for row in rows}
-    for spec in dict.fromkeys(s.strip() for s in arguments.models.split(",") if s.strip()):
+    for spec in expand(arguments.models):
         if spec in known:
             continue
         row = isolated(spec, arguments)
@@ -137,7 +179,54 @@ def main() -> int:
         print(_line(row), flush=True)
         if arguments.json:
             arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
-    return int(any(row["status"] != "ok" for row in rows))
+    return int(any(not _accepted(row) for row in rows))
+
+
+def _accepted(row: dict[str, Any]) -> bool:
+    """Whether the model came through, or torch.export itself refuses it."""
+    return bool(row["status"] == "ok" or row["error"] == REFUSED)
+
+
+def summary(rows: list[dict[str, Any]], command: str) -> str:
+    """Totals of the rows as Markdown, with every model that did not come through and why."""
+    done = [row for row in rows if row["status"] == "ok"]
+    refused = [row for row in rows if row["error"] == REFUSED]
+    failed = [row for row in rows if not _accepted(row)]
+    nodes, opaque = sum(r["nodes"] for r in done), sum(r["opaque"] for r in done)
+    calls = Counter(name.partition("(")[2].rstrip(")") for r in done for name in r["opaque_nodes"])
+    unfinished = [r for r in done if r["stopped"] != "saturated"]
+    seconds = sorted(sum(v for k, v in r["seconds"].items() if k not in ("capture", "verify")) for r in done)
+    lines = [
+        "# Coverage", "",
+        "Each model with re-randomized parameters, in a process of its own: captured, optimized for `trt_int8`, verified",
+        "against the original at two batch sizes (largest difference over largest value), and a planted error caught.",
+        "", f"    {command}", "",
+        "| source | models | verified | refused by torch.export | failed | nodes | opaque |", "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for source in (*dict.fromkeys(r["model"].partition(":")[0] for r in rows), ""):
+        of = [r for r in rows if r["model"].startswith(source)]
+        ok = [r for r in of if r in done]
+        counts = (len(of), len(ok), sum(r in refused for r in of), sum(r in failed for r in of),
+                  sum(r["nodes"] for r in ok), sum(r["opaque"] for r in ok))  # fmt: skip
+        lines.append(f"| {source or 'all'} | " + " | ".join(map(str, counts)) + " |")
+    lines += [
+        "",
+        f"Opaque: {100 * opaque / max(nodes, 1):.3f} % of all nodes"
+        + "".join(f"; `{name}` {count}" for name, count in calls.most_common()) + ".",
+        f"Largest relative error: {max((r['relative_error'] for r in done), default=0.0):.1e}. Planted errors caught: "
+        f"{sum(r['mutation_caught'] for r in done)} of {len(done)}. Saturated: {len(done) - len(unfinished)} of "
+        f"{len(done)}" + "".join(f"; {r['model']} stopped at {r['stopped']}" for r in unfinished) + ".",
+        f"Seconds after capture, without verification, on a shared core: median {seconds[len(seconds) // 2]:.1f}, "
+        f"largest {seconds[-1]:.1f}." if seconds else "",
+    ]  # fmt: skip
+    for title, listed in (("Refused by torch.export", refused), ("Failed", failed)):
+        if listed:
+            lines += ["", f"## {title}", "", *(f"- `{r['model']}`: {r['status']}" for r in listed)]
+    found = Counter(json.dumps(r["versions"], sort_keys=True) for r in rows if "versions" in r)
+    lines += ["", "## Versions", ""]
+    lines += [f"- {count} models: " + ", ".join(f"{k} {v}" for k, v in json.loads(text).items())
+              for text, count in found.most_common()]  # fmt: skip
+    return "\n".join(lines)
 
 
 def _line(row: dict[str, Any]) -> str:
