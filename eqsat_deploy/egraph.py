@@ -46,6 +46,7 @@ PRELUDE = f"""
 (function vector (i64) VI :no-merge)
 (function shape (T) VI :no-merge)
 (function dtype (T) String :merge old)
+(function row-of (T) i64 :merge (min old new))
 (relation const (T)) (relation dynamic (T))
 (relation fired (i64 T))
 (relation row-Nil (i64)) (relation row-Snoc (i64 i64 i64))
@@ -82,7 +83,7 @@ def _declare(o: Operator) -> list[str]:
         f"(constructor {name} ({' '.join(sorts)}) T)",
         f"(relation row-{name} (i64 {' '.join(columns)}))",
         f"(rule ((row-{name} i {' '.join(variables)}) {' '.join(facts)})"
-        f" ((union (Node i) ({name} {' '.join(bound)}))) :ruleset load)",
+        f" ((union (Node i) ({name} {' '.join(bound)})) (set (row-of (Node i)) i)) :ruleset load)",
     ]
     if o.epilogue:
         lines.append(f"(constructor A{name} ({' '.join(sorts)}) A)")

@@ -11,7 +11,7 @@ import torch
 
 from eqsat_deploy.errors import ExtractionError
 from eqsat_deploy.freeze import CONCAT, CONSTANT, QUANTIZE, EClass, ENode, Space
-from eqsat_deploy.language.shapes import BATCH
+from eqsat_deploy.language.shapes import BATCH, SLOTS
 from eqsat_extraction import EGraph
 from eqsat_extraction.kernel import CostModel, Epilogue, Kernel, TensorSpec
 
@@ -100,6 +100,8 @@ def operator_name(node: ENode) -> str:
         return _function(node.attributes[0])
     if node.kind in ("binary", "reduce"):
         return str(node.attributes[0])
+    if node.kind == "standardize":
+        return "layer_norm" if node.attributes[0] == SLOTS - 1 else "channel_norm"
     return NAMES.get(node.kind, node.kind)
 
 

@@ -275,7 +275,8 @@ class _Rebuilder:
         """Where a module without parameters goes: next to the module that computes its input."""
         producer = self._value(node.operands[0]).node
         parent = str(producer.target).rpartition(".")[0] if producer.op == "call_module" else ""
-        return f"{parent}.attention" if parent else "attention"
+        name = "norm" if node.kind == "standardize" else "attention"
+        return f"{parent}.{name}" if parent else name
 
     def _add_module(self, path: str, module: nn.Module) -> str:
         path = self._unique(path)

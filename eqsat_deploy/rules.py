@@ -176,6 +176,28 @@ def one_of(value: Any, *names: str) -> Any:
     return value in names
 
 
+def starts_with(value: Any, prefix: str) -> Any:
+    """Guard: a string attribute starts so: `leaky_relu(`, whatever its constant."""
+    if isinstance(value, Expr):
+        return Guard(f'(= 1 (count-matches (+ "|" {value.text}) {literal("|" + prefix)}))')
+    return value.startswith(prefix)
+
+
+def in_order(*results: Any, within: int = 64) -> list[Any]:
+    """Guards: the left sides of a rule's pairs, `results`, are different tensors of the model, in the order of its rows
+    and at most `within` rows apart.
+
+    For rules that join several results: every pair is met once, what a rule made is not joined again, and a tensor
+    that very many operators read (an encoder's output in every decoder layer) makes no quadratic number of pairs.
+    """
+    if not all(isinstance(term, Pattern) for term in results):
+        return []
+    last = len(results) - 1
+    guards = [f"(= row{i} (row-of e{i}))" for i in range(len(results))]
+    guards += [f"(< row{i} row{i + 1})" for i in range(last)]
+    return [Guard(g) for g in (*guards, f"(< (- row{last} row0) {within})")]
+
+
 def _plain(term: Any) -> str:
     if not isinstance(term, Pattern):
         return literal(term)

@@ -41,6 +41,7 @@ from eqsat_deploy.language.normalization import (
     reduce_,
     rms_norm,
     softmax,
+    standardize,
 )
 from eqsat_deploy.language.operator import BY_CONSTRUCTOR, IMPORTERS, OPERATORS, Operator, aten, operator
 from eqsat_deploy.language.pointwise import add, binary, cast, div, mul, relu, sub, unary
@@ -56,6 +57,6 @@ __all__ = [
     "embedding", "encode", "expand", "gather", "group_norm", "identity_matrix", "input_", "layer_norm", "linear",
     "masked_attention", "matmul", "max_pool2d", "maximum", "minimum", "mul", "numel", "ones", "opaque", "operator",
     "packed_attention", "pad", "parameter", "permute", "power", "reduce_", "relu", "replace", "reshape", "resize",
-    "result", "rms_norm", "roll", "scalar", "self_attention", "slice_", "softmax", "sub", "unary", "unfold", "vec",
-    "zeros",
+    "result", "rms_norm", "roll", "scalar", "self_attention", "slice_", "softmax", "standardize", "sub", "unary",
+    "unfold", "vec", "zeros",
 ]  # fmt: skip

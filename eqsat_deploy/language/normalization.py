@@ -106,6 +106,35 @@ def rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, w.shape, w, eps)
 
 
+class Standardize(nn.Module):
+    """Layer normalization along one axis, without scale and shift: they went into what reads it."""
+
+    def __init__(self, axis: int, eps: float) -> None:
+        super().__init__()
+        self.axis, self.eps = axis, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mean 0 and variance 1 along the axis; any shape to the same."""
+        if self.axis == -1:
+            return F.layer_norm(x, x.shape[-1:], eps=self.eps)
+        centered = x - x.mean(self.axis, keepdim=True)
+        variance = (centered * centered).mean(self.axis, keepdim=True)
+        return centered * torch.rsqrt(variance + self.eps)
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"axis={self.axis}, eps={self.eps}"
+
+
+@operator(
+    shape=lambda x, slot, eps: x, flops=_per_element(6), epilogue=True,
+    module=lambda slot, eps: Standardize(slot - SLOTS, eps),
+)  # fmt: skip
+def standardize(x: Tensor, slot: int, eps: float) -> Tensor:
+    """Layer normalization along the axis in `slot`, without its affine part."""
+    return Standardize(slot - SLOTS, eps)(x)  # type: ignore[no-any-return]
+
+
 def _group_norm_module(w: Tensor, b: Tensor, groups: int, eps: float) -> nn.Module:
     module = nn.GroupNorm(groups, w.numel(), eps=eps, device="meta")
     module.weight, module.bias = nn.Parameter(w), nn.Parameter(b)

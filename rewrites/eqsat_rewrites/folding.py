@@ -7,6 +7,7 @@ from eqsat_deploy.language import (
     batch_norm,
     binary,
     conv2d,
+    conv_transpose2d,
     dims,
     linear,
     mul,
@@ -36,6 +37,16 @@ def batch_norm_is_affine(
     scale, shift = affine_of_batch_norm(weight, b, mean, variance, eps)
     per_channel = dims(c, 1, 1)
     affine = add(mul(x, reshape(scale, per_channel)), reshape(shift, per_channel))
+    return batch_norm(x, weight, b, mean, variance, eps), affine
+
+
+@rule("real", x="n c l", weight="c", b="c", mean="c", variance="c", eps=number(1e-5, 1e-3))
+def batch_norm_of_sequence_is_affine(
+    x: Term, weight: Term, b: Term, mean: Term, variance: Term, eps: Term, c: Term
+) -> Equation:
+    """A BatchNorm over the channels of a sequence scales and shifts them."""
+    scale, shift = affine_of_batch_norm(weight, b, mean, variance, eps)
+    affine = add(mul(x, reshape(scale, dims(c, 1))), reshape(shift, dims(c, 1)))
     return batch_norm(x, weight, b, mean, variance, eps), affine
 
 
@@ -102,6 +113,36 @@ def shift_after_convolution(
     return add(conv2d(x, weight, b, stride, padding, dilation, groups), t), folded, [
         constant(t), shape(t)[0] <= 4,
     ]  # fmt: skip
+
+
+TRANSPOSED: dict[str, Any] = CONVOLUTION | {
+    "o": (1, 2), "output_padding": integers((0, 0)), "groups": integer(1, 2), "i": (2, 4), "kh": (1, 3), "kw": (1, 3),
+}  # fmt: skip
+
+
+@rule("real", x="n i h w", weight="i o kh kw", b="o*groups", s="1... o*groups 1 1", **TRANSPOSED)
+def scale_after_transposed_convolution(
+    x: Term, weight: Term, b: Term, s: Term, i: Term, o: Term, kh: Term, kw: Term, stride: Term, padding: Term,
+    output_padding: Term, dilation: Term, groups: Term,
+) -> Equation:  # fmt: skip
+    """Scaling the channels of a transposed convolution's result scales its filters."""
+    grouped = mul(reshape(weight, dims(groups, i // groups, o, kh, kw)), reshape(s, dims(groups, 1, o, 1, 1)))
+    scaled, shifted = reshape(grouped, dims(i, o, kh, kw)), mul(b, reshape(s, dims(o * groups)))
+    whole = conv_transpose2d(x, weight, b, stride, padding, output_padding, dilation, groups)
+    folded = conv_transpose2d(x, scaled, shifted, stride, padding, output_padding, dilation, groups)
+    return mul(whole, s), folded, [constant(s), shape(s)[0] <= 4]
+
+
+@rule("real", x="n i h w", weight="i o kh kw", b="o*groups", t="1... o*groups 1 1", **TRANSPOSED)
+def shift_after_transposed_convolution(
+    x: Term, weight: Term, b: Term, t: Term, o: Term, stride: Term, padding: Term, output_padding: Term,
+    dilation: Term, groups: Term,
+) -> Equation:  # fmt: skip
+    """Shifting the channels of a transposed convolution's result shifts its bias."""
+    shifted = add(b, reshape(t, dims(o * groups)))
+    whole = conv_transpose2d(x, weight, b, stride, padding, output_padding, dilation, groups)
+    folded = conv_transpose2d(x, weight, shifted, stride, padding, output_padding, dilation, groups)
+    return add(whole, t), folded, [constant(t), shape(t)[0] <= 4]
 
 
 @rule("real", x="... k", weight="o k", b="o", s="1... o")

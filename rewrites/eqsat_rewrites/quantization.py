@@ -79,7 +79,7 @@ requantized = TextRule(
 (rule ((integer-kernel e a p) (= q (Quant e))) ((union q (QRun a p))) :ruleset quantization)""",
 )  # fmt: skip
 
-WRITES_INT8 = ("unary", "binary", "layer_norm", "batch_norm")
+WRITES_INT8 = ("unary", "binary", "layer_norm", "standardize", "batch_norm")
 
 
 def _written(name: str) -> str:

@@ -372,7 +372,9 @@ def check_guards(rule: Rule, seed: int, count: int = 2) -> int:
 
 
 def _expect(rule: Rule, cases: list[Case]) -> None:
-    for case, acted in zip(cases, fired(rule, cases), strict=True):
+    joins = len(cases[0].sample.pairs) > 1  # what joins several results would join those of different cases
+    outcomes = [fired(rule, [case])[0] for case in cases] if joins else fired(rule, cases)
+    for case, acted in zip(cases, outcomes, strict=True):
         if acted != case.expected:
             raise Unsound(
                 f"rule {rule.name!r} {'fires outside its domain' if acted else 'does not fire'}: at "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 
 from eqsat_extraction.kernel import Kernel
 
@@ -15,9 +16,21 @@ def is_free(kernel: Kernel) -> bool:
     return kernel.op in VIEWS or kernel.output.constant
 
 
+def is_run(kernel: Kernel) -> bool:
+    """Whether `kernel` slices elements that follow each other in memory, so that a pointer to the first suffices."""
+    if kernel.op != "slice" or kernel.attribute("step") != 1:
+        return False
+    shapes = zip(kernel.inputs[0].shape, kernel.output.shape, strict=True)
+    before = takewhile(lambda pair: pair[0] == pair[1], shapes)
+    return all(size == 1 for size, _ in before)
+
+
 @dataclass(frozen=True)
 class CountingModel:
-    """Prices a kernel by counting; views and constants count zero. Everything is float32, nothing is INT8."""
+    """Prices a kernel by counting; views, slices that are one, and constants count zero.
+
+    Everything is float32, nothing is INT8.
+    """
 
     name: str
     unit: str
@@ -27,7 +40,7 @@ class CountingModel:
 
     def price(self, kernel: Kernel) -> float:
         """What `count` says of a kernel that is launched, and 0 of a free one."""
-        return 0.0 if is_free(kernel) else self.count(kernel)
+        return 0.0 if is_free(kernel) or is_run(kernel) else self.count(kernel)
 
 
 def kernels() -> CountingModel:
