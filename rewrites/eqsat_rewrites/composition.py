@@ -65,15 +65,15 @@ def convolution_of_pointwise(
     ]  # fmt: skip
 
 
-@rule("real", x="n i h w", v="m i 1 1", u="o m kh kw", d="o", kh=(2, 3), kw=(1, 2), dtype=name("float64"),
+@rule("real", x="n i h w", v="m i 1 1", u="o m kh kw", d="o", kh=(2, 3), kw=(1, 2), kept=name("float64"),
       none=integers(lambda s: [dims(s["m"])]), stride=integers((1, 1), (2, 1)), padding=integers((0, 0), (1, 1)),
       dilation=integers((1, 1)), **NO_LARGER)  # fmt: skip
 def convolution_of_pointwise_without_bias(
-    x: Term, v: Term, u: Term, d: Term, i: Term, m: Term, o: Term, kh: Term, kw: Term, dtype: Term, none: Term,
+    x: Term, v: Term, u: Term, d: Term, i: Term, m: Term, o: Term, kh: Term, kw: Term, kept: Term, none: Term,
     stride: Term, padding: Term, dilation: Term,
 ) -> Equation:  # fmt: skip
     """A convolution of a 1x1 convolution without bias is one convolution, also where zeros are padded."""
-    whole = conv2d(conv2d(x, v, zeros(none, dtype), *POINTWISE), u, d, stride, padding, dilation, 1)
+    whole = conv2d(conv2d(x, v, zeros(none, kept), *POINTWISE), u, d, stride, padding, dilation, 1)
     return whole, conv2d(x, _of_pointwise(v, u, i, m, o, kh, kw), d, stride, padding, dilation, 1), [
         constant(v), constant(u), _pays(i, m, o),
     ]  # fmt: skip

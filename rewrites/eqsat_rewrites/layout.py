@@ -13,6 +13,7 @@ from eqsat_deploy.language import (
     linear,
     permute,
     reshape,
+    standardize,
 )  # fmt: skip
 from eqsat_deploy.rules import Equation, Term, constant, integers, name, number, rule, shape
 
@@ -42,6 +43,18 @@ def channel_norm_on_channels_first(x: Term, weight: Term, b: Term, eps: Term) ->
     """Normalizing axis 1 of a permuted channels-last tensor is LayerNorm of the tensor."""
     normalized = layer_norm(x, weight, b, eps)
     return channel_norm(permute(x, CHANNELS_FIRST), weight, b, eps), permute(normalized, CHANNELS_FIRST)
+
+
+@rule("real", x="n c h w", eps=number(1e-5, 1e-6), c=(2, 3, 5))
+def standardized_channels_as_last_axis(x: Term, eps: Term) -> Equation:
+    """Standardizing axis 1 is standardizing the last axis of the channels-last tensor, which engines do best."""
+    return standardize(x, 4, eps), permute(standardize(permute(x, CHANNELS_LAST), 6, eps), CHANNELS_FIRST)
+
+
+@rule("real", x="n c h w", eps=number(1e-5, 1e-6), c=(2, 3, 5))
+def standardized_last_axis_as_channels(x: Term, eps: Term) -> Equation:
+    """Standardizing the last axis of a permuted channels-first tensor is standardizing its axis 1."""
+    return standardize(permute(x, CHANNELS_LAST), 6, eps), permute(standardize(x, 4, eps), CHANNELS_LAST)
 
 
 ORDERS = integers(CHANNELS_LAST, CHANNELS_FIRST, (0, 1, 2, 3, 4, 6, 5))

@@ -316,6 +316,22 @@ def concat_of_adjacent_slices(x: Term, slot: Term, start: Term, middle: Term, st
     return concat(slot, *parts), slice_(x, slot, start, stop, 1)
 
 
+@rule(
+    "exact",
+    x="~ a 2",
+    y="~ a 7",
+    start=integer(2, 3, 4),
+    stop=integer(6, 8, 9),
+    step=integer(1, 2),
+    slot=integer(6),
+)
+def slice_of_concat_right(x: Term, y: Term, slot: Term, start: Term, stop: Term, step: Term) -> Equation:
+    """Part of a concatenation that starts behind its first tensor is part of the second."""
+    before = shape(x)[slot]
+    whole = slice_(concat(slot, x, y), slot, start, stop, step)
+    return whole, slice_(y, slot, start - before, stop - before, step), [start >= before]
+
+
 @rule("exact", slot=integer(5, 6), x="~ a b")
 def slice_of_all(x: Term, slot: Term) -> Equation:
     """A slice from the first element to the last is the tensor."""

@@ -40,6 +40,7 @@ from eqsat_deploy.rules import (
     rule,
     runtime,
     shape,
+    starts_with,
 )
 
 WINDOW: dict[str, Any] = {

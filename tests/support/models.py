@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks._models import rerandomize
+from benchmarks._models import load, rerandomize
 
 
 def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -17,6 +17,18 @@ def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def image(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape or (2, 3, 8, 8), generator=torch.Generator().manual_seed(seed))
+
+
+def timm_model(name: str, **options: Any) -> Any:
+    """A timm model with random weights; torchvision, which timm imports, needs `benchmarks._models` first."""
+    import timm
+
+    return timm.create_model(name, **options)
+
+
+def torchvision_model(name: str) -> Any:
+    """A torchvision model with random weights."""
+    return load(f"torchvision:{name}")
 
 
 class Residual(nn.Module):
