@@ -12,6 +12,9 @@ from .egraph import Floats, Ints, Offsets
 from .problem import Problem, spans
 from .separation import separate
 
+GUESSES = 20
+"""Attempts at separation after which a point counts as supported."""
+
 
 class Relaxation:
     """Choose e-nodes fractionally, at least cost, so that what is read is chosen and derivations are supported.
@@ -141,16 +144,24 @@ class Relaxation:
         p = self.problem
         return bool(derivable(p.head, p.ptr, p.child, x > 0.5, p.n_classes)[p.root])
 
-    def separate(self, x: Floats, max_cuts: int = 200) -> tuple[Ints, Offsets, Ints]:
-        """Cuts that a point violates: target e-classes, and offsets and e-nodes of the cuts."""
+    def separate(self, x: Floats, max_cuts: int = 200, guess: int = 0) -> tuple[Ints, Offsets, Ints]:
+        """Cuts that a point violates: target e-classes, and offsets and e-nodes of the cuts.
+
+        Separation guesses; another `guess` may find what the first one, 0, did not.
+        """
         p = self.problem
-        return separate(p.head, p.ptr, p.child, p.n_classes, x, max_cuts)
+        noise = np.random.default_rng(guess).uniform(0.2, 1.0, p.n_classes) if guess else np.ones(p.n_classes)
+        return separate(p.head, p.ptr, p.child, p.n_classes, x, max_cuts, noise)
 
     def tighten(self, budget: Budget, max_cuts: int = 200) -> int:
         """Separate cuts at the current point and add them; returns how many were new."""
-        found = self.separate(self.x, max_cuts)
-        budget.charge(len(self.problem.child) * (1 + len(found[0])) / 1000)
-        return self.add_cuts(*found)
+        for guess in range(GUESSES):
+            found = self.separate(self.x, max_cuts, guess)
+            budget.charge(len(self.problem.child) * (1 + len(found[0])) / 1000)
+            added = self.add_cuts(*found)
+            if added or budget.spent:
+                return added
+        return 0
 
 
 def _by_column(matrix: Any) -> bool:

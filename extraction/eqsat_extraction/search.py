@@ -26,6 +26,10 @@ CANDIDATES = 10
 """E-nodes that are tried before one is branched on."""
 RELAXABLE = 200_000
 """Operands above which the relaxation is not worth building: HiGHS would not solve it in minutes."""
+VARIANTS = 4
+"""Tie-breakings of LM-cut whose cuts the relaxation begins with."""
+WINDOW = 10
+"""Rounds of cuts that together must close a fiftieth of the gap."""
 LARGE = 20_000
 """E-nodes from which on local search comes before the linear relaxation."""
 
@@ -203,11 +207,8 @@ class Search:
                 state.offer(problem, np.zeros(1, dtype=np.int32), 0.0)
                 return None
             state.offer(problem, *greedy_choice(problem))
-            marks = landmark_bound(problem, self.budget)
-            for tie_seed in (1, 2) if thorough else ():
-                if not self._excludes(marks.bound + problem.offset, state):
-                    other = landmark_bound(problem, self.budget, tie_seed=tie_seed)
-                    marks = other if other.bound > marks.bound else marks
+            variants = self._landmarks(problem, state, thorough)
+            marks = max(variants, key=lambda variant: variant.bound)
             bound = self._lift(marks.bound + problem.offset)
             if self._excludes(bound, state):
                 return None
@@ -218,7 +219,8 @@ class Search:
             if problem.n_nodes <= RESTART * size:
                 continue
             if problem.n_nodes < size:
-                marks = landmark_bound(problem, self.budget)
+                variants = self._landmarks(problem, state, thorough)
+                marks = max(variants, key=lambda variant: variant.bound)
             if thorough and problem.n_nodes <= LARGE and not self.budget.spent:
                 exact = eliminate(problem)
                 if exact is not None:
@@ -231,9 +233,10 @@ class Search:
             if len(problem.child) > RELAXABLE or self.budget.spent:
                 return _Node(problem, bound, marks, None)
             relaxation = Relaxation(problem, 1.0 / self.step if self.step else 1000.0 / state.upper)
-            cuts = len(marks.cut_ptr) - 1
-            relaxation.add_cuts(np.full(cuts, problem.root, dtype=np.int32), marks.cut_ptr, marks.cut)
-            outcome = self._tighten(problem, relaxation, state, 60 if thorough else 1)
+            for variant in variants:
+                targets = np.full(len(variant.cut_ptr) - 1, problem.root, dtype=np.int32)
+                relaxation.add_cuts(targets, variant.cut_ptr, variant.cut)
+            outcome = self._tighten(problem, relaxation, state, 200 if thorough else 1)
             bound = max(bound, self._lift(relaxation.value + problem.offset))
             if self._excludes(bound, state):
                 return None
@@ -248,9 +251,18 @@ class Search:
                 continue
             return _Node(problem, bound, marks, relaxation)
 
+    def _landmarks(self, problem: Problem, state: _State, thorough: bool) -> list[LandmarkBound]:
+        """LM-cut under several tie-breakings, until one excludes better solutions; each finds other cuts."""
+        variants: list[LandmarkBound] = []
+        for tie_seed in range(VARIANTS if thorough else 1):
+            variants.append(landmark_bound(problem, self.budget, tie_seed=tie_seed))
+            if self._excludes(variants[-1].bound + problem.offset, state):
+                break
+        return variants
+
     def _tighten(self, problem: Problem, relaxation: Relaxation, state: _State, rounds: int) -> bool:
         """Rounds of cuts, while they pay; whether the relaxation was solved at all."""
-        values = [-inf] * 5
+        values = [-inf] * WINDOW
         for round_ in range(rounds):
             if self.budget.spent or not relaxation.solve(self.budget):
                 return round_ > 0
@@ -259,7 +271,7 @@ class Search:
             gap = state.upper - problem.offset - relaxation.value
             if (
                 self._excludes(relaxation.value + problem.offset, state)
-                or values[-1] - values[-6] < 0.02 * gap
+                or values[-1] - values[-1 - WINDOW] < 0.02 * gap
             ):
                 break
             if round_ + 1 < rounds and not relaxation.tighten(self.budget):

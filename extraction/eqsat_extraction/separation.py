@@ -148,8 +148,12 @@ def separate(
     n_classes: int,
     x: Floats,
     max_cuts: int,
+    noise: Floats,
 ) -> tuple[Ints, Offsets, Ints]:
-    """Violated cuts of a fractional choice `x` (n,): their target e-classes, and offsets and e-nodes of the cuts."""
+    """Violated cuts of a fractional choice `x` (n,): their target e-classes, and offsets and e-nodes of the cuts.
+
+    The support of e-classes is scaled by `noise` (n_classes,) where the child that an e-node is held to is guessed.
+    """
     n = len(head)
     class_ptr, class_node = members(head, n_classes)
     y = np.zeros(n_classes)
@@ -176,6 +180,7 @@ def separate(
     place = np.zeros(n_classes, dtype=np.int64)
     for k in range(len(order)):
         place[order[k]] = k
+    supply *= noise
     guess = np.full(n, -1, dtype=np.int32)
     for i in range(n):
         for k in range(ptr[i], ptr[i + 1]):

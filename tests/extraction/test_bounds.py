@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 
 from eqsat_extraction._budget import Budget
-from eqsat_extraction._graph import detours, prune, usable
+from eqsat_extraction._graph import components, detours, prune, usable
 from eqsat_extraction.egraph import EGraph
 from eqsat_extraction.errors import InfeasibleError
 from eqsat_extraction.greedy import greedy_choice, tree_choice
@@ -19,7 +19,7 @@ from eqsat_extraction.presolve import landmarks, presolve
 from eqsat_extraction.problem import from_egraph, restrict, split
 from eqsat_extraction.relaxation import Relaxation
 from eqsat_extraction.search import Search, granule
-from eqsat_extraction.treewidth import eliminate
+from eqsat_extraction.treewidth import LEVELS, eliminate
 from tests.extraction.strategies import every_choice, optimum, problems
 
 many = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
@@ -146,16 +146,21 @@ def test_relaxation_and_branch_and_cut(drawn):
 
 
 @many
-@given(problems())
-def test_elimination_is_a_bound_and_exact_where_acyclic(drawn):
+@given(problems(max_classes=9))
+def test_elimination_is_a_bound_and_exact_where_components_are_small(drawn):
     problem = feasible(drawn)
     found = eliminate(problem)
     assert found is not None
     choice, value = found
     best = best_of(problem)
     assert value <= best + 1e-9
+    largest = np.bincount(components(problem.head, problem.ptr, problem.child, problem.n_classes)).max()
+    assert choice is not None or largest > LEVELS
     if choice is not None:
         assert value == pytest.approx(best, **close)
+        assert prune(problem.ptr, problem.child, problem.cost, choice, problem.root)[1] == pytest.approx(
+            value
+        )
 
 
 def test_elimination_gives_up_on_wide_problems():
