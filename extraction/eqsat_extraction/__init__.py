@@ -8,6 +8,7 @@ solution.cost, solution.bound, solution.gap, solution.order(egraph)
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib.metadata import EntryPoint
 
 from numpy.typing import ArrayLike
 
@@ -33,6 +34,7 @@ __all__ = [
     "extract",
     "extract_within",
     "extractors",
+    "find_extractor",
     "k_best",
     "load_json",
     "pareto",
@@ -107,11 +109,18 @@ def pareto(
     return vector.pareto(egraph, costs, points=points, time_limit=time_limit, seed=seed)
 
 
-def extractors() -> Mapping[str, Extractor]:
-    """The built-in extractors by name."""
-    from .builtin import EXTRACTORS
+def extractors() -> Mapping[str, EntryPoint]:
+    """The registered extractors by name, not yet imported; see `eqsat_extraction.extractor.extractors`."""
+    from . import extractor
 
-    return EXTRACTORS
+    return extractor.extractors()
+
+
+def find_extractor(name: str) -> Extractor:
+    """The extractor called `name`; see `eqsat_extraction.extractor.find_extractor`."""
+    from . import extractor
+
+    return extractor.find_extractor(name)
 
 
 def anytime(
@@ -133,10 +142,7 @@ def anytime(
     """
     prices = egraph.check_costs(costs)
     if isinstance(extractor, str):
-        known = extractors()
-        if extractor not in known:
-            raise ExtractionError(f"unknown extractor {extractor!r}; known: {', '.join(known)}")
-        extractor = known[extractor]
+        extractor = find_extractor(extractor)
     checked = None
     for solution in extractor.solutions(
         egraph, prices, time_limit=time_limit, work_limit=work_limit, seed=seed

@@ -1,43 +1,111 @@
-"""One typed door to numba: compiled once, cached on disk beside the source; and how long compiling took."""
+"""One typed door to numba: interpreted while that is cheap, then compiled once and cached on disk beside the source.
+
+Compiling everything takes half a minute, loading it from the cache a second; extraction from the e-graph of a small
+model takes less than that in the interpreter, which computes the same.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from functools import cache, cached_property, update_wrapper
+from pathlib import Path
 from time import monotonic
+from types import FunctionType
 from typing import Any, TypeVar, cast
-
-import numba
-from numba.core import event
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
+SMALL = 100_000
+"""Entries of a call's arrays above which it is never interpreted."""
+PATIENCE = 1.0
+"""Seconds in the interpreter after which a function is compiled: about what compiling it takes."""
+QUICK = 0.02
+"""The same for a function that is in numba's cache already: about what loading it takes."""
+
 
 def jit(function: Function) -> Function:
-    """`numba.njit` with its disk cache, keeping the function's type."""
-    return cast(Function, numba.njit(cache=True, nogil=True)(function))
+    """`numba.njit` with its disk cache, from the moment it pays; keeps the function's type."""
+    return cast(Function, _Tiered(cast(FunctionType, function)))
 
 
-class _Stopwatch(cast(type[Any], event.Listener)):  # type: ignore[misc]
-    """Seconds during which numba compiled; compiling one function may compile others."""
+class _Tiered:
+    """A function over arrays, interpreted until it has taken long enough to be worth compiling."""
+
+    def __init__(self, function: FunctionType) -> None:
+        self.function = function
+        self.seconds = 0.0
+        self.hot = False
+        update_wrapper(self, function)
+
+    def __call__(self, *args: Any) -> Any:
+        if self.hot or sum(getattr(arg, "size", 0) for arg in args) > SMALL:
+            return self.compiled(*args)
+        start = monotonic()
+        result = self.plain(*args)
+        self.seconds += monotonic() - start
+        self.hot = self.seconds > PATIENCE or (self.seconds > QUICK and self._in_cache())
+        return result
+
+    @cached_property
+    def plain(self) -> FunctionType:
+        """The function for the interpreter; what it calls is plain as well."""
+        return self._calling(lambda other: other.plain)
+
+    @cached_property
+    def compiled(self) -> Any:
+        """The function for numba, which compiles or loads it when it is called."""
+        return _numba().njit(cache=True, nogil=True)(self._calling(lambda other: other.compiled))
+
+    def _calling(self, tier: Callable[[_Tiered], Any]) -> FunctionType:
+        known = self.function.__globals__
+        called = {name: known[name] for name in self.function.__code__.co_names if name in known}
+        tiers = {name: tier(other) for name, other in called.items() if isinstance(other, _Tiered)}
+        copy = FunctionType(self.function.__code__, {**known, **tiers}, self.function.__name__)
+        copy.__qualname__, copy.__module__ = self.function.__qualname__, self.function.__module__
+        return copy
+
+    def _in_cache(self) -> bool:
+        """Whether numba has an index for the function where it keeps them first; asked without importing numba."""
+        code = self.function.__code__
+        source = Path(code.co_filename)
+        folder = Path(os.environ.get("NUMBA_CACHE_DIR") or source.parent / "__pycache__")
+        index = f"{source.stem}.{self.function.__qualname__}-{code.co_firstlineno}.*.nbi"
+        return any(folder.rglob(index))
+
+
+@cache
+def _numba() -> Any:
+    """numba, with the stopwatch running whenever it compiles."""
+    import numba
+    from numba.core import event
+
+    cast(Any, event.Listener).register(_Stopwatch)
+    event.register("numba:compile", _compiling)
+    return numba
+
+
+class _Stopwatch:
+    """Seconds during which numba compiled (a listener to its events); compiling one function may compile others."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.depth = 0
         self.since = 0.0
 
-    def on_start(self, event: Any) -> None:
-        self.depth += 1
-        if self.depth == 1:
-            self.since = monotonic()
-
-    def on_end(self, event: Any) -> None:
-        self.depth -= 1
-        if self.depth == 0:
-            self.seconds += monotonic() - self.since
+    def notify(self, event: Any) -> None:
+        """Count the outermost of nested compilations."""
+        if event.is_start:
+            self.depth += 1
+            if self.depth == 1:
+                self.since = monotonic()
+        else:
+            self.depth -= 1
+            if self.depth == 0:
+                self.seconds += monotonic() - self.since
 
 
 _compiling = _Stopwatch()
-cast(Any, event).register("numba:compile", _compiling)
 
 
 def compile_seconds() -> float:

@@ -1,4 +1,4 @@
-"""The built-in extractors."""
+"""The built-in extractors, each an entry point."""
 
 from __future__ import annotations
 
@@ -101,13 +101,8 @@ class _Searching:
         return best.named(self.name, bound=best.cost if closed else bound, seconds=budget.seconds)
 
 
-EXTRACTORS: dict[str, Extractor] = {
-    extractor.name: extractor
-    for extractor in (
-        _Greedy("tree", "tree", _cheapest_trees),
-        _Greedy("greedy", "neither", _cheapest_dags),
-        _Searching("local", "neither", Search.local),
-        _Searching("ilp", "dag", Search.integer_program),
-        _Searching("auto", "anytime", Search.run),
-    )
-}
+tree: Extractor = _Greedy("tree", "tree", _cheapest_trees)
+greedy: Extractor = _Greedy("greedy", "neither", _cheapest_dags)
+local: Extractor = _Searching("local", "neither", Search.local)
+ilp: Extractor = _Searching("ilp", "dag", Search.integer_program)
+auto: Extractor = _Searching("auto", "anytime", Search.run)

@@ -17,6 +17,9 @@ from ._jit import jit
 from .egraph import Floats, Ints, Mask, Offsets
 from .problem import Problem
 
+CHUNK = 200_000
+"""Edge visits between two looks at the budget."""
+
 
 @dataclass(frozen=True, eq=False)
 class LandmarkBound:
@@ -57,7 +60,7 @@ def landmark_bound(problem: Problem, budget: Budget, *, tie_seed: int = 0) -> La
             problem.n_classes,
             rank,
             *state,
-            2_000_000,
+            CHUNK,
             np.inf,
         )
         bound += raised
@@ -244,7 +247,7 @@ def probe(problem: Problem, price: Floats, threshold: float, budget: Budget) -> 
     allowed = np.ones(problem.n_nodes, dtype=bool)
     optional = np.ones(problem.n_classes, dtype=bool)
     optional[problem.root] = False
-    step = max(1, 2_000_000 // max(1, len(problem.child)))
+    step = max(1, CHUNK // max(1, len(problem.child)))
     for first in range(0, problem.n_nodes - 1 + problem.n_classes - 1, step):
         if budget.spent:
             break

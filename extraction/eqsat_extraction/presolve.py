@@ -399,12 +399,8 @@ def landmarks(head: Ints, ptr: Offsets, child: Ints, n_classes: int, order: Ints
                 union |= bits[child[k]]
             both &= union
         both[c >> 6] |= np.uint64(1) << np.uint64(c & 63)
-        changed = False
-        for w in range(words):
-            if both[w] != bits[c, w]:
-                changed = True
-                bits[c, w] = both[w]
-        if changed:
+        if np.any(both != bits[c]):
+            bits[c] = both
             for k in range(reader_ptr[c], reader_ptr[c + 1]):
                 d = head[reader[k]]
                 if where[d] < 0:
