@@ -20,6 +20,7 @@ class Budget:
         self.start = _clock()
         self.deadline = inf if seconds is None else self.start + seconds
         self.work = inf if work is None else float(work)
+        self.reserved = 0.0
 
     @property
     def seconds(self) -> float:
@@ -39,6 +40,11 @@ class Budget:
     def charge(self, units: float) -> None:
         """Count work."""
         self.work -= units
+
+    def reserve(self, seconds: float) -> None:
+        """Keep at least these last seconds for what has to be done after the limit."""
+        self.deadline -= max(0.0, seconds - self.reserved)
+        self.reserved = max(seconds, self.reserved)
 
     def share(self, fraction: float, work: float = inf) -> Budget:
         """A budget of a fraction of what is left, and at most `work` units; charge what it used to this one."""

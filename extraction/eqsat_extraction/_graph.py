@@ -308,43 +308,47 @@ def cheapest_trees(
 
 
 @jit
-def needed(ptr: Offsets, child: Ints, choice: Ints, root: int) -> tuple[Ints, bool]:
+def needed(ptr: Offsets, child: Ints, choice: Ints, roots: Ints) -> tuple[Ints, bool]:
     """The e-classes that a choice needs, children first, and whether it is complete and acyclic."""
     state = np.zeros(len(choice), dtype=np.int8)  # 0 unseen, 1 open, 2 finished
     order = np.empty(len(choice), dtype=np.int32)
     stack = np.empty(len(choice), dtype=np.int32)
     at_child = np.empty(len(choice), dtype=np.int64)
-    size, depth = 0, 1
-    stack[0] = root
-    state[root] = 1
-    if choice[root] < 0:
-        return order[:0].copy(), False
-    at_child[root] = ptr[choice[root]]
-    while depth:
-        c = stack[depth - 1]
-        i = choice[c]
-        if at_child[c] < ptr[i + 1]:
-            d = child[at_child[c]]
-            at_child[c] += 1
-            if state[d] == 1 or choice[d] < 0:
-                return order[:size].copy(), False
-            if state[d] == 0:
-                state[d] = 1
-                at_child[d] = ptr[choice[d]]
-                stack[depth] = d
-                depth += 1
-        else:
-            depth -= 1
-            state[c] = 2
-            order[size] = c
-            size += 1
+    size = 0
+    for root in roots:
+        if state[root] == 2:
+            continue
+        if choice[root] < 0:
+            return order[:size].copy(), False
+        stack[0] = root
+        state[root] = 1
+        at_child[root] = ptr[choice[root]]
+        depth = 1
+        while depth:
+            c = stack[depth - 1]
+            i = choice[c]
+            if at_child[c] < ptr[i + 1]:
+                d = child[at_child[c]]
+                at_child[c] += 1
+                if state[d] == 1 or choice[d] < 0:
+                    return order[:size].copy(), False
+                if state[d] == 0:
+                    state[d] = 1
+                    at_child[d] = ptr[choice[d]]
+                    stack[depth] = d
+                    depth += 1
+            else:
+                depth -= 1
+                state[c] = 2
+                order[size] = c
+                size += 1
     return order[:size].copy(), True
 
 
 @jit
 def prune(ptr: Offsets, child: Ints, cost: Floats, choice: Ints, root: int) -> tuple[Ints, float]:
     """A choice without the e-classes it does not need, and its cost; infinite when incomplete or cyclic."""
-    order, good = needed(ptr, child, choice, root)
+    order, good = needed(ptr, child, choice, np.full(1, root, dtype=np.int32))
     out = np.full(len(choice), -1, dtype=np.int32)
     if not good:
         return out, np.inf

@@ -80,8 +80,9 @@ def _numba() -> Any:
     import numba
     from numba.core import event
 
-    cast(Any, event.Listener).register(_Stopwatch)
-    event.register("numba:compile", _compiling)
+    events: Any = event
+    events.Listener.register(_Stopwatch)
+    events.register("numba:compile", _compiling)
     return numba
 
 

@@ -72,8 +72,10 @@ class _Searching:
             picked = picked if progress.picked is None else progress.picked
             cost, bound = progress.cost, progress.bound
             if shown is None or cost - bound <= (1 - NOTABLE) * gap:
+                before = budget.seconds
                 shown, gap = self._solution(egraph, costs, shown, picked, bound, budget), cost - bound
                 picked = None
+                budget.reserve(2 * (budget.seconds - before))  # the last one will take as long, and its check
                 yield shown
                 if shown.proved:
                     return

@@ -51,6 +51,8 @@ def presolve(problem: Problem, budget: Budget) -> Problem:
         if budget.spent:
             break
         problem = _drop_costly(problem)
+        if budget.spent:
+            break
         if problem.n_nodes > 1 and problem.n_classes <= CLOSURE_CLASSES:
             problem = _landmarks(problem, budget)
         if (problem.n_nodes, len(problem.child), problem.offset) == before:
@@ -64,16 +66,24 @@ def _cheap_passes(problem: Problem, budget: Budget) -> Problem:
         if budget.spent:
             break
         before = (problem.n_nodes, len(problem.child))
-        problem = _clean(problem, np.ones(problem.n_nodes, dtype=bool))
-        problem = _forward(problem)
-        keep = undominated(
-            problem.head, problem.cost, problem.ptr, problem.child, problem.n_classes, _NO_BITS
-        )
-        problem = _clean(problem, keep)
-        problem = _inline(problem)
+        for step in (_useful, _forward, _undominated, _inline):
+            problem = step(problem)
+            if budget.spent:
+                return problem
         if (problem.n_nodes, len(problem.child)) == before:
             break
     return problem
+
+
+def _useful(problem: Problem) -> Problem:
+    """Without e-nodes that are unreachable, underivable or their own child."""
+    return _clean(problem, np.ones(problem.n_nodes, dtype=bool))
+
+
+def _undominated(problem: Problem) -> Problem:
+    """Without e-nodes that another one replaces at no greater cost."""
+    keep = undominated(problem.head, problem.cost, problem.ptr, problem.child, problem.n_classes, _NO_BITS)
+    return _clean(problem, keep)
 
 
 def _clean(problem: Problem, keep: Mask) -> Problem:
@@ -110,7 +120,7 @@ def _inline(problem: Problem) -> Problem:
     )
     ptr, child = unique_children(ptr, child)
     merged = replace(problem, head=head, cost=cost, ptr=ptr, child=child, part_ptr=part_ptr, part=part)
-    return _clean(merged, np.ones(len(head), dtype=bool))
+    return _useful(merged)
 
 
 def _drop_costly(problem: Problem) -> Problem:

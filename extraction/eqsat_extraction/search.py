@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil, inf
 
@@ -108,35 +108,48 @@ class Search:
         is infinite. `thorough` searches try everything; others reduce and branch.
         """
         problem = presolve(problem, self.budget)
+        if self.budget.spent and upper < inf:
+            yield Progress(None, upper, min(problem.offset, upper))
+            return
         parts = split(problem)
-        if len(parts) > 1:
+        if len(parts) > 1 or (self.budget.spent and upper < inf):
             yield from self._solve_parts(problem, parts, upper, thorough)
         else:
             yield from self._solve_one(problem, upper, thorough)
 
     def run(self, problem: Problem) -> Iterator[Progress]:
         """A greedy solution at once, then `solve`."""
-        state = _State(inf, problem.offset)
-        state.offer(problem, *greedy_choice(problem))
+        state = self._greedy(problem)
         yield state.report()
         if not self.budget.spent:
             yield from self.solve(problem, state.upper)
 
     def local(self, problem: Problem) -> Iterator[Progress]:
-        """Large-neighbourhood search alone; its bound is the problem's offset."""
-        problem = presolve(problem, self.budget)
-        state = _State(inf, problem.offset)
-        state.offer(problem, *greedy_choice(problem))
-        yield state.report()
-        yield from self._improve(problem, state, 1.0)
+        """Large-neighbourhood search alone; its bound is the reduced problem's offset."""
+        yield from self._reduced(problem, lambda reduced, state: self._improve(reduced, state, 1.0))
 
     def integer_program(self, problem: Problem) -> Iterator[Progress]:
         """Reductions, relaxation and branch and cut on HiGHS alone."""
-        problem = presolve(problem, self.budget)
+        yield from self._reduced(problem, self._exact)
+
+    def _greedy(self, problem: Problem) -> _State:
         state = _State(inf, problem.offset)
         state.offer(problem, *greedy_choice(problem))
+        return state
+
+    def _reduced(
+        self, problem: Problem, search: Callable[[Problem, _State], Iterator[Progress]]
+    ) -> Iterator[Progress]:
+        """A greedy solution at once, then a search of the reduced problem."""
+        state = self._greedy(problem)
         yield state.report()
-        yield from self._exact(problem, state)
+        problem = presolve(problem, self.budget)
+        state.lower = problem.offset
+        if not self.budget.spent:
+            state.offer(problem, *greedy_choice(problem))
+        yield state.report()
+        if not self.budget.spent:
+            yield from search(problem, state)
 
     def _solve_parts(
         self, whole: Problem, parts: list[Problem], upper: float, thorough: bool
@@ -147,7 +160,12 @@ class Search:
         """
         searches = [Search(self.budget, self.step, self.seed) for _ in parts]
         runs = [search.solve(part, thorough=thorough) for search, part in zip(searches, parts, strict=True)]
-        states = [next(run) for run in runs]
+        states: list[Progress] = []
+        for run in runs:
+            if self.budget.spent and upper < inf:
+                yield Progress(None, upper, min(whole.offset, upper))
+                return
+            states.append(next(run))
         picked = [state.picked for state in states]
         costs = np.array([state.cost for state in states])
         bounds = np.array([state.bound for state in states])
@@ -177,9 +195,13 @@ class Search:
 
     def _solve_one(self, problem: Problem, upper: float, thorough: bool) -> Iterator[Progress]:
         state = _State(upper, problem.offset)
-        for choice, cost in (greedy_choice(problem), tree_choice(problem)):
-            state.offer(problem, choice, cost)
+        for choose in (greedy_choice, tree_choice):
+            state.offer(problem, *choose(problem))
+            if self.budget.spent:
+                break
         yield state.report()
+        if self.budget.spent:
+            return
         if thorough and problem.n_nodes > LARGE:
             yield from self._improve(problem, state, 0.3)
         node = self._reduce(problem, state, thorough)
@@ -206,12 +228,15 @@ class Search:
             if problem.n_nodes == 1:
                 state.offer(problem, np.zeros(1, dtype=np.int32), 0.0)
                 return None
-            state.offer(problem, *greedy_choice(problem))
+            if not self.budget.spent:
+                state.offer(problem, *greedy_choice(problem))
             variants = self._landmarks(problem, state, thorough)
             marks = max(variants, key=lambda variant: variant.bound)
             bound = self._lift(marks.bound + problem.offset)
             if self._excludes(bound, state):
                 return None
+            if self.budget.spent:
+                return _Node(problem, bound, marks, None)
             size = problem.n_nodes
             problem = self._without(problem, marks.bound, marks.reduced, state, thorough)
             if problem.n_nodes == 0:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ._graph import needed
 from .egraph import EGraph, Floats, Ints
 from .errors import SolutionError
 
@@ -148,30 +149,37 @@ class Solution:
 
 def _ordered(egraph: EGraph, choice: Ints) -> Ints:
     """The e-nodes of `choice` that the roots need, children first (depth first, without recursion)."""
+    classes = np.flatnonzero(choice >= 0)
+    if np.all(choice < egraph.n_nodes) and np.array_equal(egraph.node_class[choice[classes]], classes):
+        order, complete = needed(egraph.child_ptr, egraph.children, choice, egraph.roots)
+        if complete:
+            return choice[order]
+    raise _fault(egraph, choice)
+
+
+def _fault(egraph: EGraph, choice: Ints) -> SolutionError:
+    """What is wrong with a choice: the first fault on a walk from the roots."""
     picked = choice.tolist()
     ptr, children = egraph.child_ptr.tolist(), egraph.children.tolist()
     heads = egraph.node_class.tolist()
     n_nodes = egraph.n_nodes
     done = bytearray(egraph.n_classes)  # 0 unseen, 1 open, 2 finished
-    order: list[int] = []
     stack = egraph.roots.tolist()[::-1]
     while stack:
         eclass = stack[-1]
         if done[eclass]:
             stack.pop()
-            if done[eclass] == 1:
-                done[eclass] = 2
-                order.append(picked[eclass])
+            done[eclass] = 2
             continue
         node = picked[eclass]
         if not 0 <= node < n_nodes:
-            raise SolutionError(f"{egraph.class_name(eclass)} is needed, but no e-node is chosen for it")
+            return SolutionError(f"{egraph.class_name(eclass)} is needed, but no e-node is chosen for it")
         if heads[node] != eclass:
-            raise SolutionError(f"{egraph.node_name(node)} is not in {egraph.class_name(eclass)}")
+            return SolutionError(f"{egraph.node_name(node)} is not in {egraph.class_name(eclass)}")
         done[eclass] = 1
         for child in children[ptr[node] : ptr[node + 1]][::-1]:
             if done[child] == 1:
-                raise SolutionError(f"the choice is cyclic through {egraph.class_name(child)}")
+                return SolutionError(f"the choice is cyclic through {egraph.class_name(child)}")
             if not done[child]:
                 stack.append(child)
-    return np.array(order, dtype=np.int32)
+    return SolutionError("the choice names e-nodes that are not in their e-class, where nothing needs them")
