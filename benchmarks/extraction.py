@@ -1,22 +1,24 @@
 """Extraction on published and on generated e-graphs: cost, bound, gap, time and peak memory.
 
     python -m benchmarks.extraction PATHS... --time-limit S --json OUT      files or folders of gym JSON
+    python -m benchmarks.extraction --zoo [--save FOLDER] --json OUT        the e-graphs of the product's own models
     python -m benchmarks.extraction --scaling --json OUT --plot OUT.svg     generated, 10^3 to 10^6 e-nodes
 
-Every run has a process of its own, so that its peak memory is its own. `seconds` is the time of `extract` once the
-compiled code is loaded, `cpu_seconds` what of it the process had a core for, `loading` the time that loading took
-(numba reads its cache, or compiles on the first run).
+Every run has a process of its own, so that its peak memory is its own. `seconds` is the time of `extract` in
+compiled code that is loaded, `cpu_seconds` what of it the process had a core for, `loading` the time that loading
+took (numba reads its cache, or compiles on the first run).
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from argparse import ArgumentParser
-from collections.abc import Callable, Iterator
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
+from tempfile import TemporaryDirectory
 from time import perf_counter, process_time
 from typing import Any
 from warnings import catch_warnings, simplefilter
@@ -24,7 +26,7 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 from numpy.typing import NDArray
 
-from eqsat_extraction import EGraph, ExtractionError, extract, load_json
+from eqsat_extraction import EGraph, ExtractionError, _jit, dump_json, extract, load_json
 
 Row = dict[str, Any]
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
@@ -63,6 +65,7 @@ def generated(n_nodes: int, seed: int = 0) -> tuple[EGraph, NDArray[np.float64]]
 def run(load: Callable[[], tuple[EGraph, NDArray[np.float64]]], extractor: str, time_limit: float) -> Row:
     """One extraction in this process: size, cost, bound, gap, seconds, peak memory."""
     start = perf_counter()
+    _jit.SMALL = 0  # nothing is interpreted
     warm, prices = generated(200)
     for name in {extractor, "ilp"} if extractor == "auto" else {extractor}:
         extract(warm, prices, extractor=name, time_limit=1.0)
@@ -89,6 +92,45 @@ def run(load: Callable[[], tuple[EGraph, NDArray[np.float64]]], extractor: str, 
         "loading": loading,
         "peak_mb": getrusage(RUSAGE_SELF).ru_maxrss / 1024,
     }
+
+
+ZOO_COSTS = ("trt_int8", "openvino_int8")
+ZOO_MORE = (
+    *(f"torchvision:{name}" for name in ("googlenet", "densenet121", "mobilenet_v3_small", "shufflenet_v2_x1_0",
+                                         "regnet_y_400mf", "squeezenet1_1")),
+    *(f"transformers:{name}" for name in ("bert", "segformer")),
+)  # fmt: skip
+
+
+def save(spec: str, folder: Path) -> list[Path]:
+    """The e-graph of a model, saturated with all rules and priced for every target, as files."""
+    import benchmarks._models as models
+    from eqsat_deploy.capture import capture
+    from eqsat_deploy.freeze import freeze
+    from eqsat_deploy.inputs import example_arguments
+    from eqsat_deploy.lower import lower
+    from eqsat_deploy.optimizer import find_cost, find_rules
+    from eqsat_deploy.price import price
+    from eqsat_deploy.saturate import saturate
+
+    model = models.load(spec)
+    args, kwargs = example_arguments(model, models.inputs(spec))
+    lowered = lower(capture(model, args, kwargs))
+    space = freeze(lowered, saturate(lowered, find_rules(None)))
+    written = []
+    for cost in ZOO_COSTS:
+        priced = price(space, find_cost(cost))
+        written.append(folder / f"{spec.replace(':', '-')}.{cost}.json")
+        dump_json(priced.egraph, priced.costs, written[-1])
+    return written
+
+
+def save_zoo(specs: Sequence[str], folder: Path) -> Iterator[Path]:
+    """`save` for every model, each in a process of its own, so that this one stays small."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for spec in specs:
+        with get_context("spawn").Pool(1) as pool:
+            yield from pool.apply(save, (spec, folder))
 
 
 class _File:
@@ -146,18 +188,33 @@ def main() -> int:
     parser.add_argument("--extractor", action="append", help="may be repeated (default auto)")
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--scaling", action="store_true", help="generated e-graphs instead of files")
+    parser.add_argument("--zoo", action="store_true", help="the product's own e-graphs instead of files")
+    parser.add_argument("--models", nargs="*", help="with --zoo: SPECs (default: the founding ones and more)")
+    parser.add_argument("--save", type=Path, help="with --zoo: keep the e-graphs in this folder")
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
     parser.add_argument("--plot", type=Path, help="with --scaling: draw time and memory here")
     options = parser.parse_args()
-    if options.scaling == bool(options.paths):
-        parser.error("name files or folders, or pass --scaling")
+    if options.scaling + options.zoo + bool(options.paths) != 1:
+        parser.error("name files or folders, or pass --zoo or --scaling")
+    with TemporaryDirectory() as scratch:
+        return _report(options, options.save or Path(scratch))
+
+
+def _report(options: Namespace, folder: Path) -> int:
     rows: list[Row] = []
     jobs: list[tuple[str, Callable[[], tuple[EGraph, NDArray[np.float64]]]]]
     if options.scaling:
         jobs = [(f"generated-{size}", _Generated(size)) for size in options.sizes]
         names = options.extractor or ["tree", "greedy", "local", "auto", "ilp"]
     else:
-        jobs = [(str(path), _File(path)) for path in files(options.paths)]
+        from benchmarks.zoo import FOUNDING
+
+        paths = (
+            save_zoo(options.models or [*FOUNDING, *ZOO_MORE], folder)
+            if options.zoo
+            else files(options.paths)
+        )
+        jobs = [(path.name if options.zoo else str(path), _File(path)) for path in paths]
         names = options.extractor or ["auto"]
     for name in names:
         for file, load in jobs:
@@ -172,7 +229,8 @@ def main() -> int:
             if options.json is not None:
                 options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     proved = sum(row["proved"] for row in rows)
-    print(f"{len(rows)} runs, {proved} proved")
+    at_once = sum(row["proved"] and row["seconds"] <= 1.0 for row in rows)
+    print(f"{len(rows)} runs, {proved} proved, {at_once} of them within 1 s")
     if options.plot is not None:
         plot(rows, options.plot)
     return 0

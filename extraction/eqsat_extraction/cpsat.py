@@ -7,9 +7,15 @@ component, so that derivations are acyclic.
 
 from __future__ import annotations
 
+import os
+import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import inf
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -27,6 +33,8 @@ from .solution import Solution
 
 LARGEST = 2**50
 """The total of all scaled costs: CP-SAT optimizes integers, in 64 bits."""
+STARTING = 1.0
+"""Seconds that a process takes to load OR-tools."""
 WORK_PER_SECOND = 1000.0
 """Units of work that one of CP-SAT's deterministic seconds is charged as."""
 
@@ -45,7 +53,8 @@ class CPSat:
 
         Raises `ExtractionError` when OR-tools is not installed.
         """
-        cp_model = _cp_model()
+        if find_spec("ortools") is None:
+            raise ExtractionError("extractor 'cpsat' needs OR-tools: pip install 'eqsat-deploy[cpsat]'")
         budget = Budget(time_limit, work_limit)
         problem = presolve(from_egraph(egraph, costs), budget)
         choice, cost = greedy_choice(problem)
@@ -61,35 +70,58 @@ class CPSat:
         if budget.spent or first.proved:
             return
         prices, scale = _scaled(problem.cost)
-        model, used = _model(cp_model, problem, choice, prices)
-        solver = cp_model.CpSolver()
-        solver.parameters.num_workers = 1
-        solver.parameters.random_seed = seed % 2**31
-        if budget.left < inf:
-            solver.parameters.max_time_in_seconds = budget.left
-        if budget.work < inf:
-            solver.parameters.max_deterministic_time = budget.work / WORK_PER_SECOND
-        status = solver.solve(model)
+        nodes, scaled_bound = _solve_apart(problem, choice, prices, budget, seed)
         best = first
-        if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-            nodes = np.array([i for i, node in enumerate(used) if solver.value(node)], dtype=np.int32)
+        if nodes is not None:
             found = Solution.from_nodes(
                 egraph, costs, np.concatenate((problem.decided, problem.parts_of(nodes)))
             )
             best = found if found.cost < first.cost else first
-        bound = max(first.bound, solver.best_objective_bound / scale + problem.offset)
+        bound = max(first.bound, scaled_bound / scale + problem.offset)
         closed = bound >= best.cost * (1 - 1e-9)
         yield best.named(self.name, bound=best.cost if closed else bound, seconds=budget.seconds)
 
 
-def _cp_model() -> Any:
-    try:
-        from ortools.sat.python import cp_model
-    except ImportError as error:
-        raise ExtractionError(
-            f"extractor 'cpsat' needs OR-tools ({error}): pip install 'eqsat-deploy[cpsat]'"
-        ) from error
-    return cp_model
+def _solve_apart(
+    problem: Problem, choice: Ints, prices: list[int], budget: Budget, seed: int
+) -> tuple[Ints | None, float]:
+    """The e-nodes of the best solution found, if any, and a lower bound on the sum of `prices`.
+
+    In a process of its own: OR-tools and highspy bring libraries of one name that cannot be loaded together.
+    """
+    job = (problem, choice, prices, budget.left, budget.work, seed)
+    done = subprocess.run(
+        [sys.executable, "-m", __name__],
+        input=pickle.dumps(job),
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
+    )
+    if done.returncode:
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise ExtractionError(f"OR-tools failed: {' '.join(last) or f'exit status {done.returncode}'}")
+    answer: tuple[Ints | None, float] = pickle.loads(done.stdout)
+    return answer
+
+
+def _solve(
+    problem: Problem, choice: Ints, prices: list[int], seconds: float, work: float, seed: int
+) -> tuple[Ints | None, float]:
+    from ortools.sat.python import cp_model
+
+    start = monotonic()
+    model, used = _model(cp_model, problem, choice, prices)
+    solver = cp_model.CpSolver()
+    solver.parameters.num_workers = 1
+    solver.parameters.random_seed = seed % 2**31
+    if seconds < inf:
+        solver.parameters.max_time_in_seconds = max(0.0, seconds - STARTING - (monotonic() - start))
+    if work < inf:
+        solver.parameters.max_deterministic_time = work / WORK_PER_SECOND
+    status = solver.solve(model)
+    found = status in (cp_model.OPTIMAL, cp_model.FEASIBLE)
+    nodes = np.flatnonzero([solver.value(node) for node in used]).astype(np.int32) if found else None
+    return nodes, solver.best_objective_bound
 
 
 def _scaled(costs: Floats) -> tuple[list[int], float]:
@@ -125,3 +157,6 @@ def _model(cp_model: Any, problem: Problem, choice: Ints, prices: list[int]) -> 
 
 
 cpsat: Extractor = CPSat()
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(pickle.dumps(_solve(*pickle.loads(sys.stdin.buffer.read()))))
