@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from functools import cache, cached_property, update_wrapper
 from pathlib import Path
-from time import monotonic
+from time import monotonic, thread_time
 from types import FunctionType
 from typing import Any, TypeVar, cast
 
@@ -19,7 +19,7 @@ Function = TypeVar("Function", bound=Callable[..., object])
 SMALL = 100_000
 """Entries of a call's arrays above which it is never interpreted."""
 PATIENCE = 1.0
-"""Seconds in the interpreter after which a function is compiled: about what compiling it takes."""
+"""Seconds of a core in the interpreter after which a function is compiled: about what compiling it takes."""
 QUICK = 0.02
 """The same for a function that is in numba's cache already: about what loading it takes."""
 
@@ -41,9 +41,9 @@ class _Tiered:
     def __call__(self, *args: Any) -> Any:
         if self.hot or sum(getattr(arg, "size", 0) for arg in args) > SMALL:
             return self.compiled(*args)
-        start = monotonic()
+        start = thread_time()
         result = self.plain(*args)
-        self.seconds += monotonic() - start
+        self.seconds += thread_time() - start
         self.hot = self.seconds > PATIENCE or (self.seconds > QUICK and self._in_cache())
         return result
 
