@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,12 @@ def first_operand(o: Operator) -> int:
     return next(i for i, (_, s) in enumerate(o.parameters) if s == "T")
 
 
+@lru_cache(maxsize=2048)
+def _parsed(program: str) -> list[Any]:
+    """Commands do not know which e-graph they are for, and the same rules are loaded again and again."""
+    return bindings.EGraph().parse_program(program)
+
+
 class EGraph:
     """An egglog e-graph over the language, with rules loaded."""
 
@@ -133,10 +140,9 @@ class EGraph:
                 raise
             except Exception as error:
                 raise RuleError(f"rule {rule.name!r} (family {rule.family}): {error}") from error
-        self._schedules: dict[str, Any] = {}
 
     def _run(self, program: str) -> Any:
-        return self._egglog.run_program(*self._egglog.parse_program(program))
+        return self._egglog.run_program(*_parsed(program))
 
     def load(self, lowered: Lowered, *, shapes: bool = False) -> None:
         """Put the rows in. With `shapes`, torch's shape of every row is loaded too, so that a wrong shape rule,
@@ -156,7 +162,7 @@ class EGraph:
             for name, rows in tables.items():
                 path = Path(folder) / f"{name}.tsv"
                 path.write_text("".join("\t".join(map(str, r)) + "\n" for r in rows))
-                self._run(f"(input {name} {literal(str(path))})")
+                self._egglog.run_program(*self._egglog.parse_program(f"(input {name} {literal(str(path))})"))
         self._run("(run load-vectors 1) (run load 1)")
 
     def step(self, schedule: str) -> tuple[bool, dict[str, int]]:
@@ -165,10 +171,8 @@ class EGraph:
         Raises:
             RuleError: a union joined tensors of different shapes.
         """
-        if schedule not in self._schedules:
-            self._schedules[schedule] = self._egglog.parse_program(f"(run-schedule {schedule})")
         try:
-            output: Any = self._egglog.run_program(*self._schedules[schedule])[0]
+            output: Any = self._run(f"(run-schedule {schedule})")[0]
         except bindings.EggSmolError as error:
             if "shape" in str(error):
                 raise RuleError(

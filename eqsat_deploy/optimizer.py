@@ -25,7 +25,7 @@ from eqsat_deploy.rebuild import VIEWS, rebuild
 from eqsat_deploy.report import Report, RuleUse
 from eqsat_deploy.rules import EgglogRule, select
 from eqsat_deploy.saturate import Budget, saturate
-from eqsat_deploy.stages import Stages
+from eqsat_deploy.stages import Stages, no_collection
 from eqsat_deploy.verify import Verified, verify
 from eqsat_extraction import Solution, extract
 from eqsat_extraction.kernel import CostModel
@@ -90,21 +90,21 @@ def optimize(
     with stages("capture"):
         args, kwargs = example_arguments(model, example_inputs)
         captured = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
-    with stages("lower"):
+    with stages("lower"), no_collection():
         lowered = lower(captured)
-    with stages("saturate"):
+    with stages("saturate"), no_collection():
         saturation = saturate(lowered, chosen_rules, budget=budget)
-    with stages("freeze"):
+    with stages("freeze"), no_collection():
         space = freeze(lowered, saturation)
-    with stages("price"):
+    with stages("price"), no_collection():
         priced = price(space, cost_model, batch=batch)
         if rules == "conversions":
             priced = prefer_converted(priced, CONVERSIONS)
-    with stages("extract"):
+    with stages("extract"), no_collection():
         solution = _extract(priced, extractor, time_limit, work_limit, seed)
-    with stages("rebuild"):
+    with stages("rebuild"), no_collection():
         optimized = _module(priced, solution, type(model).__name__)
-    with stages("plain"):
+    with stages("plain"), no_collection():
         plain_priced, plain_solution = _plain(lowered, cost_model, batch)
     verified = None
     if check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,3 +46,15 @@ class Stages:
             self.seconds[name] = self.seconds.get(name, 0.0) + taken
             if listener is not None:
                 listener(name, taken)
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Inside, Python's cyclic collector rests: going once over all that torch keeps takes as long as saturation."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
