@@ -1,8 +1,25 @@
-"""Movement: reshapes and permutes compose, cancel, and pass through pointwise functions."""
+"""Movement: reshapes, permutes, slices, concats, expands and rolls compose, cancel, and pass through what does not
+see them. Those that cannot cancel move towards the outputs, so that two of them meet."""
 
-from eqsat_deploy.language import gather, permute, reshape, unary
+from typing import Any
+
+from eqsat_deploy.language import (
+    binary,
+    concat,
+    dims,
+    expand,
+    gather,
+    layer_norm,
+    linear,
+    permute,
+    reshape,
+    roll,
+    slice_,
+    softmax,
+    unary,
+)  # fmt: skip
 from eqsat_deploy.language.shapes import encode, permutation
-from eqsat_deploy.rules import Equation, Term, integers, name, rule, shape
+from eqsat_deploy.rules import Equation, Term, integer, integers, name, number, rule, shape
 
 FUNCTIONS = name("relu", "gelu", "hardswish", "sigmoid")
 TARGETS = integers(lambda d: [encode((d["n"], 24)), encode((d["n"], 4, 6)), encode((d["n"], 2, 3, 4))])
@@ -43,3 +60,154 @@ def unary_through_reshape(x: Term, f: Term, target: Term) -> Equation:
 def unary_through_permute(x: Term, f: Term, order: Term) -> Equation:
     """A pointwise function does not see the order of axes."""
     return unary(f, permute(x, order)), permute(unary(f, x), order)
+
+
+@rule("exact", x="n c 1 1")
+def channels_last_of_one_pixel(x: Term, n: Term, c: Term) -> Equation:
+    """Of a single pixel, channels last is a view of channels first."""
+    return permute(x, (0, 1, 2, 3, 5, 6, 4)), reshape(x, dims(n, 1, 1, c))
+
+
+@rule("exact", x="n 1 1 c")
+def channels_first_of_one_pixel(x: Term, n: Term, c: Term) -> Equation:
+    """Of a single pixel, channels first is a view of channels last."""
+    return permute(x, (0, 1, 2, 3, 6, 4, 5)), reshape(x, dims(n, c, 1, 1))
+
+
+@rule("real", x="~ n a b", order=ORDERS, slot=integer(4, 5, 6))
+def softmax_of_permute(x: Term, order: Term, slot: Term) -> Equation:
+    """A softmax along an axis does not see where the others stand."""
+    return softmax(permute(x, order), slot), permute(softmax(x, order[slot]), order)
+
+
+SWAPS = integers((0, 1, 2, 3, 5, 4, 6))
+
+
+@rule("real", x="~ n a b k", weight="k", bias="k", order=SWAPS, k=(2, 3), eps=number(1e-5), both=True)
+def layer_norm_of_permute(x: Term, weight: Term, bias: Term, eps: Term, order: Term) -> Equation:
+    """LayerNorm over the last axis does not see where the others stand."""
+    normalized = permute(layer_norm(x, weight, bias, eps), order)
+    return layer_norm(permute(x, order), weight, bias, eps), normalized, [order[6] == 6]
+
+
+@rule("real", x="~ n a b k", weight="o k", bias="o", order=SWAPS, both=True)
+def linear_of_permute(x: Term, weight: Term, bias: Term, order: Term) -> Equation:
+    """A Linear over the last axis does not see where the others stand."""
+    return linear(permute(x, order), weight, bias), permute(linear(x, weight, bias), order), [order[6] == 6]
+
+
+# -- slices and concats ------------------------------------------------------------------------------------
+
+
+@rule("exact", x="~ n a b", slot=integer(5, 6), stop=integer(3, 4), a=(3, 4), b=(3, 4))
+def slice_of_all(x: Term, slot: Term, stop: Term) -> Equation:
+    """A slice from the first to the last element is the tensor."""
+    return slice_(x, slot, 0, stop, 1), x, [stop == shape(x)[slot]]
+
+
+@rule("exact", x="~ n b c", y="~ n b c", order=ORDERS, slot=integer(4, 5, 6))
+def concat_of_permuted(x: Term, y: Term, order: Term, slot: Term) -> Equation:
+    """A concatenation of two tensors permuted alike is permuted afterwards."""
+    return concat(slot, permute(x, order), permute(y, order)), permute(concat(order[slot], x, y), order)
+
+
+@rule("exact", x="~ n 5 6", slot=integer(5, 6), start=integer(0, 1), middle=integer(2, 3), stop=integer(4, 5))
+def concat_of_slices(x: Term, slot: Term, start: Term, middle: Term, stop: Term) -> Equation:
+    """Neighbouring parts put together again are the larger part."""
+    parts = slice_(x, slot, start, middle, 1), slice_(x, slot, middle, stop, 1)
+    return concat(slot, *parts), slice_(x, slot, start, stop, 1)
+
+
+# -- expands -----------------------------------------------------------------------------------------------
+
+WIDTHS = integers(lambda d: [encode((d["n"], 3, d["a"])), encode((d["n"], 1, d["a"]))])
+
+
+@rule("exact", x="~ n 1 a", first=WIDTHS, second=integers(lambda d: [encode((d["n"], 3, d["a"]))]))
+def expand_of_expand(x: Term, first: Term, second: Term) -> Equation:
+    """Of two expands only the last one matters."""
+    return expand(expand(x, first), second), expand(x, second)
+
+
+@rule("exact")
+def expand_to_own_shape(x: Term) -> Equation:
+    """An expand to the shape a tensor has is the tensor."""
+    return expand(x, shape(x)), x
+
+
+@rule(
+    "exact",
+    x="~ n 3 a",
+    y="~ 1 a",
+    to=integers(lambda d: [encode((d["n"], 3, d["a"]))]),
+    f=name("add", "mul"),
+)
+def expanded_operand(x: Term, y: Term, to: Term, f: Term) -> Equation:
+    """An operand need not be expanded to the shape of the other: it is broadcast."""
+    return binary(f, x, expand(y, to)), binary(f, x, y), [shape(x) == to]
+
+
+@rule("exact", x="~ n 1 a", to=WIDTHS, f=FUNCTIONS)
+def unary_of_expand(x: Term, to: Term, f: Term) -> Equation:
+    """A pointwise function is computed before its argument is repeated."""
+    return unary(f, expand(x, to)), expand(unary(f, x), to)
+
+
+# -- rolls -------------------------------------------------------------------------------------------------
+
+SHIFT: dict[str, Any] = {"slot": integer(5, 6), "shift": integer(1, 2)}
+
+
+@rule("exact", x="~ n 4 5", by=integer(1, 2, 3), **SHIFT)
+def roll_of_roll(x: Term, slot: Term, shift: Term, by: Term) -> Equation:
+    """Two rolls along one axis are one."""
+    return roll(roll(x, slot, shift), slot, by), roll(x, slot, (shift + by) % shape(x)[slot])
+
+
+@rule("exact", x="~ n 4 5", slot=integer(5, 6))
+def roll_by_nothing(x: Term, slot: Term) -> Equation:
+    """A roll by nothing is the tensor."""
+    return roll(x, slot, 0), x
+
+
+@rule("exact", x="~ n 4 5", slot=integer(6), other=integer(5), shift=integer(1, 2), by=integer(1, 3))
+def rolls_in_order(x: Term, slot: Term, other: Term, shift: Term, by: Term) -> Equation:
+    """Rolls along two axes commute: the one along the earlier axis comes first."""
+    return roll(roll(x, slot, shift), other, by), roll(roll(x, other, by), slot, shift), [other < slot]
+
+
+@rule("exact", x="~ n 4 5", f=FUNCTIONS, **SHIFT)
+def unary_of_roll(x: Term, f: Term, slot: Term, shift: Term) -> Equation:
+    """A pointwise function does not see a roll."""
+    return unary(f, roll(x, slot, shift)), roll(unary(f, x), slot, shift)
+
+
+@rule("exact", a="~ n 4 5", b="~ n 4 5", f=name("add", "mul"), **SHIFT)
+def binary_of_rolled(a: Term, b: Term, f: Term, slot: Term, shift: Term) -> Equation:
+    """A sum of two tensors rolled alike is the rolled sum."""
+    return binary(f, roll(a, slot, shift), roll(b, slot, shift)), roll(binary(f, a, b), slot, shift), [
+        shape(a) == shape(b),
+    ]  # fmt: skip
+
+
+@rule("real", x="~ n 4 5 k", weight="o k", bias="o", slot=integer(4, 5), shift=integer(1, 2))
+def linear_of_roll(x: Term, weight: Term, bias: Term, slot: Term, shift: Term) -> Equation:
+    """A Linear over the last axis does not see a roll along another."""
+    rolled = roll(linear(x, weight, bias), slot, shift)
+    return linear(roll(x, slot, shift), weight, bias), rolled, [slot != 6]
+
+
+@rule(
+    "real",
+    x="~ n 4 5 k",
+    weight="k",
+    bias="k",
+    k=(2, 3),
+    eps=number(1e-5),
+    slot=integer(4, 5),
+    shift=integer(1, 2),
+)
+def layer_norm_of_roll(x: Term, weight: Term, bias: Term, eps: Term, slot: Term, shift: Term) -> Equation:
+    """LayerNorm over the last axis does not see a roll along another."""
+    rolled = roll(layer_norm(x, weight, bias, eps), slot, shift)
+    return layer_norm(roll(x, slot, shift), weight, bias, eps), rolled, [slot != 6]
