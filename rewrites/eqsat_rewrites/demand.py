@@ -166,15 +166,6 @@ def slice_of_concat_left(x: Term, y: Term, slot: Term, start: Term, stop: Term, 
     return whole, slice_(x, slot, start, stop, step), [stop <= shape(x)[slot]]
 
 
-@rule("exact", phase="demand", x="~ 2 b", y="~ a b", a=(3, 4), start=integer(2, 3), stop=integer(4, 5),
-      step=integer(1), slot=integer(5))  # fmt: skip
-def slice_of_concat_right(x: Term, y: Term, slot: Term, start: Term, stop: Term, step: Term) -> Equation:
-    """Part of a concatenation that begins after its first tensor is part of the second."""
-    ahead = shape(x)[slot]
-    whole = slice_(concat(slot, x, y), slot, start, stop, step)
-    return whole, slice_(y, slot, start - ahead, stop - ahead, step), [start >= ahead]
-
-
 @rule("exact", phase="demand", x="~ n s 1 e", shape_to=integers(lambda d: [(4, 1, 1, d["n"], d["s"], 3, d["e"])]),
       s=LONG, start=integer(0, 1), stop=integer(2, 3), step=integer(1), slot=integer(4))  # fmt: skip
 def slice_of_expand(x: Term, shape_to: Term, slot: Term, start: Term, stop: Term, step: Term) -> Equation:

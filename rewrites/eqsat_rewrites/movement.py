@@ -14,7 +14,6 @@ from eqsat_deploy.language import (
     permute,
     reshape,
     roll,
-    slice_,
     softmax,
     unary,
 )  # fmt: skip
@@ -96,26 +95,10 @@ def linear_of_permute(x: Term, weight: Term, bias: Term, order: Term) -> Equatio
     return linear(permute(x, order), weight, bias), permute(linear(x, weight, bias), order), [order[6] == 6]
 
 
-# -- slices and concats ------------------------------------------------------------------------------------
-
-
-@rule("exact", x="~ n a b", slot=integer(5, 6), stop=integer(3, 4), a=(3, 4), b=(3, 4))
-def slice_of_all(x: Term, slot: Term, stop: Term) -> Equation:
-    """A slice from the first to the last element is the tensor."""
-    return slice_(x, slot, 0, stop, 1), x, [stop == shape(x)[slot]]
-
-
 @rule("exact", x="~ n b c", y="~ n b c", order=ORDERS, slot=integer(4, 5, 6))
 def concat_of_permuted(x: Term, y: Term, order: Term, slot: Term) -> Equation:
     """A concatenation of two tensors permuted alike is permuted afterwards."""
     return concat(slot, permute(x, order), permute(y, order)), permute(concat(order[slot], x, y), order)
-
-
-@rule("exact", x="~ n 5 6", slot=integer(5, 6), start=integer(0, 1), middle=integer(2, 3), stop=integer(4, 5))
-def concat_of_slices(x: Term, slot: Term, start: Term, middle: Term, stop: Term) -> Equation:
-    """Neighbouring parts put together again are the larger part."""
-    parts = slice_(x, slot, start, middle, 1), slice_(x, slot, middle, stop, 1)
-    return concat(slot, *parts), slice_(x, slot, start, stop, 1)
 
 
 # -- expands -----------------------------------------------------------------------------------------------
