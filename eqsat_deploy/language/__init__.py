@@ -32,7 +32,17 @@ from eqsat_deploy.language.leaves import (
     zeros,
 )
 from eqsat_deploy.language.linear import conv2d, conv_transpose2d, embedding, linear, matmul
-from eqsat_deploy.language.movement import concat, expand, pad, permute, reshape, roll, slice_
+from eqsat_deploy.language.movement import (
+    concat,
+    expand,
+    pad,
+    pad_edges,
+    permute,
+    reshape,
+    roll,
+    slice_,
+    take,
+)  # fmt: skip
 from eqsat_deploy.language.normalization import (
     batch_norm,
     channel_norm,
@@ -46,17 +56,16 @@ from eqsat_deploy.language.normalization import (
 from eqsat_deploy.language.operator import BY_CONSTRUCTOR, IMPORTERS, OPERATORS, Operator, aten, operator
 from eqsat_deploy.language.pointwise import add, binary, cast, div, mul, relu, sub, unary
 from eqsat_deploy.language.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
-from eqsat_deploy.language.resampling import resize, unfold
+from eqsat_deploy.language.resampling import fold, resize, unfold
 from eqsat_deploy.language.shapes import BATCH, SLOTS, batch_size, decode, encode
 
 __all__ = [
     "BATCH", "BY_CONSTRUCTOR", "IMPORTERS", "OPERATORS", "SLOTS", "Expr", "Guard", "Operator",
     "adaptive_avg_pool2d", "add", "aten", "attention", "avg_pool2d", "batch_norm", "batch_size", "binary",
     "broadcast", "cast", "causal_attention", "channel_norm", "concat", "conv2d", "conv_transpose2d", "decode",
-    "dims", "div",
-    "embedding", "encode", "expand", "gather", "group_norm", "identity_matrix", "input_", "layer_norm", "linear",
-    "masked_attention", "matmul", "max_pool2d", "maximum", "minimum", "mul", "numel", "ones", "opaque", "operator",
-    "packed_attention", "pad", "parameter", "permute", "power", "reduce_", "relu", "replace", "reshape", "resize",
-    "result", "rms_norm", "roll", "scalar", "self_attention", "slice_", "softmax", "standardize", "sub", "unary",
-    "unfold", "vec", "zeros",
+    "dims", "div", "embedding", "encode", "expand", "fold", "gather", "group_norm", "identity_matrix", "input_",
+    "layer_norm", "linear", "masked_attention", "matmul", "max_pool2d", "maximum", "minimum", "mul", "numel",
+    "ones", "opaque", "operator", "packed_attention", "pad", "pad_edges", "parameter", "permute", "power",
+    "reduce_", "relu", "replace", "reshape", "resize", "result", "rms_norm", "roll", "scalar", "self_attention",
+    "slice_", "softmax", "standardize", "sub", "take", "unary", "unfold", "vec", "zeros",
 ]  # fmt: skip

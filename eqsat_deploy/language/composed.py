@@ -6,14 +6,16 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from eqsat_deploy.language.leaves import scalar, zeros_like
+import torch
+
+from eqsat_deploy.language.leaves import scalar, zeros, zeros_like
 from eqsat_deploy.language.linear import conv2d, matmul
 from eqsat_deploy.language.movement import concat, expand, to_order, to_shape
 from eqsat_deploy.language.normalization import group_norm, ones_like, reduce_
 from eqsat_deploy.language.operator import IMPORTERS, Unsupported, aten
 from eqsat_deploy.language.pointwise import add, mul, unary
 from eqsat_deploy.language.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
-from eqsat_deploy.language.shapes import MAX_RANK, SLOTS, encode, slot
+from eqsat_deploy.language.shapes import BATCH, MAX_RANK, SLOTS, encode, slot
 
 
 def _floating(x: Any) -> None:
@@ -227,6 +229,32 @@ def _max_pool2d_with_indices(x: Any, *args: Any, **kwargs: Any) -> Any:
     return IMPORTERS["max_pool2d.default"](x, *args, **kwargs), None
 
 
+@aten("conv3d.default", "conv3d.padding")
+def _conv3d(
+    x: Any, w: Any, b: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Any:
+    """Only where the kernel has one axis of size one: images, as many as that axis is long."""
+    triples = [(v,) * 3 if isinstance(v, int) else tuple(v) * (4 - len(v) if len(v) == 1 else 1)
+               for v in (stride, padding, dilation) if not isinstance(v, str)]  # fmt: skip
+    if len(triples) < 3 or len(x.shape) != 5:
+        raise Unsupported("a volume without batch dimension, or padded by name")
+    single = [i for i in range(3) if w.shape[2 + i] == 1 and triples[0][i] == 1 and triples[1][i] == 0]
+    if not single:
+        raise Unsupported("a convolution that is not two-dimensional")
+    apart = single[-1]
+    kept = [i for i in range(3) if i != apart]
+    n, c = x.shape[:2]
+    depth, rows, columns = (x.shape[2 + i] for i in (apart, *kept))
+    images = to_shape(to_order(x, (0, 2 + apart, 1, *(2 + i for i in kept))), [n * depth, c, rows, columns])
+    kernel = to_shape(w, [*w.shape[:2], *(w.shape[2 + i] for i in kept)])
+    pairs = [tuple(v[i] for i in kept) for v in triples]
+    bias = zeros_like(w, w.shape[0]) if b is None else b
+    convolved = conv2d(images, kernel, bias, *pairs, groups)
+    split = to_shape(convolved, [n, depth, *convolved.shape[1:]])  # batch, depth, channels, rows, columns
+    at = {apart: 1} | dict(zip(kept, (3, 4), strict=True))
+    return to_order(split, (0, 2, *(at[i] for i in range(3))))
+
+
 # -- movement ----------------------------------------------------------------------------------------------------
 
 
@@ -293,6 +321,33 @@ def _repeat_interleave(
     apart = to_shape(x, [*x.shape[: dim + 1], 1, *x.shape[dim + 1 :]])
     repeated = expand(apart, encode((*x.shape[: dim + 1], repeats, *x.shape[dim + 1 :])))
     return to_shape(repeated, [*x.shape[:dim], x.shape[dim] * repeats, *x.shape[dim + 1 :]])
+
+
+def _filled(sizes: Sequence[int], value: float, dtype: torch.dtype | None) -> Any:
+    """A constant repeated to a shape with the batch; any other is evaluated once."""
+    if not any(d % BATCH == 0 for d in sizes) or len(sizes) > MAX_RANK or 0 in sizes:
+        raise Unsupported("a constant")
+    one = zeros(encode((1,) * len(sizes)), str(dtype or torch.get_default_dtype()).removeprefix("torch."))
+    return expand(one if value == 0 else add(one, scalar(float(value))), encode(tuple(sizes)))
+
+
+def _import_filled(base: str, value: float | None) -> None:
+    @aten(f"{base}.default")
+    def _at_size(size: Any, *given: Any, dtype: Any = None, **_: Any) -> Any:
+        return _filled(size, given[0] if value is None else value, dtype)
+
+    @aten(f"{base}_like.default")
+    def _like(x: Any, *given: Any, dtype: Any = None, **_: Any) -> Any:
+        return _filled(x.shape, given[0] if value is None else value, dtype or x.dtype)
+
+    @aten(f"new_{base}.default")
+    def _new(x: Any, size: Any, *given: Any, dtype: Any = None, **_: Any) -> Any:
+        return _filled(size, given[0] if value is None else value, dtype or x.dtype)
+
+
+_import_filled("zeros", 0.0)
+_import_filled("ones", 1.0)
+_import_filled("full", None)
 
 
 # -- pointwise ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from eqsat_deploy.language.shapes import (
     sizes,
     slot,
 )  # fmt: skip
+
+MAX_WINDOWS = 32  # each is a slice
 
 
 @operator(shape=lambda x, shape: shape, role="view", integer="commute", linear=True)
@@ -80,6 +83,22 @@ def roll(x: torch.Tensor, slot: int, shift: int) -> torch.Tensor:
     return torch.roll(x, shift, axis(slot, x.dim()))
 
 
+@operator(shape=lambda x, index, slot: replace(x, slot, index[6]), linear=True, flops=lambda *_: 0.0)
+def take(x: torch.Tensor, index: torch.Tensor, slot: int) -> torch.Tensor:
+    """The elements of `x` at `index` (integers, one axis) along the axis in `slot`, negative ones from the end."""
+    return x[(slice(None),) * axis(slot, x.dim()) + (index,)]
+
+
+@operator(
+    shape=lambda x, mode, low, high: vec(
+        4, 1, 1, x[3], x[4], x[5] + low[0] + high[0], x[6] + low[1] + high[1]
+    ),
+)  # fmt: skip
+def pad_edges(x: torch.Tensor, mode: str, low: Ints, high: Ints) -> torch.Tensor:
+    """Its own edges around an NCHW tensor, before and after (height, width): `reflect`, `replicate`, `circular`."""
+    return F.pad(x, (low[1], high[1], low[0], high[0]), mode=mode)
+
+
 def to_shape(x: Any, shape: Sequence[int]) -> Any:
     """`x` reshaped to a torch shape, one entry of which may be -1; `x` itself when nothing changes."""
     shape = [int(d) for d in shape]
@@ -105,6 +124,11 @@ def to_shape(x: Any, shape: Sequence[int]) -> Any:
 @aten("view.default", "_unsafe_view.default", "reshape.default", "view_copy.default")
 def _view(x: Any, size: Sequence[int]) -> Any:
     return to_shape(x, size)
+
+
+@aten("view_as.default", "reshape_as.default")
+def _view_as(x: Any, other: Any) -> Any:
+    return to_shape(x, other.shape)
 
 
 @aten("flatten.using_ints")
@@ -288,16 +312,95 @@ def _stack(tensors: Sequence[Any], dim: int = 0) -> Any:
 def _pad(x: Any, widths: Sequence[int], *rest: Any) -> Any:
     mode, value = (rest[0], rest[1] if len(rest) > 1 else None) if rest and isinstance(rest[0], str) else (
         "constant", rest[0] if rest else 0.0)  # fmt: skip
-    if mode != "constant":
-        raise Unsupported(f"padding mode {mode!r}")
     if any(w < 0 for w in widths):
         raise Unsupported("negative padding")
     if not any(widths):
         return x
+    if mode != "constant":
+        return _pad_edges(x, widths, str(mode))
     low, high = [0] * SLOTS, [0] * SLOTS
     for index in range(len(widths) // 2):
         low[SLOTS - 1 - index], high[SLOTS - 1 - index] = widths[2 * index], widths[2 * index + 1]
     return pad(x, tuple(low), tuple(high), float(value or 0.0))
+
+
+def _pad_edges(x: Any, widths: Sequence[int], mode: str) -> Any:
+    """Edges of the last one or two axes; a sequence is an image of height one."""
+    if len(widths) == 2 and len(x.shape) == 3:
+        image = to_shape(x, [*x.shape[:2], 1, x.shape[2]])
+        padded = _pad_edges(image, [*widths, 0, 0], mode)
+        return to_shape(padded, [*x.shape[:2], padded.shape[3]])
+    if len(widths) != 4 or len(x.shape) != 4:
+        raise Unsupported(f"padding mode {mode!r} of {len(widths) // 2} axes of {len(x.shape)}")
+    return pad_edges(x, mode, (widths[2], widths[0]), (widths[3], widths[1]))
+
+
+@aten("reflection_pad1d.default", "reflection_pad2d.default")
+def _reflect(x: Any, widths: Sequence[int]) -> Any:
+    return _pad_edges(x, widths, "reflect")
+
+
+@aten("replication_pad1d.default", "replication_pad2d.default")
+def _replicate(x: Any, widths: Sequence[int]) -> Any:
+    return _pad_edges(x, widths, "replicate")
+
+
+@aten("index.Tensor")
+def _index(x: Any, indices: Sequence[Any]) -> Any:
+    """One tensor of integers along one axis; its own axes take that axis' place."""
+    given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
+    if len(given) != 1 or given[0][1].dtype not in (torch.int64, torch.int32):
+        raise Unsupported("an index of several axes, or of booleans")
+    dim, index = given[0]
+    if x.shape[dim] % BATCH == 0:
+        raise Unsupported("an index of the batch")
+    flat = to_shape(index, [math.prod(index.shape)])
+    taken = take(x, flat, slot(dim, len(x.shape)))
+    return to_shape(taken, [*x.shape[:dim], *index.shape, *x.shape[dim + 1 :]])
+
+
+@aten("index_select.default")
+def _index_select(x: Any, dim: int, index: Any) -> Any:
+    return _index(x, [None] * (dim % len(x.shape)) + [index])
+
+
+@aten("slice_scatter.default")
+def _slice_scatter(
+    x: Any, part: Any, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Any:
+    """`x` with `part` in the place of a slice: what is before it, the part, and what is after it."""
+    size = x.shape[dim]
+    start, stop, _ = slice(start, size if end is None or end >= 2**62 else end).indices(size)
+    if step != 1:
+        raise Unsupported("a strided slice that is assigned to")
+    pieces = [cut(x, dim, 0, start)] if start else []
+    pieces += [part, *([cut(x, dim, stop, size)] if stop < size else [])]
+    return _cat(pieces, dim)
+
+
+@aten("select_scatter.default")
+def _select_scatter(x: Any, part: Any, dim: int, index: int) -> Any:
+    index %= x.shape[dim]
+    return _slice_scatter(x, _unsqueeze(part, dim % len(x.shape)), dim, index, index + 1)
+
+
+@aten("copy.default")
+def _copy(x: Any, source: Any, non_blocking: bool = False) -> Any:
+    if source.dtype != x.dtype:
+        raise Unsupported(f"a copy of {source.dtype} into {x.dtype}")
+    return _expand(source, x.shape)
+
+
+@aten("unfold.default")
+def _windows(x: Any, dim: int, size: int, step: int) -> Any:
+    """Windows of `size` every `step` along an axis, their elements along a new last axis: slices put together."""
+    rank = len(x.shape)
+    dim %= rank
+    starts = range(0, x.shape[dim] - size + 1, step)
+    if len(starts) > MAX_WINDOWS or x.shape[dim] % BATCH == 0:
+        raise Unsupported(f"{len(starts)} windows along an axis")
+    windows = _stack([cut(x, dim, start, start + size) for start in starts], dim)
+    return to_order(windows, [*(i for i in range(rank + 1) if i != dim + 1), dim + 1])
 
 
 @aten("roll.default")

@@ -36,6 +36,16 @@ def unfold(x: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints)
     return F.unfold(x, kernel, dilation, padding, stride)
 
 
+@operator(
+    shape=lambda x, size, kernel, stride, padding, dilation: vec(
+        4, 1, 1, x[4], x[5] // (kernel[0] * kernel[1]), size[0], size[1]
+    ),
+)  # fmt: skip
+def fold(x: Tensor, size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
+    """What `unfold` takes apart, summed where patches overlap: NCHW of `size` (height, width)."""
+    return F.fold(x, size, kernel, dilation, padding, stride)
+
+
 def _import_resize(mode: str) -> Callable[..., Any]:
     def import_resize(x: Any, size: Sequence[int] | None, *rest: Any) -> Any:
         align, scales = (bool(rest[0]), rest[1:]) if mode in ALIGNABLE else (False, rest)
@@ -62,3 +72,10 @@ def _im2col(x: Any, kernel: Ints, dilation: Ints, padding: Ints, stride: Ints) -
     if len(x.shape) != 4:
         raise Unsupported("patches of a tensor without batch dimension")
     return unfold(x, *(tuple(v) for v in (kernel, stride, padding, dilation)))
+
+
+@aten("col2im.default")
+def _col2im(x: Any, size: Ints, kernel: Ints, dilation: Ints, padding: Ints, stride: Ints) -> Any:
+    if len(x.shape) != 3:
+        raise Unsupported("patches without batch dimension")
+    return fold(x, *(tuple(v) for v in (size, kernel, stride, padding, dilation)))

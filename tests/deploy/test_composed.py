@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eqsat_deploy.engines.base import DEFAULT_BATCH, Signature
+from eqsat_deploy.engines.onnx_export import export_onnx
+from eqsat_deploy.engines.program import export_program
 from eqsat_deploy.verify import relative_error
 from tests.support.models import image
 from tests.support.stages import assert_same, kinds, lowered, optimized, outputs
@@ -37,6 +40,18 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     ),
     "bicubic": lambda x, m: F.interpolate(x, (9, 5), mode="bicubic"),
     "unfold": lambda x, m: F.unfold(x, (3, 2), dilation=(1, 2), padding=(1, 0), stride=(2, 1)),
+    "fold": lambda x, m: F.fold(F.unfold(x, 3, padding=1, stride=2), (6, 8), 3, padding=1, stride=2),
+    "reflection": lambda x, m: (F.pad(x, (1, 2, 3, 0), mode="reflect"), F.pad(x[:, 0], (2, 1), mode="reflect")),
+    "replication": lambda x, m: F.pad(x, (1, 2, 3, 0), mode="replicate"),
+    "taken": lambda x, m: (x[:, [2, -1, 0]], x[:, :, :, torch.tensor([[1, 2], [3, 3]])],
+                           x.index_select(2, torch.tensor([4, 0]))),
+    "assigned": lambda x, m: (torch.slice_scatter(x, x[:, :, 1:3] * 2, 2, 3, 5), torch.slice_scatter(x, x * 2, 1),
+                              torch.select_scatter(x, x[:, 0], 1, 2)),
+    "windows": lambda x, m: x.unfold(2, 4, 2).unfold(3, 3, 3),
+    "reshaped as another": lambda x, m: x.transpose(1, 2).reshape_as(x).view_as(x),
+    "conv3d": lambda x, m: F.conv3d(x[..., None] * m[0], m.T.reshape(1, 4, 3, 1, 1), padding=(1, 0, 0)),
+    "filled to the batch": lambda x, m: (x.new_ones(x.shape[0], 1, 3) + m, torch.zeros(x.shape[0], 1) + x[:, 0, 0],
+                                         torch.full_like(x, 3.0) + torch.full((x.shape[0], 1, 1, 8), 0.5)),
     "einsum with a parameter": lambda x, m: torch.einsum("nchw,cd->nhdw", x, m),
     "einsum of activations": lambda x, m: torch.einsum("n c h w, n c h v -> n w v h", x, x + 1),
     "einsum that sums": lambda x, m: torch.einsum("nchw,cd->dn", x, m),
@@ -86,6 +101,26 @@ def test_a_composed_call_computes_what_torch_computes(both, name):
     expected, actual = (outputs(lambda x, module=module: module(x)[name], x) for module in both)
     assert len(expected) == len(actual)
     assert relative_error(expected, actual) < 1e-5
+
+
+def test_composed_calls_export_to_onnx(both):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model, module = both
+    session = runtime.InferenceSession(export_onnx(module, lane="onnxruntime"))
+    x = image(3, 4, 6, 8, seed=2)
+    actual = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert relative_error(outputs(model, x), [torch.from_numpy(array) for array in actual]) < 1e-4
+
+
+def test_composed_calls_convert_to_openvino(both):
+    openvino = pytest.importorskip("openvino")
+    model, module = both
+    converted = openvino.convert_model(export_program(module, Signature.of(module, DEFAULT_BATCH)))
+    compiled = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    x = image(3, 4, 6, 8, seed=2)
+    actual = [torch.from_numpy(array) for array in compiled([x.numpy()]).values()]
+    assert relative_error(outputs(model, x), actual) < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_unknown_operators_stay_with_their_arguments_and_a_reason():
     ("function", "argument"),
     [
         (lambda x: F.avg_pool2d(x, 2, divisor_override=3), "divisor"),
-        (lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), "reflect"),
+        (lambda x: F.pad(x.unsqueeze(2), (0, 0, 1, 1, 0, 0), mode="reflect"), "reflect"),
         (lambda x: F.softmax(x.half(), 1, dtype=torch.float32), "dtype"),
         (lambda x: F.scaled_dot_product_attention(x, x[:, :1], x[:, :1], enable_gqa=True), "grouped"),
     ],
