@@ -12,6 +12,7 @@ from eqsat_deploy.language import (
     layer_norm,
     linear,
     permute,
+    replace,
     reshape,
     roll,
     softmax,
@@ -194,3 +195,37 @@ def layer_norm_of_roll(x: Term, weight: Term, bias: Term, eps: Term, slot: Term,
     """LayerNorm over the last axis does not see a roll along another."""
     rolled = roll(layer_norm(x, weight, bias, eps), slot, shift)
     return layer_norm(roll(x, slot, shift), weight, bias, eps), rolled, [slot != 6]
+
+
+# -- windows -----------------------------------------------------------------------------------------------
+
+SPLITS = integers(lambda d: [(6, d["n"], 2, 2, 3, 2, d["k"]), (6, d["n"], 2, 2, 2, 3, d["k"])])
+JOINED = integers(lambda d: [(4, 1, 1, 2 * d["n"], 3, 4, d["k"]), (3, 1, 1, 1, 6 * d["n"], 4, d["k"])])
+WINDOWS: dict[str, Any] = {"x": "~ n a b k", "a": (4,), "b": (6,), "split": SPLITS, "joined": JOINED}
+
+
+def _windows(x: Term, split: Term, joined: Term) -> Term:
+    """Maps taken apart into windows, or put together again (Liu et al. 2021, section 3.2)."""
+    return reshape(permute(reshape(x, split), (0, 1, 2, 4, 3, 5, 6)), joined)
+
+
+@rule("real", weight="o k", bias="o", **WINDOWS)
+def linear_of_windows(
+    x: Term, weight: Term, bias: Term, split: Term, joined: Term, o: Term, k: Term
+) -> Equation:
+    """A Linear does not see windows: they are made afterwards, where they meet those that put them together."""
+    windows = _windows(linear(x, weight, bias), replace(split, 6, o), replace(joined, 6, o))
+    return linear(_windows(x, split, joined), weight, bias), windows, [
+        split[0] == 6, split[6] == k, shape(x)[6] == k,
+    ]  # fmt: skip
+
+
+@rule("real", weight="k", bias="k", k=(2, 3), eps=number(1e-5), **WINDOWS)
+def layer_norm_of_windows(
+    x: Term, weight: Term, bias: Term, split: Term, joined: Term, eps: Term, k: Term
+) -> Equation:
+    """LayerNorm over the last axis does not see windows."""
+    windows = _windows(layer_norm(x, weight, bias, eps), split, joined)
+    return layer_norm(_windows(x, split, joined), weight, bias, eps), windows, [
+        split[0] == 6, split[6] == k, shape(x)[6] == k,
+    ]  # fmt: skip

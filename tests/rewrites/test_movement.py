@@ -82,6 +82,26 @@ def test_movement_cancels(case):
     assert_same(model, module, x)
 
 
+class Windows(nn.Module):
+    """What Swin does around its attention, with a Linear in its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 4))
+        self.apply_in_windows = in_windows(self.inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.apply_in_windows(x)
+
+
+def test_windows_cancel_around_linear_layers():
+    model = randomized(Windows())
+    x = image(2, 4, 8, 8)
+    module = optimized(model, x)
+    assert not moves(module), module.code
+    assert_same(model, module, x)
+
+
 def test_a_convnext_block_needs_no_permute():
     torchvision = pytest.importorskip("torchvision")
     settings = [
