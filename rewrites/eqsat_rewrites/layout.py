@@ -7,18 +7,22 @@ on either side; the price decides where the crossings are. On a CPU, a ConvNeXt 
 from eqsat_deploy.language import (
     binary,
     channel_norm,
+    concat,
     conv2d,
     dims,
     layer_norm,
     linear,
     permute,
     reshape,
+    slice_,
     standardize,
+    unary,
 )  # fmt: skip
-from eqsat_deploy.rules import Equation, Term, constant, integers, name, number, rule, shape
+from eqsat_deploy.rules import Equation, Term, constant, integer, integers, name, number, rule, shape
 
 CHANNELS_LAST = (0, 1, 2, 3, 5, 6, 4)
 CHANNELS_FIRST = (0, 1, 2, 3, 6, 4, 5)
+TILES_TO_PATCHES = (0, 1, 3, 5, 2, 4, 6)
 POINTWISE = ((1, 1), (0, 0), (1, 1), 1)
 
 
@@ -29,6 +33,68 @@ def linear_on_channels_last(x: Term, weight: Term, b: Term, o: Term, c: Term) ->
     return linear(permute(x, CHANNELS_LAST), weight, b), permute(
         conv2d(x, kernel, b, *POINTWISE), CHANNELS_LAST
     )
+
+
+@rule("real", x="n c h w", weight="o c kh kw", b="o", h=(4, 6), w=(4,), kh=(2,), kw=(2, 4),
+      stride=integers(lambda d: [(d["kh"], d["kw"])]), padding=integers((0, 0)), dilation=integers((1, 1)))  # fmt: skip
+def patches_as_linear(
+    x: Term, weight: Term, b: Term, n: Term, c: Term, h: Term, w: Term, o: Term, kh: Term, kw: Term, stride: Term,
+    padding: Term, dilation: Term,
+) -> Equation:  # fmt: skip
+    """A convolution whose windows tile the image is a Linear over flattened patches (Dosovitskiy et al. 2021, 3.1)."""
+    rows, columns = h // kh, w // kw
+    tiled = permute(reshape(x, dims(n, c, rows, kh, columns, kw)), TILES_TO_PATCHES)
+    patches = reshape(tiled, dims(n, rows, columns, c * kh * kw))
+    embedded = linear(patches, reshape(weight, dims(o, c * kh * kw)), b)
+    return conv2d(x, weight, b, stride, padding, dilation, 1), permute(embedded, CHANNELS_FIRST), [
+        stride[0] == kh, stride[1] == kw, padding[0] == 0, padding[1] == 0, dilation[0] == 1, dilation[1] == 1,
+        kh * kw > 1, h % kh == 0, w % kw == 0,
+    ]  # fmt: skip
+
+
+@rule("real", x="n c p q", weight="o k", b="o", p=(4, 6), q=(2, 4),
+      k=integer(lambda d: [d["c"] * d["p"] * d["q"] // 4]),
+      tiles=integers(lambda d: [(6, d["n"], d["c"], 2, d["p"] // 2, 2, d["q"] // 2)]))  # fmt: skip
+def patches_as_convolution(
+    x: Term, weight: Term, b: Term, n: Term, c: Term, k: Term, o: Term, tiles: Term
+) -> Equation:
+    """A Linear over flattened patches of an image, channels first in each, is a convolution whose windows tile it."""
+    tiled = permute(reshape(x, tiles), TILES_TO_PATCHES)
+    patches = reshape(tiled, dims(n, tiles[3] * tiles[5], k))
+    kernel = (tiles[4], tiles[6])
+    convolved = conv2d(x, reshape(weight, dims(o, c, tiles[4], tiles[6])), b, kernel, (0, 0), (1, 1), 1)
+    return linear(patches, weight, b), reshape(permute(convolved, CHANNELS_LAST), dims(n, tiles[3] * tiles[5], o)), [
+        tiles[0] == 6, tiles[1] == n, tiles[2] == c,
+    ]  # fmt: skip
+
+
+@rule("exact", x="n h w c", h=(4, 6), w=(2, 4))
+def neighbours_by_one_permute(x: Term, n: Term, h: Term, w: Term, c: Term) -> Equation:
+    """The four neighbours of every other pixel, concatenated (Swin's patch merging), are one permuted reshape."""
+
+    def every_other(down: int, right: int) -> Term:
+        return slice_(slice_(x, 4, down, h, 2), 5, right, w, 2)
+
+    joined = every_other(0, 0)
+    for down, right in ((1, 0), (0, 1), (1, 1)):
+        joined = concat(6, joined, every_other(down, right))
+    halves = reshape(x, dims(n, h // 2, 2, w // 2, 2, c))
+    moved = permute(halves, (0, 1, 2, 4, 5, 3, 6))
+    return joined, reshape(moved, dims(n, h // 2, w // 2, 4 * c)), [h % 2 == 0, w % 2 == 0]
+
+
+@rule("real", x="n h w c", v="m c", b="m", u="o m", d="o", f=name("gelu", "relu"))
+def mlp_on_flattened_positions(
+    x: Term, v: Term, b: Term, u: Term, d: Term, f: Term, n: Term, h: Term, w: Term, c: Term, o: Term
+) -> Equation:
+    """Two Linears around an activation on a map are those on the sequence of its positions.
+
+    The two at once: a Linear alone would take every reshape through every activation, and half as many e-nodes again.
+    """
+    hidden = unary(f, linear(reshape(x, dims(n, h * w, c)), v, b))
+    return linear(unary(f, linear(x, v, b)), u, d), reshape(linear(hidden, u, d), dims(n, h, w, o)), [
+        constant(v), constant(u),
+    ]  # fmt: skip
 
 
 @rule("real", x="n c h w", weight="c", b="c", eps=number(1e-5, 1e-6), c=(2, 3, 5))

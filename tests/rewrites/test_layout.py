@@ -1,0 +1,63 @@
+"""Regions stand on the side of a permute where they are cheapest, and patches are convolutions or Linears."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor, nn
+
+from tests.support.models import image, randomized, timm_model, torchvision_model
+from tests.support.stages import assert_same, called, optimized, space
+
+
+def functions(module: nn.Module) -> Counter[str]:
+    return Counter(n.target.__name__ for n in module.graph.nodes if n.op == "call_function")
+
+
+def operators(model: nn.Module, x: Tensor) -> Counter[str]:
+    """Operators of the e-graph, by name."""
+    return Counter(node.kind for _, node in space(model, x).nodes)
+
+
+def test_patch_merging_moves_its_neighbours_at_once():
+    merging, x = randomized(torchvision_model("swin_t").features[2]), torch.randn(2, 6, 4, 96)
+    found = optimized(merging, x, cost="kernels")
+    assert_same(merging, found, x)
+    assert functions(found)["cat"] == functions(found)["narrow"] == functions(found)["slice.Tensor"] == 0
+    assert functions(found)["permute"] == 1
+
+
+class LinearPatches(nn.Module):
+    """A patch embedding written as reshape, permute and Linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(3 * 4 * 4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tiles = x.reshape(-1, 3, x.shape[2] // 4, 4, x.shape[3] // 4, 4).permute(0, 2, 4, 1, 3, 5)
+        return self.embedding(tiles.reshape(x.shape[0], -1, 3 * 4 * 4))
+
+
+def test_linear_patches_are_a_convolution():
+    model, x = randomized(LinearPatches()), image(2, 3, 8, 12)
+    assert operators(model, x)["conv2d"] >= 1
+    found = optimized(model, x, cost="trt_fp16")
+    assert_same(model, found, x)
+    assert called(found) in (["Conv2d"], ["Linear"])
+
+
+def test_the_patch_embedding_of_a_vision_transformer_is_a_linear_as_well():
+    model = randomized(timm_model("vit_tiny_patch16_224", img_size=32).patch_embed)
+    x = image(2, 3, 32, 32)
+    assert operators(model, x)["linear"] >= 1
+    found = optimized(model, x, cost="kernels")
+    assert_same(model, found, x)
+
+
+def test_an_mlp_on_a_map_is_one_on_a_sequence_as_well():
+    model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 5))
+    found = space(model, torch.randn(2, 3, 6, 4))
+    ranks = [len(found.classes[n.operands[0]].shape) for _, n in found.nodes if n.kind == "linear"]
+    assert sorted(ranks) == [3, 3, 4, 4]
