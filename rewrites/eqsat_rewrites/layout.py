@@ -16,7 +16,6 @@ from eqsat_deploy.language import (
     reshape,
     slice_,
     standardize,
-    unary,
 )  # fmt: skip
 from eqsat_deploy.rules import Equation, Term, constant, integer, integers, name, number, rule, shape
 
@@ -81,20 +80,6 @@ def neighbours_by_one_permute(x: Term, n: Term, h: Term, w: Term, c: Term) -> Eq
     halves = reshape(x, dims(n, h // 2, 2, w // 2, 2, c))
     moved = permute(halves, (0, 1, 2, 4, 5, 3, 6))
     return joined, reshape(moved, dims(n, h // 2, w // 2, 4 * c)), [h % 2 == 0, w % 2 == 0]
-
-
-@rule("real", x="n h w c", v="m c", b="m", u="o m", d="o", f=name("gelu", "relu"))
-def mlp_on_flattened_positions(
-    x: Term, v: Term, b: Term, u: Term, d: Term, f: Term, n: Term, h: Term, w: Term, c: Term, o: Term
-) -> Equation:
-    """Two Linears around an activation on a map are those on the sequence of its positions.
-
-    The two at once: a Linear alone would take every reshape through every activation, and half as many e-nodes again.
-    """
-    hidden = unary(f, linear(reshape(x, dims(n, h * w, c)), v, b))
-    return linear(unary(f, linear(x, v, b)), u, d), reshape(linear(hidden, u, d), dims(n, h, w, o)), [
-        constant(v), constant(u),
-    ]  # fmt: skip
 
 
 @rule("real", x="n c h w", weight="c", b="c", eps=number(1e-5, 1e-6), c=(2, 3, 5))

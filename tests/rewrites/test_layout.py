@@ -54,10 +54,3 @@ def test_the_patch_embedding_of_a_vision_transformer_is_a_linear_as_well():
     assert operators(model, x)["linear"] >= 1
     found = optimized(model, x, cost="kernels")
     assert_same(model, found, x)
-
-
-def test_an_mlp_on_a_map_is_one_on_a_sequence_as_well():
-    model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 5))
-    found = space(model, torch.randn(2, 3, 6, 4))
-    ranks = [len(found.classes[n.operands[0]].shape) for _, n in found.nodes if n.kind == "linear"]
-    assert sorted(ranks) == [3, 3, 4, 4]
