@@ -14,6 +14,7 @@ from eqsat_deploy.language import (
     add,
     avg_pool2d,
     binary,
+    concat,
     conv2d,
     dims,
     linear,
@@ -22,6 +23,7 @@ from eqsat_deploy.language import (
     reduce_,
     reshape,
     scalar,
+    slice_,
     softmax,
     unary,
 )  # fmt: skip
@@ -120,6 +122,14 @@ def rounds_but_claims_to_be_exact(x, ceil):
     )
 
 
+@rule("real", x="... k", v="o k", u="o k", b="o", d="o", o=(2, 3))
+def slices_exchanged(x, v, u, b, d, o):
+    """Two Linears on one input are one, and each gets the other's part of it."""
+    whole = linear(x, concat(5, v, u), concat(6, b, d))
+    first, second = slice_(whole, 6, 0, o, 1), slice_(whole, 6, o, 2 * o, 1)
+    return (linear(x, v, b), second), (linear(x, u, d), first), [constant(v), constant(u)]
+
+
 WRONG = [v for v in list(globals().values()) if isinstance(v, Rule)]
 
 
@@ -178,6 +188,7 @@ SEEN_BY = {
     "constant-of-one-batch": {"values", "model"},
     "constant-from-the-batch": {"model"},
     "sides-of-two-shapes": {"values"},
+    "slices-exchanged": {"values", "field"},
     "guard-that-never-holds": {"values", "guards"},
     "rounds-but-claims-to-be-exact": {"values"},
 }
