@@ -229,3 +229,28 @@ def layer_norm_of_windows(
     return layer_norm(_windows(x, split, joined), weight, bias, eps), windows, [
         split[0] == 6, split[6] == k, shape(x)[6] == k,
     ]  # fmt: skip
+
+
+@rule("real", weight="o k", bias="o", o=(2,), split=integers(lambda d: [(6, d["n"], 2, 2, 3, 2, d["o"])]),
+      joined=integers(lambda d: [(4, 1, 1, 2 * d["n"], 3, 4, d["o"])]), x="~ n a b k", a=(4,), b=(6,))  # fmt: skip
+def windows_of_linear(
+    x: Term, weight: Term, bias: Term, split: Term, joined: Term, o: Term, k: Term
+) -> Equation:
+    """A Linear may as well come after the windows, which then meet the heads of the attention before it."""
+    windows = _windows(x, replace(split, 6, k), replace(joined, 6, k))
+    return _windows(linear(x, weight, bias), split, joined), linear(windows, weight, bias), [
+        split[0] == 6, split[6] == o, joined[6] == o,
+    ]  # fmt: skip
+
+
+@rule("exact", y="m h s e", m=(8,), s=(6,), split=integers(lambda d: [(6, 2, 2, 2, 3, 2, d["h"] * d["e"])]),
+      joined=integers(lambda d: [(4, 1, 1, 2, 6, 4, d["h"] * d["e"])]))  # fmt: skip
+def windows_of_joined_heads(
+    y: Term, split: Term, joined: Term, m: Term, h: Term, s: Term, e: Term
+) -> Equation:
+    """Heads joined and windows put together are one permute."""
+    features = permute(y, (0, 1, 2, 3, 5, 4, 6))
+    parts = reshape(y, dims(split[1] * split[2], split[3], h, split[4], split[5], e))
+    return _windows(features, split, joined), reshape(permute(parts, (0, 1, 4, 2, 5, 3, 6)), joined), [
+        split[0] == 6, split[1] * split[2] * split[3] == m, split[4] * split[5] == s,
+    ]  # fmt: skip

@@ -102,6 +102,16 @@ def test_windows_cancel_around_linear_layers():
     assert_same(model, module, x)
 
 
+def test_a_swin_block_joins_heads_and_windows_in_one_permute():
+    torchvision = pytest.importorskip("torchvision")
+    model = torchvision.models.swin_transformer.SwinTransformer([4, 4], 8, [2], [2], [4, 4], num_classes=5)
+    model, x = rerandomize(model, 0).eval(), image(2, 3, 32, 32)
+    module = optimized(model, x)
+    written = 1 + 2 * 4  # channels last; per block windows, heads, joined heads, windows put together
+    assert moves(module).count("permute") < written, module.code
+    assert_same(model, module, x)
+
+
 def test_a_convnext_block_needs_no_permute():
     torchvision = pytest.importorskip("torchvision")
     settings = [
