@@ -56,33 +56,33 @@ class PackedAttention(nn.Module):
     """Self-attention between its projections: (batch, positions, 3 x width) to (batch, positions, width).
 
     The last axis holds queries, keys and values, each split into `heads` contiguous heads, as the packed
-    in-projection of `nn.MultiheadAttention` writes them. The scale is 1 / sqrt(width / heads).
+    in-projection of `nn.MultiheadAttention` writes them.
     """
 
-    def __init__(self, heads: int) -> None:
+    def __init__(self, heads: int, scale: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.scale = heads, scale
 
     def forward(self, qkv: Tensor) -> Tensor:
         """The attended values, heads joined."""
         batch, positions, width = qkv.shape
         parts = qkv.reshape(batch, positions, 3, self.heads, width // (3 * self.heads))
         q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return F.scaled_dot_product_attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2)
 
     def extra_repr(self) -> str:
         """What `print` shows."""
-        return f"heads={self.heads}"
+        return f"heads={self.heads}, scale={self.scale:.6g}"
 
 
 @operator(
-    shape=lambda qkv, heads: replace(qkv, 6, qkv[6] // 3),
-    flops=lambda out, qkv, heads: 4.0 * _numel(out) * out[-2],
-    module=lambda heads: PackedAttention(heads),
+    shape=lambda qkv, heads, scale: replace(qkv, 6, qkv[6] // 3),
+    flops=lambda out, qkv, heads, scale: 4.0 * _numel(out) * out[-2],
+    module=lambda heads, scale: PackedAttention(heads, scale),
 )
-def packed_attention(qkv: Tensor, heads: int) -> Tensor:
+def packed_attention(qkv: Tensor, heads: int, scale: float) -> Tensor:
     """Self-attention on packed queries, keys and values (batch, positions, 3 x width)."""
-    return PackedAttention(heads)(qkv)  # type: ignore[no-any-return]
+    return PackedAttention(heads, scale)(qkv)  # type: ignore[no-any-return]
 
 
 def _mha_module(in_w: Tensor, in_b: Tensor, out_w: Tensor, out_b: Tensor, heads: int) -> nn.Module:

@@ -9,9 +9,11 @@ from typing import Any
 from eqsat_deploy.language import (
     add,
     attention,
+    concat,
     dims,
     encode,
     expand,
+    gather,
     linear,
     masked_attention,
     matmul,
@@ -20,7 +22,6 @@ from eqsat_deploy.language import (
     ones,
     packed_attention,
     permute,
-    power,
     replace,
     reshape,
     scalar,
@@ -33,16 +34,33 @@ from eqsat_deploy.rules import Equation, Term, constant, integer, integers, numb
 HEADS_FIRST = (0, 1, 2, 3, 5, 4, 6)
 
 
-@rule("real", qkv="n s 3*d", d=(4, 8), heads=integer(1, 2, 4))
-def packed_attention_as_scaled_dot_product(qkv: Term, heads: Term, n: Term, s: Term, d: Term) -> Equation:
+@rule("real", qkv="n s 3*d", d=(4, 8), heads=integer(1, 2, 4), scale=number(0.5, 1.0))
+def packed_attention_as_scaled_dot_product(
+    qkv: Term, heads: Term, scale: Term, n: Term, s: Term, d: Term
+) -> Equation:
     """Packed attention slices queries, keys and values apart and attends per head (Vaswani et al. 2017, 3.2.2)."""
 
     def part(index: Term) -> Term:
         cut = slice_(qkv, 6, index * d, (index + 1) * d, 1)
         return permute(reshape(cut, dims(n, s, heads, d // heads)), HEADS_FIRST)
 
-    attended = attention(part(0), part(1), part(2), power(d // heads, -0.5))
-    return packed_attention(qkv, heads), reshape(permute(attended, HEADS_FIRST), dims(n, s, d))
+    attended = attention(part(0), part(1), part(2), scale)
+    return packed_attention(qkv, heads, scale), reshape(permute(attended, HEADS_FIRST), dims(n, s, d))
+
+
+@rule("exact", qkv="n s w", w=(24,), apart=integers(lambda d: [encode((d["n"], d["s"], 3, 2, 4))]),
+      start=integer(0, 1, 2), stop=integer(1, 2, 3))  # fmt: skip
+def part_of_packed_heads(
+    qkv: Term, apart: Term, start: Term, stop: Term, n: Term, s: Term, w: Term
+) -> Equation:
+    """Queries, keys or values taken from all heads at once are those features, split into heads."""
+    parts_first = permute(reshape(qkv, apart), (0, 1, 4, 2, 5, 3, 6))
+    heads, size = apart[5], apart[6]
+    features = slice_(qkv, 6, start * heads * size, stop * heads * size, 1)
+    taken = reshape(slice_(parts_first, 2, start, stop, 1), dims(n, heads, s, size))
+    return taken, permute(reshape(features, dims(n, s, heads, size)), HEADS_FIRST), [
+        apart[0] == 5, apart[2] == n, apart[3] == s, stop == start + 1, w == apart[4] * heads * size,
+    ]  # fmt: skip
 
 
 # -- the chain of products ---------------------------------------------------------------------------------
@@ -58,15 +76,15 @@ def of_one_rank(first: Term, *others: Term) -> list[Any]:
     return [shape(first)[0] >= 3, *(shape(other)[0] == shape(first)[0] for other in others)]
 
 
-def fits(mask: Any, q: Term, k: Term, keys: Any) -> list[Any]:
-    """Guards: a mask of this shape broadcasts to the scores of queries and `keys` keys, not the other way round."""
-    ahead = (maximum(shape(q)[i], shape(k)[i]) >= mask[i] for i in range(1, 5))
-    return [mask[0] >= 2, mask[0] <= shape(q)[0], *ahead, shape(q)[5] >= mask[5], keys >= mask[6]]
+def fits(mask: Any, q: Any, k: Any, keys: Any) -> list[Any]:
+    """Guards on shapes: a mask broadcasts to the scores of queries and `keys` keys, not the other way round."""
+    ahead = (maximum(q[i], k[i]) >= mask[i] for i in range(1, 5))
+    return [mask[0] >= 2, mask[0] <= q[0], *ahead, q[5] >= mask[5], keys >= mask[6]]
 
 
 def fits_scores(mask: Term, q: Term, t: Term) -> list[Any]:
     """Guards: `mask` broadcasts to q @ t."""
-    return fits(shape(mask), q, t, shape(t)[6])
+    return fits(shape(mask), shape(q), shape(t), shape(t)[6])
 
 
 @rule("real", **CHAIN)
@@ -150,14 +168,22 @@ def scaled_keys(q: Term, k: Term, v: Term, scale: Term, factor: Term) -> Equatio
 def scaled_queries_under_mask(q: Term, k: Term, v: Term, m: Term, scale: Term, factor: Term) -> Equation:
     """A factor of the queries is part of the scale, which the mask is added after."""
     scaled = masked_attention(mul(q, scalar(factor)), k, v, m, scale)
-    return scaled, masked_attention(q, k, v, m, factor * scale), fits(shape(m), q, k, shape(k)[5])
+    return (
+        scaled,
+        masked_attention(q, k, v, m, factor * scale),
+        fits(shape(m), shape(q), shape(k), shape(k)[5]),
+    )
 
 
 @rule("real", **QKV, m="~ s t")
 def scaled_keys_under_mask(q: Term, k: Term, v: Term, m: Term, scale: Term, factor: Term) -> Equation:
     """A factor of the keys is part of the scale, which the mask is added after."""
     scaled = masked_attention(q, mul(k, scalar(factor)), v, m, scale)
-    return scaled, masked_attention(q, k, v, m, factor * scale), fits(shape(m), q, k, shape(k)[5])
+    return (
+        scaled,
+        masked_attention(q, k, v, m, factor * scale),
+        fits(shape(m), shape(q), shape(k), shape(k)[5]),
+    )
 
 
 # -- masks -------------------------------------------------------------------------------------------------
@@ -169,7 +195,7 @@ ATTENDS: dict[str, Any] = {"q": "n h s e", "k": "n h t e", "v": "n h t f", "scal
 def mask_of_nothing(q: Term, k: Term, v: Term, kept: Term, scale: Term) -> Equation:
     """A mask that keeps all is none."""
     masked = masked_attention(q, k, v, ones(kept, "bool"), scale)
-    return masked, attention(q, k, v, scale), fits(kept, q, k, shape(k)[5])
+    return masked, attention(q, k, v, scale), fits(kept, shape(q), shape(k), shape(k)[5])
 
 
 @rule("exact", **ATTENDS, kept=integers(lambda d: [encode((1, 1, d["s"], 1))]), to=integers(
@@ -177,7 +203,7 @@ def mask_of_nothing(q: Term, k: Term, v: Term, kept: Term, scale: Term) -> Equat
 def expanded_mask_of_nothing(q: Term, k: Term, v: Term, kept: Term, to: Term, scale: Term) -> Equation:
     """A mask that keeps all is none, however many samples it is repeated for."""
     masked = masked_attention(q, k, v, expand(ones(kept, "bool"), to), scale)
-    return masked, attention(q, k, v, scale), fits(to, q, k, shape(k)[5])
+    return masked, attention(q, k, v, scale), fits(to, shape(q), shape(k), shape(k)[5])
 
 
 @rule("exact", **ATTENDS, m="~ 1 1 s 1", to=integers(lambda d: [encode((d["n"], 1, d["s"], d["t"]))]))
@@ -185,7 +211,11 @@ def mask_for_every_sample(q: Term, k: Term, v: Term, m: Term, to: Term, scale: T
     """A mask repeated for every sample and head is broadcast."""
     once = vec(to[0], *(shape(m)[i] for i in range(1, 5)), to[5], to[6])
     masked = masked_attention(q, k, v, expand(m, to), scale)
-    return masked, masked_attention(q, k, v, expand(m, once), scale), fits(to, q, k, shape(k)[5])
+    return (
+        masked,
+        masked_attention(q, k, v, expand(m, once), scale),
+        fits(to, shape(q), shape(k), shape(k)[5]),
+    )
 
 
 # Attention in windows (Liu et al. 2021): the windows of an image stand in the batch, image by image, and each has a
@@ -242,17 +272,60 @@ def windows_as_heads(
 
 # -- the query projection ----------------------------------------------------------------------------------
 
+# An engine that has no kernel for attention with its scale, or takes it as an operator of its own, does without.
+HEADS = integers(lambda d: [encode((d["n"], d["s"], 2, d["o"] // 2))])
+PROJECTED: dict[str, Any] = {"x": "n s i", "weight": "o i", "b": "o", "o": (4, 6), "heads": HEADS}
+ATTENDED: dict[str, Any] = {**PROJECTED, "k": "n h t e", "v": "n h t f", "h": (2,), "scale": NUMBERS}
 
-PROJECTED: dict[str, Any] = {
-    "x": "n s i", "weight": "o i", "b": "o", "o": (4, 6),
-    "heads": integers(lambda d: [encode((d["n"], d["s"], 2, d["o"] // 2))]),
-}  # fmt: skip
+
+def split(x: Term, weight: Term, b: Term, heads: Term) -> Term:
+    """Queries by head."""
+    return permute(reshape(linear(x, weight, b), heads), HEADS_FIRST)
+
+
+def scaled_split(x: Term, weight: Term, b: Term, heads: Term, value: Term) -> Term:
+    """Queries by head, scaled by their projection."""
+    return split(x, mul(weight, scalar(value)), mul(b, scalar(value)), heads)
 
 
 @rule("real", **PROJECTED, value=NUMBERS)
-def number_in_projection_of_heads(x: Term, weight: Term, b: Term, heads: Term, value: Term) -> Equation:
-    """A Linear's result scaled after it was split into heads is that of the scaled weights."""
-    factor = scalar(value)
-    scaled = linear(x, mul(weight, factor), mul(b, factor))
-    split = permute(reshape(linear(x, weight, b), heads), HEADS_FIRST)
-    return mul(split, factor), permute(reshape(scaled, heads), HEADS_FIRST), [constant(weight)]
+def number_in_projection(x: Term, weight: Term, b: Term, heads: Term, value: Term) -> Equation:
+    """A projection that is scaled after it was split into heads has scaled weights."""
+    scaled = scaled_split(x, weight, b, heads, value)
+    return mul(split(x, weight, b, heads), scalar(value)), scaled, [constant(weight), constant(b)]
+
+
+@rule("real", **ATTENDED)
+def scale_in_query_projection(
+    x: Term, weight: Term, b: Term, heads: Term, k: Term, v: Term, scale: Term
+) -> Equation:
+    """The scale of attention goes into the weights and the bias that its queries come from."""
+    attended = attention(scaled_split(x, weight, b, heads, scale), k, v, 1.0)
+    return attention(split(x, weight, b, heads), k, v, scale), attended, [
+        constant(weight), constant(b), scale != 1.0, heads[0] == 4,
+    ]  # fmt: skip
+
+
+@rule("real", **ATTENDED, m="~ s t")
+def scale_in_query_projection_under_mask(
+    x: Term, weight: Term, b: Term, heads: Term, k: Term, v: Term, m: Term, scale: Term, t: Term
+) -> Equation:
+    """The scale of masked attention goes into the weights and the bias that its queries come from."""
+    attended = masked_attention(scaled_split(x, weight, b, heads, scale), k, v, m, 1.0)
+    return masked_attention(split(x, weight, b, heads), k, v, m, scale), attended, [
+        constant(weight), constant(b), scale != 1.0, heads[0] == 4,
+        *fits(shape(m), gather(heads, HEADS_FIRST), shape(k), t),
+    ]  # fmt: skip
+
+
+@rule("real", x="n s i", weight="3*d i", b="3*d", d=(4, 8), heads=integer(1, 2, 4), scale=NUMBERS)
+def scale_in_packed_projection(x: Term, weight: Term, b: Term, heads: Term, scale: Term, d: Term) -> Equation:
+    """The scale of packed attention goes into the rows of the in-projection that queries come from."""
+
+    def scaled(rows: Term, slot: int) -> Term:
+        return concat(slot, mul(slice_(rows, slot, 0, d, 1), scalar(scale)), slice_(rows, slot, d, 3 * d, 1))
+
+    folded = linear(x, scaled(weight, 5), scaled(b, 6))
+    return packed_attention(linear(x, weight, b), heads, scale), packed_attention(folded, heads, 1.0), [
+        constant(weight), constant(b), scale != 1.0,
+    ]  # fmt: skip

@@ -121,7 +121,7 @@ CASES = {
     "roll": (ROW, 5, 2),
     "attention": (ROW, torch.empty((4, 3, 6), device="meta"), torch.empty((4, 3, 2), device="meta"), 0.5),
     "mask_bias": (torch.empty((4, 5), dtype=torch.bool, device="meta"), "float16"),
-    "packed_attention": (torch.empty((2, 5, 24), device="meta"), 2),
+    "packed_attention": (torch.empty((2, 5, 24), device="meta"), 2, 0.5),
     "zeros": (encode((2, 3)), "float16"),
     "ones": (encode((2, 3)), "bool"),
     "scalar": (2.0,),

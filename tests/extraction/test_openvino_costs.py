@@ -170,6 +170,17 @@ def test_whole_attention_is_the_sum_of_its_parts() -> None:
     assert whole > inner > 0
 
 
+def test_attention_whose_scale_is_one_is_a_pass_cheaper() -> None:
+    model = openvino_int8()
+    head = spec(12, 196, 64)
+    scaled, unscaled = (Kernel("attention", (head, head, head), head, (("scale", s),)) for s in (0.125, 1.0))
+    assert 0.9 < model.price(unscaled) / model.price(scaled) < 1
+    packed = Kernel(
+        "packed_attention", (spec(2, 196, 1152),), spec(2, 196, 384), (("heads", 6), ("scale", 1.0))
+    )
+    assert model.price(packed) == pytest.approx(model.price(unscaled))
+
+
 def test_the_table_says_where_it_comes_from() -> None:
     provenance = table()["provenance"]
     assert {"command", "date", "openvino", "models", "kernels"} <= provenance.keys()

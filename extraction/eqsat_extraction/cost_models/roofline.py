@@ -345,13 +345,14 @@ def _data(kernel: Kernel) -> list[TensorSpec]:
 def attention_parts(kernel: Kernel) -> list[Kernel]:
     """The launches of self-attention with its projections, or without them (`packed_attention`).
 
-    Reads (batch, positions, width), or 3 x width when packed; attribute `heads`.
+    Reads (batch, positions, width), or 3 x width when packed; attributes `heads`, and `scale` when packed.
     """
     source, output = kernel.inputs[0], kernel.output
     batch, positions, width = output.shape
     heads = int(kernel.attribute("heads"))  # type: ignore[arg-type]
     part = replace(output, shape=(batch * heads, positions, width // heads))
-    attention = Kernel("attention", (part, part, part), part)
+    scale = tuple((key, value) for key, value in kernel.attributes if key == "scale")
+    attention = Kernel("attention", (part, part, part), part, scale)
     if kernel.op == "packed_attention":
         return [attention]
 
