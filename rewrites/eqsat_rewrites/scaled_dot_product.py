@@ -9,7 +9,6 @@ from typing import Any
 from eqsat_deploy.language import (
     add,
     attention,
-    concat,
     dims,
     encode,
     expand,
@@ -46,21 +45,6 @@ def packed_attention_as_scaled_dot_product(
 
     attended = attention(part(0), part(1), part(2), scale)
     return packed_attention(qkv, heads, scale), reshape(permute(attended, HEADS_FIRST), dims(n, s, d))
-
-
-@rule("exact", qkv="n s w", w=(24,), apart=integers(lambda d: [encode((d["n"], d["s"], 3, 2, 4))]),
-      start=integer(0, 1, 2), stop=integer(1, 2, 3))  # fmt: skip
-def part_of_packed_heads(
-    qkv: Term, apart: Term, start: Term, stop: Term, n: Term, s: Term, w: Term
-) -> Equation:
-    """Queries, keys or values taken from all heads at once are those features, split into heads."""
-    parts_first = permute(reshape(qkv, apart), (0, 1, 4, 2, 5, 3, 6))
-    heads, size = apart[5], apart[6]
-    features = slice_(qkv, 6, start * heads * size, stop * heads * size, 1)
-    taken = reshape(slice_(parts_first, 2, start, stop, 1), dims(n, heads, s, size))
-    return taken, permute(reshape(features, dims(n, s, heads, size)), HEADS_FIRST), [
-        apart[0] == 5, apart[2] == n, apart[3] == s, stop == start + 1, w == apart[4] * heads * size,
-    ]  # fmt: skip
 
 
 # -- the chain of products ---------------------------------------------------------------------------------
@@ -112,12 +96,11 @@ def attention_beside_its_weights(q: Term, t: Term, v: Term, scale: Term) -> Equa
     return product, (weights, weights), of_one_rank(q, t, v)
 
 
-@rule("real", **SCORES, m="~ s k", p="~ s k")
-def masks_of_scores_merge(q: Term, t: Term, m: Term, p: Term) -> Equation:
+@rule("real", x="~ a s k", m="~ s k", p="~ s k")
+def masks_of_scores_merge(x: Term, m: Term, p: Term) -> Equation:
     """Two masks added to scores are one; constants, as a bias of positions and a window's mask, merge for good."""
-    scores = matmul(q, t)
-    merged = softmax(add(scores, add(m, p)), 6)
-    return softmax(add(add(scores, m), p), 6), merged, [*fits_scores(m, q, t), *fits_scores(p, q, t)]
+    within = [shape(x)[i] >= shape(mask)[i] for mask in (m, p) for i in range(7)]
+    return softmax(add(add(x, m), p), 6), softmax(add(x, add(m, p)), 6), within
 
 
 # -- the scale ---------------------------------------------------------------------------------------------
@@ -315,17 +298,4 @@ def scale_in_query_projection_under_mask(
     return masked_attention(split(x, weight, b, heads), k, v, m, scale), attended, [
         constant(weight), constant(b), scale != 1.0, heads[0] == 4,
         *fits(shape(m), gather(heads, HEADS_FIRST), shape(k), t),
-    ]  # fmt: skip
-
-
-@rule("real", x="n s i", weight="3*d i", b="3*d", d=(4, 8), heads=integer(1, 2, 4), scale=NUMBERS)
-def scale_in_packed_projection(x: Term, weight: Term, b: Term, heads: Term, scale: Term, d: Term) -> Equation:
-    """The scale of packed attention goes into the rows of the in-projection that queries come from."""
-
-    def scaled(rows: Term, slot: int) -> Term:
-        return concat(slot, mul(slice_(rows, slot, 0, d, 1), scalar(scale)), slice_(rows, slot, d, 3 * d, 1))
-
-    folded = linear(x, scaled(weight, 5), scaled(b, 6))
-    return packed_attention(linear(x, weight, b), heads, scale), packed_attention(folded, heads, 1.0), [
-        constant(weight), constant(b), scale != 1.0,
     ]  # fmt: skip

@@ -138,3 +138,74 @@ def test_a_configuration_of_multihead_attention_is_taken_apart(how):
 @given(configurations)
 def test_any_configuration_of_multihead_attention_is_taken_apart(how):
     check(how)
+
+
+class Chain(nn.Module):
+    """Attention written out, as told: where the scale stands, and what is added to the scores."""
+
+    def __init__(self, scaled: str, bias: str, width: int = 16, heads: int = 2) -> None:
+        super().__init__()
+        self.scaled, self.bias, self.heads, size = scaled, bias, heads, width // heads
+        self.q, self.k, self.v, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.dropout, self.scale, self.root = nn.Dropout(0.1), size**-0.5, size**0.5
+        self.positions = nn.Parameter(torch.randn(heads, POSITIONS, POSITIONS))
+        self.register_buffer("near", torch.eye(POSITIONS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        match self.scaled:
+            case "query":
+                scores = (q * self.scale) @ k.transpose(-2, -1)
+            case "key":
+                scores = q @ (k / self.root).transpose(-2, -1)
+            case "product":
+                scores = (q @ k.permute(0, 1, 3, 2)) * self.scale
+            case "quotient":
+                scores = torch.matmul(q, k.mT) / self.root
+        match self.bias:
+            case "positions":
+                scores = scores + self.positions.unsqueeze(0)
+            case "both":
+                scores = scores + self.positions + self.near
+        attended = self.dropout(scores.softmax(-1)) @ v
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+
+def functions(module: nn.Module) -> list[str]:
+    """Names of the functions that the graph calls, in order."""
+    return [
+        getattr(n.target, "__name__", str(n.target)) for n in module.graph.nodes if n.op == "call_function"
+    ]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("bias", ["none", "positions", "both"])
+@pytest.mark.parametrize("scaled", ["query", "key", "product", "quotient"])
+def test_a_chain_of_products_is_attention(scaled, bias):
+    model = randomized(Chain(scaled, bias))
+    result = optimized(model, image(2, POSITIONS, 16), cost="openvino_fp32")
+    called = functions(result)
+    assert called.count("scaled_dot_product_attention") == 1
+    assert not {"softmax", "matmul", "mul", "add"} & set(called)
+    assert_same(model, result, image(3, POSITIONS, 16))
+
+
+def test_the_weights_that_are_read_serve_the_values_as_well():
+    model = randomized(Attending(Configuration(reads="memory", weights="averaged")))
+    result = optimized(model, image(2, POSITIONS, 4), cost="kernels")
+    assert functions(result).count("softmax") == 1
+    assert_same(model, result, image(3, POSITIONS, 4))
+
+
+def test_shifted_windows_attend_under_one_constant_mask():
+    from torchvision.models import SwinTransformer
+
+    import benchmarks._models  # noqa: F401  (declares what torchvision wants of torch)
+
+    model = randomized(SwinTransformer([4, 4], 12, [2], [2], [3, 3], num_classes=5))
+    result = optimized(model, image(2, 3, 24, 24), cost="openvino_fp32")
+    attended = [n for n in result.graph.nodes if "scaled_dot_product" in str(n.target)]
+    assert len(attended) == 2
+    assert not {"softmax", "matmul", "mul"} & set(functions(result))
+    assert {n.args[3].op for n in attended} == {"get_attr"}
+    assert {"windows-as-heads", "masked-chain-is-attention"} <= set(result.report.used_rules())
+    assert_same(model, result, image(3, 3, 24, 24))
