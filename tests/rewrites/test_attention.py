@@ -209,3 +209,23 @@ def test_shifted_windows_attend_under_one_constant_mask():
     assert {n.args[3].op for n in attended} == {"get_attr"}
     assert {"windows-as-heads", "masked-chain-is-attention"} <= set(result.report.used_rules())
     assert_same(model, result, image(3, 3, 24, 24))
+
+
+@pytest.mark.parametrize("lane", ["tensorrt", "onnxruntime"])
+def test_masked_attention_exports(lane):
+    onnx = pytest.importorskip("onnx")
+    from eqsat_deploy.engines.onnx_export import export_onnx
+
+    result = optimized(randomized(Chain("query", "both")), image(2, POSITIONS, 16), cost="openvino_fp32")
+    graph = onnx.load_from_string(export_onnx(result, lane=lane)).graph
+    assert [n.op_type for n in graph.node].count("Softmax") == 1
+
+
+def test_masked_attention_converts_for_openvino():
+    openvino = pytest.importorskip("openvino")
+    model, x = randomized(Chain("query", "both")), image(2, POSITIONS, 16)
+    result = optimized(model, x, cost="openvino_fp32")
+    converted = openvino.convert_model(torch.export.export(result, (x,)))
+    compiled = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    actual = torch.from_numpy(compiled(x.numpy())[0])
+    assert torch.allclose(actual, model(x), atol=1e-4)
