@@ -50,7 +50,9 @@ def slot(axis: int, rank: int) -> int:
 
 
 def axis(slot_number: int, rank: int) -> int:
-    """The axis of a tensor of `rank` that stands in a slot."""
+    """The axis of a tensor of `rank` that stands in a slot; ValueError where the tensor has no such axis."""
+    if not SLOTS - rank <= slot_number < SLOTS:
+        raise ValueError(f"slot {slot_number} is outside a tensor of rank {rank}")
     return slot_number - (SLOTS - rank)
 
 

@@ -83,7 +83,7 @@ class Solution:
     @property
     def proved(self) -> bool:
         """Whether the bound proves this solution optimal, to a relative `TOLERANCE`."""
-        return self.cost - self.bound <= TOLERANCE * self.cost
+        return bool(self.cost - self.bound <= TOLERANCE * self.cost)
 
     def nodes(self) -> Ints:
         """The chosen e-nodes, ascending."""

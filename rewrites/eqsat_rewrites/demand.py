@@ -42,7 +42,7 @@ def slice_of_binary(x: Term, y: Term, f: Term, slot: Term, start: Term, stop: Te
     return (
         slice_(binary(f, x, y), slot, start, stop, step),
         binary(f, *parts),
-        [shape(x)[slot] == shape(y)[slot]],
+        [shape(x)[slot] == shape(y)[slot], shape(x)[slot] != 1],  # an axis of one may be missing
     )
 
 
@@ -175,7 +175,7 @@ def slice_of_expand(x: Term, shape_to: Term, slot: Term, start: Term, stop: Term
     return (
         slice_(expand(x, shape_to), slot, start, stop, step),
         expand(part, narrowed),
-        [shape(x)[slot] == shape_to[slot]],
+        [shape(x)[slot] == shape_to[slot], shape(x)[slot] != 1],  # an axis of one may be missing
     )
 
 

@@ -54,6 +54,11 @@ def test_axes_outside_a_tensor_are_an_error():
         slot(3, 3)
 
 
+def test_slots_outside_a_tensor_are_an_error():
+    with pytest.raises(ValueError, match="slot 5"):
+        axis(5, 1)
+
+
 def test_the_batch_is_filled_in():
     with batch_size(5):
         assert sizes(encode((BATCH, 3, 2 * BATCH))) == [5, 3, 10]
