@@ -102,7 +102,8 @@ def _row(
         optimized = eqsat_deploy.optimize(model, kwargs or args, cost=cost)
     report = optimized.report
     row = {
-        "model": spec, "status": "ok", "error": None, "inputs": [[str(v.dtype), *v.shape] for v in (*args, *kwargs.values())],
+        "model": spec, "status": "ok", "error": None,
+        "inputs": [[str(v.dtype), *v.shape] for v in (*args, *kwargs.values())],
         "relative_error": max(report.errors.values()),
         "relative_errors": report.to_dict()["errors"], "tolerance": report.tolerance, "nodes": report.nodes,
         "plain_kernels": report.plain_kernels, "kernels": report.kernels,

@@ -259,8 +259,8 @@ def _report(
         )
     if verified is not None and verified.tolerance > UNSTABLE:
         notes.append(
-            f"the model's own rounding error lets outputs differ by {verified.tolerance:.2g} of their largest value, so "
-            "the verification shows little; optimize model.double() to see whether the form is right"
+            f"the model's own rounding error lets outputs differ by {verified.tolerance:.2g} of their largest "
+            "value, so the verification shows little; optimize model.double() to see whether the form is right"
         )
     return Report(
         model=type(model).__name__,

@@ -241,3 +241,16 @@ def test_public_names_are_there():
         eqsat_deploy.nothing  # noqa: B018
     assert issubclass(eqsat_deploy.EqsatError, Exception)
     assert issubclass(UnknownNameError, EqsatError)
+
+
+def test_a_verification_that_shows_little_says_so():
+    model = randomized(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)))
+    with torch.no_grad():
+        model[0].bias += 1e7  # what is subtracted next: only rounding errors of float32 are left
+        model[1].running_mean += 1e7
+    notes = [
+        optimized(m, x).report.notes
+        for m, x in ((model, image(2, 6)), (model.double(), image(2, 6).double()))
+    ]
+    assert any("optimize model.double()" in note for note in notes[0])
+    assert not notes[1]
