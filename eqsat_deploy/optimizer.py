@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points, version
 from typing import Any
@@ -103,17 +104,24 @@ def optimize(
             priced = prefer_converted(priced, CONVERSIONS)
     with stages("extract"), no_collection():
         solution = _extract(priced, extractor, time_limit, work_limit, seed)
-    with stages("rebuild"), no_collection():
-        optimized = _module(priced, solution, type(model).__name__)
     with stages("plain"), no_collection():
         plain_priced, plain_solution = _plain(lowered, cost_model, batch)
+    searched = space
+    if plain_solution.cost < solution.cost and _plain_is_among(chosen_rules):
+        lowered.warnings.append(
+            f"the extractor stopped before it found a form as cheap as the plain one ({solution.cost:.6g} "
+            f"{cost_model.unit}), which is kept; time_limit= gives it longer than {time_limit} s"
+        )
+        priced, solution = plain_priced, replace(plain_solution, bound=solution.bound)
+    with stages("rebuild"), no_collection():
+        optimized = _module(priced, solution, type(model).__name__)
     verified = None
     if check:
         with stages("verify"):
             verified = verify(captured, optimized)
     optimized.meta["plain"] = Plain(lambda: _module(plain_priced, plain_solution, "Plain"))
     optimized.meta["report"] = _report(
-        model, priced, solution, plain_priced, plain_solution, verified, optimized, stages
+        model, searched, priced, solution, plain_priced, plain_solution, verified, stages
     )
     return optimized
 
@@ -229,7 +237,16 @@ def search(
 
 def _plain(lowered: Lowered, cost_model: CostModel, batch: int) -> tuple[Priced, Solution]:
     """The form that an engine reaches by itself: BatchNorm folded, epilogues fused, INT8 where it pays."""
-    return search(lowered, select(registered_rules(), PLAIN), cost_model, batch=batch, extractor="greedy")
+    return search(lowered, _plain_rules(), cost_model, batch=batch, extractor="greedy")
+
+
+def _plain_rules() -> list[EgglogRule]:
+    return select(registered_rules(), PLAIN)
+
+
+def _plain_is_among(rules: Iterable[EgglogRule]) -> bool:
+    """Whether the plain form is one that these rules reach."""
+    return {r.name for r in _plain_rules()} <= {r.name for r in rules}
 
 
 def _module(priced: Priced, solution: Solution, name: str) -> OptimizedModule:
@@ -247,10 +264,11 @@ def launches(priced: Priced, solution: Solution) -> list[int]:
 
 
 def _report(
-    model: Any, priced: Priced, solution: Solution, plain: Priced, plain_solution: Solution,
-    verified: Verified | None, optimized: OptimizedModule, stages: Stages,
+    model: Any, searched: Space, priced: Priced, solution: Solution, plain: Priced, plain_solution: Solution,
+    verified: Verified | None, stages: Stages,
 ) -> Report:  # fmt: skip
     space = priced.space
+    used = _used_rules(space, solution)
     kernels = launches(priced, solution)
     notes = list(space.lowered.warnings)
     if verified is not None and verified.vacuous:
@@ -278,22 +296,23 @@ def _report(
         gap=solution.gap,
         proved=solution.proved,
         extractor=solution.extractor,
-        e_nodes=len(space.nodes),
-        e_classes=len(space.classes),
-        stopped=space.saturation.stopped,
-        rules=_rule_uses(space, solution),
+        e_nodes=len(searched.nodes),
+        e_classes=len(searched.classes),
+        stopped=searched.saturation.stopped,
+        rules=[RuleUse(r.name, r.family, searched.saturation.matches[r.name], r.name in used)
+               for r in searched.saturation.rules],
         errors=verified.errors if verified else {},
         tolerance=verified.tolerance if verified else 0.0,
         notes=notes,
         seconds={k: round(v, 4) for k, v in stages.seconds.items()},
-        iterations=space.saturation.iterations,
+        iterations=searched.saturation.iterations,
         versions={"eqsat-deploy": version("eqsat-deploy"), "torch": torch.__version__,
                   "egglog": version("egglog"), "python": platform.python_version()},
     )  # fmt: skip
 
 
-def _rule_uses(space: Space, solution: Solution) -> list[RuleUse]:
-    """Matches per rule, and whether the chosen form uses what it found.
+def _used_rules(space: Space, solution: Solution) -> set[str]:
+    """Names of the rules that the chosen form is owed to.
 
     A rule that makes a term equal to one of its own variables (a pool that changes nothing) is used where the
     class is in the chosen form; any other where the chosen kernel, or the constant it reads, is not the model's own.
@@ -318,13 +337,13 @@ def _rule_uses(space: Space, solution: Solution) -> list[RuleUse]:
             fused.add(final)
     integer = any(node.integer for _, node in chosen)
     matches = space.saturation.matches
-    uses = []
+    names = set()
     for index, rule in enumerate(space.saturation.rules):
         where = fused if rule.phase == "kernels" else reached if rule.collapses else made
         used = any(index in space.fired.get(number, ()) for number in where)
         used |= rule.phase == "quantization" and integer and matches[rule.name] > 0
-        uses.append(RuleUse(rule.name, rule.family, matches[rule.name], used))
-    return uses
+        names |= {rule.name} if used else set()
+    return names
 
 
 def _covered(by_class: dict[int, list[ENode]], final: int, operands: tuple[int, ...]) -> set[int]:

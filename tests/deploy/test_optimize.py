@@ -6,6 +6,7 @@ import copy
 import json
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import fx, nn
@@ -18,6 +19,7 @@ from eqsat_deploy.optimizer import find_rules, registered_rules
 from eqsat_deploy.rules import rule
 from eqsat_deploy.saturate import Budget
 from eqsat_deploy.stages import listening
+from eqsat_extraction import Solution, extract
 from tests.support.models import Residual, Several, Transformer, Unexportable, image, randomized
 from tests.support.stages import assert_same, called, optimized
 
@@ -145,8 +147,8 @@ def test_progress_is_told_by_stage():
         "freeze",
         "price",
         "extract",
-        "rebuild",
         "plain",
+        "rebuild",
         "verify",
     ]
 
@@ -183,6 +185,22 @@ def test_a_budget_that_is_spent_is_reported_and_the_answer_is_right():
 def test_extractors_by_name(extractor):
     model = randomized(Residual())
     result = optimized(model, image(), extractor=extractor)
+    assert_same(model, result, image(3, 3, 8, 8))
+
+
+def test_the_form_is_never_dearer_than_the_plain_one(monkeypatch):
+    model = randomized(Residual())
+
+    def poor(priced, extractor, *limits):
+        dearest = np.where(np.isfinite(priced.costs), 1 / (1 + priced.costs), np.inf)
+        found = extract(priced.egraph, priced.costs if extractor == "greedy" else dearest)
+        return Solution.from_choice(priced.egraph, priced.costs, found.choice)
+
+    monkeypatch.setattr("eqsat_deploy.optimizer._extract", poor)
+    result = optimized(model, image(), cost="trt_int8")
+    assert result.report.cost == result.report.plain_cost
+    assert any("time_limit=" in note for note in result.report.notes)
+    assert {r.name for r in result.report.rules} == {r.name for r in registered_rules()}
     assert_same(model, result, image(3, 3, 8, 8))
 
 
