@@ -8,7 +8,8 @@ faster than one command per node. Limits are checked between iterations because 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -125,6 +126,23 @@ def _parsed(program: str) -> list[Any]:
     return bindings.EGraph().parse_program(program)
 
 
+_kept: dict[tuple[int, ...], EGraph] = {}
+KEPT = 8
+
+
+@contextmanager
+def loaded(rules: Sequence[EgglogRule]) -> Iterator[EGraph]:
+    """An e-graph with `rules` and no rows. It is emptied and kept: loading rules takes ten times as long as that."""
+    key = tuple(map(id, rules))  # of objects that the kept e-graph holds on to
+    egraph = _kept.pop(key, None) or EGraph(rules)
+    egraph._run("(push)")
+    yield egraph
+    egraph._run("(pop)")
+    _kept[key] = egraph
+    while len(_kept) > KEPT:
+        del _kept[next(iter(_kept))]
+
+
 class EGraph:
     """An egglog e-graph over the language, with rules loaded."""
 
@@ -183,44 +201,10 @@ class EGraph:
         report = output.report
         return report.updated, dict(report.num_matches_per_rule)
 
-    def frozen(self) -> Frozen:
-        """Everything in the e-graph, decoded."""
-        return Frozen(self._egglog)
-
-
-@dataclass
-class Frozen:
-    """A snapshot of the tables of an e-graph; values of eq-sorts are hashable handles."""
-
-    egglog: Any
-
-    def __post_init__(self) -> None:
-        self._functions = self.egglog.freeze().functions
-        self._vectors: dict[Any, tuple[int, ...]] = {}
-        self._decode = {
-            "i64": self.egglog.value_to_i64, "f64": self.egglog.value_to_f64,
-            "String": self.egglog.value_to_string, "VI": self._vector,
-        }  # fmt: skip
-
-    def _vector(self, value: Any) -> tuple[int, ...]:
-        if value not in self._vectors:
-            self._vectors[value] = tuple(self.egglog.value_to_i64(v) for v in self.egglog.value_to_vec(value))
-        return self._vectors[value]
-
-    def rows(self, function: str) -> list[tuple[tuple[Any, ...], Any]]:
-        """Arguments and result of every row of a function; base values decoded, others as handles."""
-        table = self._functions.get(function)
-        if table is None:
-            return []
-        decoders = [self._decode.get(s) for s in table.input_sorts]
-        output = self._decode.get(table.output_sort)
-        return [
-            (
-                tuple(d(v) if d else v for d, v in zip(decoders, row.inputs, strict=True)),
-                output(row.output) if output else row.output,
-            )
-            for row in table.rows
-        ]
+    def size(self) -> int:
+        """Number of e-nodes of sort T."""
+        functions = self._egglog.freeze().functions.items()
+        return sum(len(t.rows) for n, t in functions if t.output_sort == "T" and n not in ("Node", "Run"))
 
     def holds(self, facts: Iterable[str]) -> bool:
         """Whether the facts, in egglog's words, hold together for some values of their variables.
@@ -229,23 +213,67 @@ class Frozen:
             RuleError: a fact is malformed, or has a variable that none of them binds.
         """
         try:
-            self.egglog.run_program(*self.egglog.parse_program(f"(check {' '.join(facts)})"))
+            self._egglog.run_program(*self._egglog.parse_program(f"(check {' '.join(facts)})"))
         except bindings.EggSmolError as error:
             if "Check failed" in str(error):
                 return False
             raise RuleError(str(error)) from error
         return True
 
+    def frozen(self) -> Frozen:
+        """Everything in the e-graph, decoded."""
+        egglog = self._egglog
+        vectors: dict[Any, tuple[int, ...]] = {}
+
+        def vector(value: Any) -> tuple[int, ...]:
+            if value not in vectors:
+                vectors[value] = tuple(map(egglog.value_to_i64, egglog.value_to_vec(value)))
+            return vectors[value]
+
+        decode = {
+            "i64": egglog.value_to_i64,
+            "f64": egglog.value_to_f64,
+            "String": egglog.value_to_string,
+            "VI": vector,
+        }
+
+        def rows(table: Any) -> list[Row]:
+            decoders = [decode.get(s) for s in table.input_sorts]
+            output = decode.get(table.output_sort)
+            return [
+                (
+                    tuple(d(v) if d else v for d, v in zip(decoders, row.inputs, strict=True)),
+                    output(row.output) if output else row.output,
+                )
+                for row in table.rows
+            ]
+
+        tables = egglog.freeze().functions.items()
+        return Frozen({n: (tuple(t.input_sorts), t.output_sort, rows(t)) for n, t in tables})
+
+
+Row = tuple[tuple[Any, ...], Any]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A snapshot of an e-graph: argument sorts, result sort and rows by function. Base values are decoded, values of
+    eq-sorts are hashable handles."""
+
+    functions: dict[str, tuple[tuple[str, ...], str, list[Row]]]
+
+    def rows(self, function: str) -> list[Row]:
+        """Arguments and result of every row of a function."""
+        return self.functions[function][2] if function in self.functions else []
+
     def sorts(self, function: str) -> tuple[str, ...]:
         """Sorts of a function's arguments."""
-        return tuple(self._functions[function].input_sorts)
+        return self.functions[function][0]
 
     def size(self) -> int:
         """Number of e-nodes of sort T."""
         return sum(
-            len(t.rows)
-            for n, t in self._functions.items()
-            if t.output_sort == "T" and n not in ("Node", "Run")
+            len(rows) for n, (_, s, rows) in self.functions.items() if s == "T" and n not in ("Node", "Run")
         )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from eqsat_deploy.egraph import EGraph, Frozen
+from eqsat_deploy.egraph import EGraph, Frozen, loaded
 from eqsat_deploy.lower import Lowered
 from eqsat_deploy.rules import EgglogRule
 
@@ -34,6 +35,7 @@ class Saturation:
 
     rules: tuple[EgglogRule, ...]
     frozen: Frozen
+    budget: Budget
     stopped: str
     seconds: float
     iterations: list[dict[str, int]] = field(default_factory=list)
@@ -60,10 +62,25 @@ def saturate(
     Merging runs after folding has reached a canonical form; over half-folded weights it explodes. Kernel rules
     run last because an epilogue grows with every form that it can swallow.
     """
-    budget = budget or Budget()
     start = time.perf_counter()
-    egraph = EGraph(rules)
-    egraph.load(lowered, shapes=check_shapes)
+    budget = budget or Budget()
+    with saturated(lowered, rules, budget, check_shapes=check_shapes) as (egraph, stopped, iterations):
+        frozen = egraph.frozen()
+    return Saturation(tuple(rules), frozen, budget, stopped, time.perf_counter() - start, iterations)
+
+
+@contextmanager
+def saturated(
+    lowered: Lowered, rules: Sequence[EgglogRule], budget: Budget, *, check_shapes: bool = False
+) -> Iterator[tuple[EGraph, str, list[dict[str, int]]]]:
+    """The saturated e-graph while it can be asked, what stopped the run, and matches per rule per iteration."""
+    with loaded(rules) as egraph:
+        egraph.load(lowered, shapes=check_shapes)
+        yield egraph, *_run(egraph, rules, budget)
+
+
+def _run(egraph: EGraph, rules: Sequence[EgglogRule], budget: Budget) -> tuple[str, list[dict[str, int]]]:
+    start = time.perf_counter()
     names = {r.name for r in rules}
     phases = {r.phase for r in rules}
     iterations: list[dict[str, int]] = []
@@ -77,7 +94,7 @@ def saturate(
                 return "saturated"
             if time.perf_counter() - start > budget.seconds:
                 return f"time: {budget.seconds:g} s"
-            if count % CHECK_EVERY == CHECK_EVERY - 1 and egraph.frozen().size() > budget.nodes:
+            if count % CHECK_EVERY == CHECK_EVERY - 1 and egraph.size() > budget.nodes:
                 return f"e-nodes: {budget.nodes}"
         return f"iterations: {limit}"
 
@@ -89,5 +106,4 @@ def saturate(
         if phase in phases:
             outcome = run(schedule, budget.iterations)
             stopped = f"{outcome} ({phase})" if outcome != "saturated" and stopped == "saturated" else stopped
-    frozen = egraph.frozen()
-    return Saturation(tuple(rules), frozen, stopped, time.perf_counter() - start, iterations)
+    return stopped, iterations

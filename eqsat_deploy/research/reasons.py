@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from eqsat_deploy.egraph import EGraph
 from eqsat_deploy.errors import InputError, RuleError
 from eqsat_deploy.freeze import ENode, Space
 from eqsat_deploy.language import BATCH, BY_CONSTRUCTOR, SLOTS
@@ -16,6 +17,7 @@ from eqsat_deploy.price import operator_name
 from eqsat_deploy.report.render import to_html, to_text
 from eqsat_deploy.research.exploration import Exploration
 from eqsat_deploy.rules import EgglogRule, select
+from eqsat_deploy.saturate import saturated
 
 Expression = str | list[Any]
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[()]|[^\s()]+')
@@ -87,9 +89,12 @@ def why_not(exploration: Exploration, rule: str | EgglogRule, node: str) -> WhyN
     if others or len(found) != 1:
         what, several = ("node", len(others) + 1) if others else ("rule", len(found))
         raise InputError(f"{node if others else rule!r} stands for {several} {what}s: name one of them")
-    tests = [_Test(exploration.space, number, node, body) for body in _bodies(found[0].text(0))]
-    if not tests:
+    space = exploration.space
+    bodies = list(_bodies(found[0].text(0)))
+    if not bodies:
         raise RuleError(f"rule {found[0].name!r} has no pattern to test")
+    with saturated(space.lowered, space.saturation.rules, space.saturation.budget) as (egraph, *_):
+        tests = [_Test(space, egraph, number, node, body) for body in bodies]
     closest = max(tests, key=lambda test: (not test.failed, len(test.held)))
     failed, detail = closest.explained()
     return WhyNot(found[0].name, node, tuple(closest.said()), failed, detail)
@@ -124,7 +129,9 @@ def _text(expression: Expression) -> str:
 class _Test:
     """One rule body, tested at one e-class."""
 
-    def __init__(self, space: Space, number: int, node: str, body: tuple[str, list[Any]]) -> None:
+    def __init__(
+        self, space: Space, egraph: EGraph, number: int, node: str, body: tuple[str, list[Any]]
+    ) -> None:
         root, facts = body
         self.space, self.number, self.node = space, number, node
         self.places: dict[str, tuple[str, str, int]] = {}  # variable -> reader, its constructor, position
@@ -133,7 +140,7 @@ class _Test:
         self.root = codes[0] if codes else root
         self.held: list[Expression] = []
         self.failed: Expression = ""
-        self._run(f"(= {self.root} (Node {space.row_class.index(number)}))", flat)
+        self._run(egraph, f"(= {self.root} (Node {space.row_class.index(number)}))", flat)
 
     def _flat(self, fact: Any) -> Iterator[Any]:
         """A nested pattern as one fact per operator, outermost first."""
@@ -153,12 +160,12 @@ class _Test:
                 self.places.setdefault(argument, (variable, constructor, position))
             yield ["=", variable, [constructor, *flat]]
 
-    def _run(self, anchor: str, facts: list[Any]) -> None:
+    def _run(self, egraph: EGraph, anchor: str, facts: list[Any]) -> None:
         waiting, late = deque(facts), 0
         while waiting and not self.failed:
             fact = waiting.popleft()
             try:
-                holds = self.space.saturation.frozen.holds([anchor, *map(_text, self.held), _text(fact)])
+                holds = egraph.holds([anchor, *map(_text, self.held), _text(fact)])
             except RuleError:  # a variable that a later fact binds
                 late += 1
                 if late > len(waiting) + 1:
