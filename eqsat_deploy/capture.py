@@ -196,9 +196,56 @@ def _functional(program: ExportedProgram) -> ExportedProgram:
         _is_functional(n) or _is_plain_in_place(n) for n in program.graph.nodes if n.op == "call_function"
     ):
         return program
+    inputs = tuple(map(str, program.graph_signature.user_inputs))
+    symbol = _batch_symbol(program.graph, inputs)
+    _view_one_by_one(program.graph)
     with _quiet():
         functional: ExportedProgram = program.run_decompositions({})
-        return functional
+    if symbol is not None and _batch_symbol(functional.graph, inputs) is None:
+        raise CaptureError(
+            "torch fixes the batch while it takes in-place operators on views out of the graph. Use the out-of-place "
+            "form of what changes a part of a tensor."
+        )
+    return functional
+
+
+def _view_one_by_one(graph: fx.Graph) -> None:
+    """Parts of a tensor as selections and slices: where one of several views of a call is changed in place, torch 2.13
+    fixes symbolic sizes."""
+    aten = torch.ops.aten
+    splits = (aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default)
+    for node in list(graph.nodes):
+        if node.target is not aten.unbind.int and node.target not in splits:
+            continue
+        source, axis = node.args[0], _argument(node, "dim")
+        lengths = [1 if node.target is aten.unbind.int else v.shape[axis] for v in node.meta["val"]]
+        if not all(isinstance(length, int) for length in lengths):
+            continue
+        for part in list(node.users):
+            index = part.args[1]
+            start = sum(lengths[:index])
+            with graph.inserting_before(part):
+                view = (
+                    graph.call_function(aten.select.int, (source, axis, index))
+                    if node.target is aten.unbind.int
+                    else graph.call_function(aten.slice.Tensor, (source, axis, start, start + lengths[index]))
+                )
+            view.meta = dict(part.meta)
+            part.replace_all_uses_with(view)
+            graph.erase_node(part)
+        graph.erase_node(node)
+
+
+def _argument(node: fx.Node, name: str) -> Any:
+    """An argument of an ATen call, given or default."""
+    for position, argument in enumerate(_schema(node).arguments):
+        if argument.name == name:
+            return (
+                node.args[position]
+                if position < len(node.args)
+                else node.kwargs.get(name, argument.default_value)
+            )
+    raise KeyError(name)
 
 
 def _schema(node: fx.Node) -> Any:

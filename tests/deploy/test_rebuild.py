@@ -13,6 +13,7 @@ from tests.support.models import (
     Aliasing,
     Attends,
     Opaque,
+    PartsInPlace,
     Residual,
     Several,
     Tied,
@@ -71,6 +72,7 @@ def test_attention_left_whole_is_attention_again():
     [
         (Residual, image(), image(5, 3, 8, 8)),
         (Aliasing, image(2, 6), image(1, 6)),
+        (PartsInPlace, image(2, 3, 8, 8), image(1, 3, 8, 8)),
         (Tied, torch.randint(0, 11, (2, 7)), torch.randint(0, 11, (5, 7))),
         (Transformer, image(), image(1, 3, 8, 8)),
         (Opaque, image(2, 6), image(7, 6)),

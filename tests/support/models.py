@@ -68,6 +68,24 @@ class Aliasing(nn.Module):
         return before + y + z.reshape(-1, 6)
 
 
+class PartsInPlace(nn.Module):
+    """One of several parts of a tensor changed in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 2, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.convolution(x)
+        rows = y.unbind(2)
+        rows[1].mul_(2.0)
+        left, right = y.split([1, 3], 3)
+        right.relu_()
+        first, second = y.chunk(2, 1)
+        second.add_(1.0)
+        return y * rows[0].unsqueeze(2), left, right, first
+
+
 class Tied(nn.Module):
     """One parameter under two names, and a module used twice."""
 
