@@ -77,7 +77,7 @@ def test_attention_left_whole_is_attention_again():
         (Transformer, image(), image(1, 3, 8, 8)),
         (Opaque, image(2, 6), image(7, 6)),
     ],
-    ids=["residual", "aliasing", "tied", "transformer", "opaque"],
+    ids=["residual", "aliasing", "parts", "tied", "transformer", "opaque"],
 )
 def test_any_batch_size_is_accepted(make, example, other):
     model = randomized(make())
