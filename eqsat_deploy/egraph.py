@@ -135,9 +135,9 @@ def loaded(rules: Sequence[EgglogRule]) -> Iterator[EGraph]:
     """An e-graph with `rules` and no rows. It is emptied and kept: loading rules takes ten times as long as that."""
     key = tuple(map(id, rules))  # of objects that the kept e-graph holds on to
     egraph = _kept.pop(key, None) or EGraph(rules)
-    egraph._run("(push)")
+    egraph.push()
     yield egraph
-    egraph._run("(pop)")
+    egraph.pop(egraph.depth)
     _kept[key] = egraph
     while len(_kept) > KEPT:
         del _kept[next(iter(_kept))]
@@ -148,6 +148,7 @@ class EGraph:
 
     def __init__(self, rules: Sequence[EgglogRule]) -> None:
         self.rules = tuple(rules)
+        self.depth = 0
         self._egglog = bindings.EGraph()
         self._run(PRELUDE)
         self._run(declarations(OPERATORS.values()))
@@ -161,6 +162,16 @@ class EGraph:
 
     def _run(self, program: str) -> Any:
         return self._egglog.run_program(*_parsed(program))
+
+    def push(self) -> None:
+        """Remember the e-graph as it is; `depth` counts how often."""
+        self._run("(push)")
+        self.depth += 1
+
+    def pop(self, times: int = 1) -> None:
+        """Back to what was remembered last, or `times` before."""
+        self._run(f"(pop {times})")
+        self.depth -= times
 
     def load(self, lowered: Lowered, *, shapes: bool = False) -> None:
         """Put the rows in. With `shapes`, torch's shape of every row is loaded too, so that a wrong shape rule,

@@ -59,8 +59,8 @@ def saturate(
 ) -> Saturation:
     """Load the rows, run the rules: rewrites and demand to a fixpoint, then merging, then kernels, then quantization.
 
-    Merging runs after folding has reached a canonical form; over half-folded weights it explodes. Kernel rules
-    run last because an epilogue grows with every form that it can swallow.
+    Merging runs after folding has reached a canonical form; over half-folded weights it explodes. Where it explodes
+    all the same, it is undone. Kernel rules run last because an epilogue grows with every form that it can swallow.
     """
     start = time.perf_counter()
     budget = budget or Budget()
@@ -84,9 +84,8 @@ def _run(egraph: EGraph, rules: Sequence[EgglogRule], budget: Budget) -> tuple[s
     names = {r.name for r in rules}
     phases = {r.phase for r in rules}
     iterations: list[dict[str, int]] = []
-    stopped = "saturated"
 
-    def run(schedule: str, limit: int) -> str:
+    def run(schedule: str, limit: int, check_every: int = CHECK_EVERY) -> str:
         for count in range(limit):
             changed, matches = egraph.step(schedule)
             iterations.append({k: v for k, v in matches.items() if v and k.partition("#")[0] in names})
@@ -94,14 +93,20 @@ def _run(egraph: EGraph, rules: Sequence[EgglogRule], budget: Budget) -> tuple[s
                 return "saturated"
             if time.perf_counter() - start > budget.seconds:
                 return f"time: {budget.seconds:g} s"
-            if count % CHECK_EVERY == CHECK_EVERY - 1 and egraph.size() > budget.nodes:
+            if count % check_every == check_every - 1 and egraph.size() > budget.nodes:
                 return f"e-nodes: {budget.nodes}"
         return f"iterations: {limit}"
 
-    for schedule, phase in ((REWRITE, "rewrites"), (MERGE, "merging"), (REWRITE, "merging")):
-        if phase == "rewrites" or phase in phases:
-            outcome = run(schedule, budget.iterations)
-            stopped = outcome if stopped == "saturated" else stopped
+    stopped = run(REWRITE, budget.iterations)
+    if "merging" in phases:
+        egraph.push()
+        outcome = run(MERGE, budget.iterations, check_every=1)
+        if outcome == "saturated":
+            outcome = run(REWRITE, budget.iterations)
+        if egraph.size() > budget.nodes:  # many siblings on one input: all ways to merge them are too many
+            egraph.pop()
+            outcome = f"e-nodes: {budget.nodes} (merging undone)"
+        stopped = outcome if stopped == "saturated" else stopped
     for schedule, phase in ((KERNELS, "kernels"), (QUANTIZATION, "quantization")):
         if phase in phases:
             outcome = run(schedule, budget.iterations)

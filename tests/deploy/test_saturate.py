@@ -126,3 +126,22 @@ def test_frozen_numbers_follow_from_the_model_alone():
     assert spaces[0].choices == spaces[1].choices
     assert spaces[0].terms == spaces[1].terms
     assert spaces[0].fired == spaces[1].fired
+
+
+def test_merging_that_explodes_is_undone():
+    class Siblings(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branches = torch.nn.ModuleList(torch.nn.Conv2d(3, 4, 1) for _ in range(3))
+
+        def forward(self, x):
+            return torch.cat([relu(branch(x)) for branch in self.branches], 1)
+
+    low = lowered(randomized(Siblings()), image())
+    rules = [r for r in registered_rules() if r.phase in ("rewrites", "demand", "merging")]
+    without = saturate(low, [r for r in rules if r.phase != "merging"]).frozen.size()
+    assert saturate(low, rules).frozen.size() > without
+    undone = saturate(low, rules, budget=Budget(nodes=without))
+    assert undone.stopped == f"e-nodes: {without} (merging undone)"
+    assert undone.frozen.size() == without
+    assert saturate(low, rules).stopped == "saturated", "an e-graph that is used again is empty"
