@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 Function = TypeVar("Function", bound=Callable[..., object])
 
 SMALL = 100_000
-"""Entries of a call's arrays above which it is never interpreted."""
+"""Entries of a call's arrays above which it, and every later one, is not interpreted."""
 PATIENCE = 1.0
 """Seconds of a core in the interpreter after which a function is compiled: about what compiling it takes."""
 QUICK = 0.02
@@ -39,7 +39,8 @@ class _Tiered:
         update_wrapper(self, function)
 
     def __call__(self, *args: Any) -> Any:
-        if self.hot or sum(getattr(arg, "size", 0) for arg in args) > SMALL:
+        self.hot = self.hot or sum(getattr(arg, "size", 0) for arg in args) > SMALL
+        if self.hot:
             return self.compiled(*args)
         start = thread_time()
         result = self.plain(*args)

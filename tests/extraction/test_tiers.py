@@ -30,7 +30,14 @@ def test_interpreted_and_compiled_runs_are_the_same(monkeypatch, name):
     assert run() == first
 
 
-def test_large_arrays_and_slow_functions_are_compiled(monkeypatch):
+@pytest.mark.parametrize(
+    ("settings", "tiers"),
+    [
+        ({"SMALL": [10**9, 0, 10**9]}, ["plain", "compiled", "compiled"]),
+        ({"PATIENCE": [10**9, -1.0, 10**9], "QUICK": [10**9] * 3}, ["plain", "plain", "compiled"]),
+    ],
+)
+def test_large_arrays_and_slow_functions_are_compiled(monkeypatch, settings, tiers):
     used = []
     plain, compiled = cheapest_trees.plain, cheapest_trees.compiled
     tiered = _jit._Tiered(cheapest_trees.function)
@@ -39,9 +46,9 @@ def test_large_arrays_and_slow_functions_are_compiled(monkeypatch):
     egraph, costs = random_problem(1, 20)
     arrays = (egraph.node_class, costs, egraph.child_ptr, egraph.children, egraph.n_classes)
     expected = plain(*arrays)
-    for setting, value in (("SMALL", 10**9), ("SMALL", 0), ("SMALL", 10**9), ("PATIENCE", -1.0)):
-        monkeypatch.setattr(_jit, setting, value)
+    for call in range(len(tiers)):
+        for setting, values in settings.items():
+            monkeypatch.setattr(_jit, setting, values[call])
         for got, want in zip(tiered(*arrays), expected, strict=True):
             np.testing.assert_array_equal(got, want)
-    tiered(*arrays)
-    assert used == ["plain", "compiled", "plain", "plain", "compiled"]
+    assert used == tiers
