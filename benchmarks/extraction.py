@@ -125,12 +125,18 @@ def save(spec: str, folder: Path) -> list[Path]:
     return written
 
 
-def save_zoo(specs: Sequence[str], folder: Path) -> Iterator[Path]:
+def save_zoo(specs: Sequence[str] | None, folder: Path) -> Iterator[Path]:
     """`save` for every model, each in a process of its own, so that this one stays small."""
     folder.mkdir(parents=True, exist_ok=True)
-    for spec in specs:
+    for spec in specs or _own_models():
         with get_context("spawn").Pool(1) as pool:
             yield from pool.apply(save, (spec, folder))
+
+
+def _own_models() -> list[str]:
+    from benchmarks.zoo import FOUNDING  # with torch, whose memory processes of a run on files would inherit
+
+    return [*FOUNDING, *ZOO_MORE]
 
 
 class _File:
@@ -207,13 +213,7 @@ def _report(options: Namespace, folder: Path) -> int:
         jobs = [(f"generated-{size}", _Generated(size)) for size in options.sizes]
         names = options.extractor or ["tree", "greedy", "local", "auto", "ilp"]
     else:
-        from benchmarks.zoo import FOUNDING
-
-        paths = (
-            save_zoo(options.models or [*FOUNDING, *ZOO_MORE], folder)
-            if options.zoo
-            else files(options.paths)
-        )
+        paths = save_zoo(options.models, folder) if options.zoo else files(options.paths)
         jobs = [(path.name if options.zoo else str(path), _File(path)) for path in paths]
         names = options.extractor or ["auto"]
     for name in names:
