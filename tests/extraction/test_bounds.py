@@ -60,6 +60,25 @@ def test_parts_add_up(drawn):
     assert problem.offset + sum(map(best_of, split(problem))) == pytest.approx(best_of(problem), **close)
 
 
+@pytest.mark.parametrize("cyclic", [False, True])
+def test_parts_come_apart_at_articulation_points_that_every_solution_needs(cyclic):
+    """Two triangles, each to be covered by its corners, with one e-class that all of the first's corners read."""
+    corners = {0: (1, 2, 3), 7: (8, 9, 10)}
+    nodes = [(0, [4, 5, 6]), (7, [11, 12, 13])]
+    for top, (a, b, c) in corners.items():
+        for edge, ends in zip((top + 4, top + 5, top + 6), ((a, b), (b, c), (c, a)), strict=True):
+            nodes += [(edge, [end]) for end in ends]
+        nodes += [(corner, [] if top else [7]) for corner in (a, b, c)]
+    if cyclic:
+        nodes.append((7, [1]))
+    egraph = EGraph.build(nodes, [0], 14)
+    costs = np.ones(len(nodes))
+    problem = presolve(from_egraph(egraph, costs), Budget())
+    parts = split(problem)
+    assert len(parts) == 2
+    assert problem.offset + sum(map(best_of, parts)) == optimum(egraph, costs) == 12.0
+
+
 @many
 @given(problems())
 def test_greedy_choices_are_solutions(drawn):
