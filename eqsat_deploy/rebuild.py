@@ -309,22 +309,32 @@ class _Rebuilder:
 
     def _unique(self, path: str) -> str:
         """A dotted path that names nothing yet, on a branch that holds no module of its own."""
+        path = self._beside_modules(path)
         candidate, count = path, 0
         while self._taken(candidate):
             count += 1
             candidate = f"{path}_{count}"
         return candidate
 
+    def _beside_modules(self, path: str) -> str:
+        """`a.b.c` as `a.b_c` where `a.b` is a module of its own, which holds nothing else."""
+        container: Any = self.root
+        parts = path.split(".")
+        for depth, name in enumerate(parts[:-1]):
+            container = getattr(container, name, None)
+            if container is None:
+                return path
+            if type(container) is not nn.Module:
+                return ".".join([*parts[:depth], "_".join(parts[depth:])])
+        return path
+
     def _taken(self, path: str) -> bool:
         container: Any = self.root
-        *parents, leaf = path.split(".")
-        for name in parents:
+        for name in path.split("."):
             container = getattr(container, name, None)
             if container is None:
                 return False
-            if type(container) is not nn.Module:
-                return True
-        return hasattr(container, leaf)
+        return True
 
 
 class _LazyBatch:

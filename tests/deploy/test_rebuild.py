@@ -31,6 +31,21 @@ def test_names_come_from_the_original():
     assert names["head.weight"].shape in ((5, 8), (5, 8, 1, 1))
 
 
+def test_a_module_inside_a_module_with_weights_of_its_own_is_put_beside_it():
+    class Nested(nn.Linear):
+        def __init__(self):
+            super().__init__(6, 6)
+            self.extra = nn.Linear(6, 4)
+
+        def forward(self, x):
+            return self.extra(torch.tanh(super().forward(x)))
+
+    model, x = randomized(nn.Sequential(Nested())), image(2, 6)
+    module = optimized(model, x)
+    assert {name for name, _ in module.named_modules()} == {"", "0", "0_extra"}
+    assert_same(model, module, x)
+
+
 def test_the_code_can_be_read():
     code = optimized(randomized(Residual()), image()).code
     assert "self.stem" in code
