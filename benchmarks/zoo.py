@@ -10,7 +10,8 @@ segmentation model; `timm`, the smallest model of every family of every timm mod
 architecture that takes them, to save time; the others get their own.
 
 Parameters are re-randomized by a seed. Every row also says whether noise planted on one weight of the optimized
-module was caught by the same verification: a check that cannot fail is none.
+module was caught by the same verification: a check that cannot fail is none. Where the first weight matters less than
+the tolerance, up to two others are tried.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from benchmarks._models import (
     transformers_names,
 )
 from eqsat_deploy import optimizer
-from eqsat_deploy.capture import capture
+from eqsat_deploy.capture import Captured, capture
 from eqsat_deploy.errors import VerificationError
 from eqsat_deploy.inputs import example_arguments
 from eqsat_deploy.verify import verify
@@ -57,6 +58,7 @@ FOUNDING = (
     *(f"timm:{n}" for n in ("deit_tiny_patch16_224", "convnext_tiny", "efficientnet_b0")),
 )  # fmt: skip
 MARK = "ZOO-ROW "
+PLANTED = 3
 STABLE = 1e-2
 REFUSED = "refused by torch.export"
 
@@ -112,16 +114,24 @@ def _row(
         "stopped": report.stopped, "rules_used": report.used_rules(), "notes": report.notes,
         "seconds": report.seconds | {"capture": round(seconds, 4)},
     }  # fmt: skip
-    mutated = copy.deepcopy(optimized)
-    row["mutated"] = mutate(mutated, seed)
-    try:
-        verify(captured, mutated)
-        row["mutation_caught"] = False
-    except VerificationError:
-        row["mutation_caught"] = True
+    row["mutated"] = []
+    for attempt in range(PLANTED):  # some weights matter less to any output than the tolerance
+        mutated = copy.deepcopy(optimized)
+        row["mutated"].append(mutate(mutated, seed + attempt))
+        row["mutation_caught"] = _differs(captured, mutated)
+        if row["mutation_caught"]:
+            break
     if not row["mutation_caught"]:
-        row["status"] = f"the planted mutation of {row['mutated']} went unnoticed"
+        row["status"] = f"no planted mutation was noticed: {', '.join(row['mutated'])}"
     return row
+
+
+def _differs(captured: Captured, module: nn.Module) -> bool:
+    try:
+        verify(captured, module)
+    except VerificationError:
+        return True
+    return False
 
 
 def isolated(spec: str, arguments: argparse.Namespace) -> dict[str, Any]:
