@@ -262,6 +262,9 @@ def summary(rows: list[dict[str, Any]], command: str) -> str:
     for title, listed in (("Refused by torch.export", refused), ("Failed", failed)):
         if listed:
             lines += ["", f"## {title}", "", *(f"- `{r['model']}`: {r['status']}" for r in listed)]
+    missing = [spec for spec in expand("all") if spec not in {r["model"] for r in rows}]
+    if missing:
+        lines += ["", "## Not run", "", ", ".join(f"`{spec}`" for spec in missing)]
     found = Counter(json.dumps(r["versions"], sort_keys=True) for r in rows if "versions" in r)
     lines += ["", "## Versions", ""]
     lines += [f"- {count} models: " + ", ".join(f"{k} {v}" for k, v in json.loads(text).items())
