@@ -93,7 +93,8 @@ def _run(egraph: EGraph, rules: Sequence[EgglogRule], budget: Budget) -> tuple[s
                 return "saturated"
             if time.perf_counter() - start > budget.seconds:
                 return f"time: {budget.seconds:g} s"
-            if count % check_every == check_every - 1 and egraph.size() > budget.nodes:
+            due = count % check_every == check_every - 1 or sum(matches.values()) > budget.nodes / 10
+            if due and egraph.size() > budget.nodes:
                 return f"e-nodes: {budget.nodes}"
         return f"iterations: {limit}"
 
