@@ -152,7 +152,9 @@ def test_a_layer_norm_from_moments_is_one_module(spelling):
     model = randomized(Between(Moments(spelling, -1)))
     x = image(*HIDDEN)
     module = optimized(model, x)
-    assert functions(module) == ["Linear", "Standardize", "Linear"], module.code  # its scale and shift in the next
+    assert functions(module) == ["Linear", "Standardize", "Linear"], (
+        module.code
+    )  # its scale and shift in the next
     assert_same(model, module, x)
 
 
