@@ -342,7 +342,8 @@ def _used_rules(space: Space, solution: Solution) -> set[str]:
         where = fused if rule.phase == "kernels" else reached if rule.collapses else made
         used = any(index in space.fired.get(number, ()) for number in where)
         used |= rule.phase == "quantization" and integer and matches[rule.name] > 0
-        names |= {rule.name} if used else set()
+        if used:
+            names.add(rule.name)
     return names
 
 

@@ -11,11 +11,11 @@ import torch
 from eqsat_deploy.language.leaves import scalar, zeros, zeros_like
 from eqsat_deploy.language.linear import conv2d, matmul
 from eqsat_deploy.language.movement import concat, expand, to_order, to_shape
-from eqsat_deploy.language.normalization import group_norm, ones_like, reduce_
+from eqsat_deploy.language.normalization import group_norm, ones_like, reduced
 from eqsat_deploy.language.operator import IMPORTERS, Unsupported, aten
 from eqsat_deploy.language.pointwise import add, mul, unary
 from eqsat_deploy.language.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
-from eqsat_deploy.language.shapes import BATCH, MAX_RANK, SLOTS, encode, slot
+from eqsat_deploy.language.shapes import BATCH, MAX_RANK, encode, slot
 
 
 def _floating(x: Any) -> None:
@@ -93,13 +93,7 @@ def _baddbmm(x: Any, a: Any, b: Any, *, beta: float = 1, alpha: float = 1) -> An
 
 def _reduced(kind: str, x: Any, dims: int | Sequence[int] | None, keepdim: bool) -> Any:
     _floating(x)
-    rank = len(x.shape)
-    listed = [dims] if isinstance(dims, int) else list(dims or range(rank))
-    marked = {slot(d, rank) for d in listed}
-    reduced = reduce_(kind, x, tuple(int(i in marked) for i in range(SLOTS)))
-    if keepdim:
-        return reduced
-    return to_shape(reduced, [s for i, s in enumerate(x.shape) if slot(i, rank) not in marked])
+    return reduced(kind, x, dims, keepdim)
 
 
 @aten("linalg_vector_norm.default", "norm.ScalarOpt_dim")

@@ -218,19 +218,24 @@ def _softmax(x: Any, dim: int, last: Any = None) -> Any:
     return softmax(x, slot(dim, len(x.shape)))
 
 
+def reduced(kind: str, x: Any, dims: int | Sequence[int] | None, keepdim: bool) -> Any:
+    """`x` reduced along torch axes, all of them by default."""
+    rank = len(x.shape)
+    listed = [dims] if isinstance(dims, int) else list(dims or range(rank))
+    marked = {slot(d, rank) for d in listed}
+    result = reduce_(kind, x, tuple(int(i in marked) for i in range(SLOTS)))
+    if keepdim:
+        return result
+    return to_shape(result, [s for i, s in enumerate(x.shape) if slot(i, rank) not in marked])
+
+
 def _import_reduction(kind: str) -> Any:
     def import_reduction(
         x: Any, dim: int | Sequence[int] | None = None, keepdim: bool = False, *, dtype: Any = None
     ) -> Any:
         if not x.dtype.is_floating_point or dtype not in (None, x.dtype):
             raise Unsupported(f"{kind} of {x.dtype} into {dtype}")
-        rank = len(x.shape)
-        dims = [dim] if isinstance(dim, int) else list(dim or range(rank))
-        marked = {slot(d, rank) for d in dims}
-        reduced = reduce_(kind, x, tuple(int(i in marked) for i in range(SLOTS)))
-        if keepdim:
-            return reduced
-        return to_shape(reduced, [s for i, s in enumerate(x.shape) if slot(i, rank) not in marked])
+        return reduced(kind, x, dim, keepdim)
 
     return import_reduction
 

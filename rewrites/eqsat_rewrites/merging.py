@@ -45,6 +45,11 @@ SAMPLES: dict[str, Any] = {"h": (4, 5), "w": (4, 5), "stride": STRIDES, "dilatio
 NONE = (0, 0, 0, 0, 0, 0, 0)
 
 
+def _around(half: Term) -> Term:
+    """The padding that makes a tap the middle of a kernel."""
+    return replace(replace(NONE, 5, half), 6, half)
+
+
 @rule("real", phase="merging", x="n c h w", v="o i k l", u="o i k l", b="o", d="o", i=(2,), c=(2,), k=(1, 3), l=(1, 3),
       padding=integers((0, 0), (1, 1)), **SAMPLES)  # fmt: skip
 def sum_of_convolutions(
@@ -67,7 +72,7 @@ def small_kernel_in_large(
     large = conv2d(x, v, b, stride, padding, dilation, groups)
     small = conv2d(x, u, d, stride, none, dilation, groups)
     half = k // 2
-    around = replace(replace(NONE, 5, half), 6, half)
+    around = _around(half)
     merged = conv2d(x, add(v, pad(u, around, around, 0.0)), add(b, d), stride, padding, dilation, groups)
     conditions = [
         constant(v), constant(u), padding[0] == half, padding[1] == half, k % 2 == 1, dilation[0] == 1,
@@ -85,7 +90,7 @@ def affine_branch_in_convolution(
 ) -> Equation:  # fmt: skip
     """A scaled and shifted identity beside a convolution of the same input is a diagonal in its central tap."""
     half = k // 2
-    around = replace(replace(NONE, 5, half), 6, half)
+    around = _around(half)
     diagonal = reshape(mul(reshape(s, dims(c, 1)), identity_matrix(c)), dims(c, c, 1, 1))
     merged = conv2d(
         x,
@@ -112,7 +117,7 @@ def affine_branch_in_depthwise(
 ) -> Equation:  # fmt: skip
     """A scaled and shifted identity beside a depthwise convolution of the same input adds to its central tap."""
     half = k // 2
-    around = replace(replace(NONE, 5, half), 6, half)
+    around = _around(half)
     tap = pad(reshape(s, dims(c, 1, 1, 1)), around, around, 0.0)
     merged = conv2d(x, add(v, tap), add(b, reshape(t, dims(c))), stride, padding, dilation, groups)
     branch = add(mul(x, s), t)
@@ -136,7 +141,7 @@ def identity_branch_in_convolution(
 ) -> Equation:
     """The input added to its own convolution is a one in the central tap of every filter's own channel."""
     half = k // 2
-    around = replace(replace(NONE, 5, half), 6, half)
+    around = _around(half)
     taps = pad(reshape(identity_matrix(c), dims(c, c, 1, 1)), around, around, 0.0)
     branch = conv2d(x, v, b, stride, padding, dilation, groups)
     return add(x, branch), conv2d(x, add(v, taps), b, stride, padding, dilation, groups), [
@@ -153,7 +158,7 @@ def identity_branch_in_depthwise(
 ) -> Equation:
     """The input added to its own depthwise convolution is a one in the central tap."""
     half = k // 2
-    around = replace(replace(NONE, 5, half), 6, half)
+    around = _around(half)
     one = add(mul(slice_(slice_(v, 5, 0, 1, 1), 6, 0, 1, 1), scalar(0.0)), scalar(1.0))
     branch = conv2d(x, v, b, stride, padding, dilation, groups)
     return add(x, branch), conv2d(x, add(v, pad(one, around, around, 0.0)), b, stride, padding, dilation, groups), [
@@ -298,7 +303,7 @@ def small_before_large_kernel(
 ) -> Equation:  # fmt: skip
     """A 1x1 convolution put before an odd k x k one of the same input (a fire module) has filters with one tap."""
     half = k // 2
-    around = replace(replace(NONE, 5, half), 6, half)
+    around = _around(half)
     small = unary(f, conv2d(x, u, d, stride, none, dilation, 1))
     large = unary(f, conv2d(x, v, b, stride, padding, dilation, 1))
     filters = _stacked(3, pad(u, around, around, 0.0), v)

@@ -19,10 +19,9 @@ from eqsat_deploy.language import (
     vec,
 )  # fmt: skip
 from eqsat_deploy.rules import Equation, Term, integer, integers, name, rule, shape
+from eqsat_rewrites.layout import CHANNELS_FIRST, CHANNELS_LAST
 
 OVER_MAP = (0, 0, 0, 0, 0, 1, 1)
-CHANNELS_LAST = (0, 1, 2, 3, 5, 6, 4)
-CHANNELS_FIRST = (0, 1, 2, 3, 6, 4, 5)
 MAP: dict[str, Any] = {"h": (2, 3), "w": (2, 3)}
 UNPADDED = integers((0, 0))
 
