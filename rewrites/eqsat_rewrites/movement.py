@@ -19,7 +19,7 @@ from eqsat_deploy.language import (
     unary,
 )  # fmt: skip
 from eqsat_deploy.language.shapes import encode, permutation
-from eqsat_deploy.rules import Equation, Term, integer, integers, name, number, rule, shape
+from eqsat_deploy.rules import Equation, Term, TextRule, integer, integers, name, number, rule, shape
 
 FUNCTIONS = name("relu", "gelu", "hardswish", "sigmoid")
 TARGETS = integers(lambda d: [encode((d["n"], 24)), encode((d["n"], 4, 6)), encode((d["n"], 2, 3, 4))])
@@ -60,6 +60,17 @@ def unary_through_reshape(x: Term, f: Term, target: Term) -> Equation:
 def unary_through_permute(x: Term, f: Term, order: Term) -> Equation:
     """A pointwise function does not see the order of axes."""
     return unary(f, permute(x, order)), permute(unary(f, x), order)
+
+
+injective_permute = TextRule(
+    "injective-permute", "movement", "exact", "rewrites",
+    "Tensors that are equal once permuted alike are equal. "
+    "Else a residual sum has as many classes as its terms have, multiplied, and every block multiplies them again.",
+    """
+(rule ((= e (Permute x order)) (= e (Permute y order)) (!= x y))
+      ((union x y) (fired $RULE x)) :ruleset rewrites)
+""",
+)  # fmt: skip
 
 
 @rule("exact", x="n c 1 1")

@@ -8,8 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks._models import rerandomize
+from eqsat_deploy.optimizer import registered_rules
+from eqsat_deploy.saturate import saturate
+from eqsat_deploy.soundness import check_egraph
 from tests.support.models import image, randomized
-from tests.support.stages import assert_same, called, optimized
+from tests.support.stages import assert_same, called, lowered, optimized
 
 MOVES = ("permute", "transpose", "narrow", "slice", "cat", "roll", "expand", "pad")
 
@@ -148,3 +151,41 @@ def test_what_is_not_read_is_not_computed(both):
     assert called(module).count("Linear") == 2 + both
     assert ("cumsum" in module.code) == both
     assert_same(model, module, x)
+
+
+class GatedBlocks(nn.Module):
+    """MambaOut's block (Yu and Wang 2025): every value of a block has a channels-first and a channels-last form."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.stem, self.norms = nn.Conv2d(3, 4, 3), nn.ModuleList(nn.LayerNorm(4) for _ in range(depth))
+        self.wider = nn.ModuleList(nn.Linear(4, 12) for _ in range(depth))
+        self.mixers = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1, groups=4) for _ in range(depth))
+        self.narrower = nn.ModuleList(nn.Linear(6, 4) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).permute(0, 2, 3, 1)
+        for norm, wider, mixer, narrower in zip(
+            self.norms, self.wider, self.mixers, self.narrower, strict=True
+        ):
+            gate, kept, mixed = wider(norm(x)).split((6, 2, 4), -1)
+            mixed = mixer(mixed.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            x = x + narrower(F.gelu(gate) * torch.cat((kept, mixed), -1))
+        return x
+
+
+def test_forms_of_a_block_do_not_multiply_from_block_to_block():
+    phases = [r for r in registered_rules() if r.phase in ("demand", "rewrites")]
+
+    def size(depth: int) -> int:
+        result = saturate(lowered(randomized(GatedBlocks(depth)), image(2, 3, 8, 8)), phases)
+        assert result.stopped == "saturated"
+        assert result.matches["injective-permute"]
+        return result.frozen.size()
+
+    two, three, four = size(2), size(3), size(4)
+    assert four - three == three - two
+
+
+def test_gated_blocks_agree_class_by_class():
+    assert check_egraph(randomized(GatedBlocks(2)), image(2, 3, 8, 8)).ok
