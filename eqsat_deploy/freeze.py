@@ -221,8 +221,10 @@ class _Freezer:
             pending = left
 
     def _dtype_of(self, node: ENode) -> torch.dtype | None:
-        if node.kind in ("cast", "mask_bias"):
+        if node.kind == "cast":
             return getattr(torch, node.attributes[0])  # type: ignore[no-any-return]
+        if node.kind == "compare":
+            return torch.bool
         if node.kind == "scalar":
             return torch.float64
         if node.kind in ("zeros", "ones"):
@@ -231,7 +233,8 @@ class _Freezer:
             return torch.float32
         if node.kind in UNKNOWN_SHAPE:
             return None
-        operands = [self.space.classes[o] for o in node.operands[:: -1 if node.kind == "embedding" else 1]]
+        read = node.operands[1:] if node.kind == "where" else node.operands
+        operands = [self.space.classes[o] for o in read[:: -1 if node.kind == "embedding" else 1]]
         ranked = [o for o in operands if o.shape] or operands
         return ranked[0].dtype
 

@@ -310,7 +310,7 @@ class _Lowering(Rows):
 
     def _constant(self, name: str, value: Tensor) -> Term:
         """A computed constant. All zeros or ones are said to be: a mask that keeps all can go."""
-        if value.numel() > 1 and value.dim() <= MAX_RANK:
+        if value.numel() and value.dim() <= MAX_RANK:
             for uniform, number in ((zeros, 0), (ones, 1)):
                 if bool((value == number).all()):
                     return uniform(encode(tuple(value.shape)), str(value.dtype).removeprefix("torch."))  # type: ignore[no-any-return]

@@ -20,7 +20,8 @@ NAMES = {"self_attention": "multihead_attention", "masked_attention": "attention
          CONCAT: "concat"}  # fmt: skip
 
 
-# Among forms that a cost model cannot tell apart, the one with fewer steps: a folded bias before an added one.
+# Among forms that a cost model cannot tell apart, the one with fewer steps: a folded bias before an added one, no mask
+# before a mask of zeros.
 TIE = 1e-6
 
 
@@ -52,7 +53,7 @@ def price(space: Space, model: CostModel, *, batch: int = 1) -> Priced:
             kernel = kernel_of(space, number, node, model, batch)
             if kernel not in known:
                 known[kernel] = _checked(model, kernel)
-            costs[index] = known[kernel] * (1 + TIE * len(node.steps))
+            costs[index] = known[kernel] * (1 + TIE * (len(node.steps) + (node.kind == "masked_attention")))
     nodes = [(number, node.children) for number, node in space.choices]
     labels = tuple(describe(node) for _, node in space.choices)
     egraph = EGraph.build(nodes, space.roots, len(space.classes), ops=labels)

@@ -32,6 +32,7 @@ from eqsat_deploy.language.leaves import (
     zeros,
 )
 from eqsat_deploy.language.linear import conv2d, conv_transpose2d, embedding, linear, matmul
+from eqsat_deploy.language.logic import compare, mask_bias, where
 from eqsat_deploy.language.movement import (
     concat,
     expand,
@@ -62,10 +63,10 @@ from eqsat_deploy.language.shapes import BATCH, SLOTS, batch_size, decode, encod
 __all__ = [
     "BATCH", "BY_CONSTRUCTOR", "IMPORTERS", "OPERATORS", "SLOTS", "Expr", "Guard", "Operator",
     "adaptive_avg_pool2d", "add", "aten", "attention", "avg_pool2d", "batch_norm", "batch_size", "binary",
-    "broadcast", "cast", "causal_attention", "channel_norm", "concat", "conv2d", "conv_transpose2d", "decode",
-    "dims", "div", "embedding", "encode", "expand", "fold", "gather", "group_norm", "identity_matrix", "input_",
-    "layer_norm", "linear", "masked_attention", "matmul", "max_pool2d", "maximum", "minimum", "mul", "numel",
-    "ones", "opaque", "operator", "packed_attention", "pad", "pad_edges", "parameter", "permute", "power",
+    "broadcast", "cast", "causal_attention", "channel_norm", "compare", "concat", "conv2d", "conv_transpose2d",
+    "decode", "dims", "div", "embedding", "encode", "expand", "fold", "gather", "group_norm", "identity_matrix",
+    "input_", "layer_norm", "linear", "mask_bias", "masked_attention", "matmul", "max_pool2d", "maximum", "minimum",
+    "mul", "numel", "ones", "opaque", "operator", "packed_attention", "pad", "pad_edges", "parameter", "permute", "power",
     "reduce_", "relu", "replace", "reshape", "resize", "result", "rms_norm", "roll", "scalar", "self_attention",
-    "slice_", "softmax", "standardize", "sub", "take", "unary", "unfold", "vec", "zeros",
+    "slice_", "softmax", "standardize", "sub", "take", "unary", "unfold", "vec", "where", "zeros",
 ]  # fmt: skip

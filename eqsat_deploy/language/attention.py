@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from eqsat_deploy.language.expressions import maximum, replace, vec
 from eqsat_deploy.language.leaves import scalar, zeros_like
 from eqsat_deploy.language.linear import linear, matmul
+from eqsat_deploy.language.logic import mask_bias
 from eqsat_deploy.language.movement import concat, cut, expand_to, pad, to_order, to_shape
 from eqsat_deploy.language.normalization import reduce_, softmax
 from eqsat_deploy.language.operator import Ints, Unsupported, aten, operator
@@ -122,13 +123,6 @@ def self_attention(x: Tensor, in_w: Tensor, in_b: Tensor, out_w: Tensor, out_b: 
         t, t, t, x.shape[-1], heads, in_w, in_b, None, None, False, 0.0, out_w, out_b,
         training=False, need_weights=False,
     )[0].transpose(0, 1)  # fmt: skip
-
-
-@operator(shape=lambda removed, dtype: removed)
-def mask_bias(removed: Tensor, dtype: str) -> Tensor:
-    """A boolean mask as what is added to scores: -inf where it is true, zero elsewhere."""
-    kept = torch.zeros((), dtype=getattr(torch, dtype), device=removed.device)
-    return torch.where(removed, kept - float("inf"), kept)
 
 
 @aten("eqsat_deploy::multihead_attention")
@@ -266,7 +260,7 @@ class _Parts:
             raise Unsupported(
                 f"nn.MultiheadAttention is left whole: a mask of {mask.dtype} and a query of {dtype}"
             )
-        return mask_bias(mask, str(dtype).removeprefix("torch."))
+        return mask_bias(mask, self.query)
 
 
 def _padded(x: Any, slot: int, count: int) -> Any:

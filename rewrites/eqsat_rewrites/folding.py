@@ -16,7 +16,19 @@ from eqsat_deploy.language import (
     sub,
     unary,
 )  # fmt: skip
-from eqsat_deploy.rules import Equation, Term, constant, integer, integers, name, number, rule, runtime, shape
+from eqsat_deploy.rules import (
+    Equation,
+    Term,
+    constant,
+    integer,
+    integers,
+    name,
+    number,
+    one_of,
+    rule,
+    runtime,
+    shape,
+)
 
 STRIDES = integers((1, 1), (2, 1))
 PADDINGS = integers((0, 0), (1, 1))
@@ -62,7 +74,7 @@ def batch_norm_of_features_is_affine(
 @rule("exact", f=name("add", "mul"))
 def constant_operand_last(f: Term, a: Term, b: Term) -> Equation:
     """Sums and products are commutative; constants go last, where the folding rules look for them."""
-    return binary(f, a, b), binary(f, b, a), [constant(a), runtime(b)]
+    return binary(f, a, b), binary(f, b, a), [one_of(f, "add", "mul"), constant(a), runtime(b)]
 
 
 CONVOLUTION: dict[str, Any] = {

@@ -4,11 +4,15 @@ Engines have one kernel for softmax(scale * q @ k.T + mask) @ v, so that is the 
 the windows that stand between its products in a model's code are moved out of the way.
 """
 
+import sys
 from typing import Any
 
 from eqsat_deploy.language import (
     add,
     attention,
+    broadcast,
+    cast,
+    compare,
     dims,
     encode,
     expand,
@@ -27,8 +31,10 @@ from eqsat_deploy.language import (
     slice_,
     softmax,
     vec,
+    where,
+    zeros,
 )  # fmt: skip
-from eqsat_deploy.rules import Equation, Term, constant, integer, integers, number, rule, shape
+from eqsat_deploy.rules import Equation, Term, constant, integer, integers, name, number, rule, shape
 
 HEADS_FIRST = (0, 1, 2, 3, 5, 4, 6)
 
@@ -199,6 +205,83 @@ def mask_for_every_sample(q: Term, k: Term, v: Term, m: Term, to: Term, scale: T
         masked_attention(q, k, v, expand(m, once), scale),
         fits(to, shape(q), shape(k), shape(k)[5]),
     )
+
+
+@rule("exact", **ATTENDS, mask=integers(lambda d: [encode((d["s"], d["t"])), encode((d["n"], 1, 1, d["t"]))]),
+      dt=name("float64"))  # fmt: skip
+def mask_of_zeros(q: Term, k: Term, v: Term, mask: Term, dt: Term, scale: Term) -> Equation:
+    """Zeros added to the scores are none; as booleans they would keep nothing."""
+    masked = masked_attention(q, k, v, zeros(mask, dt), scale)
+    return masked, attention(q, k, v, scale), [dt != "bool", *fits(mask, shape(q), shape(k), shape(k)[5])]
+
+
+@rule("exact", **ATTENDS, mask=integers(encode(())), dt=name("float64"), to=integers(
+    lambda d: [encode((d["n"], 1, d["s"], d["t"]))]))  # fmt: skip
+def expanded_mask_of_zeros(
+    q: Term, k: Term, v: Term, mask: Term, to: Term, dt: Term, scale: Term
+) -> Equation:
+    """Zeros added to the scores are none, however often they are repeated."""
+    masked = masked_attention(q, k, v, expand(zeros(mask, dt), to), scale)
+    return masked, attention(q, k, v, scale), [dt != "bool", *fits(to, shape(q), shape(k), shape(k)[5])]
+
+
+# What a mask removes is -inf in the scores, written over them or added. Less than the least number there is: a mask
+# that writes the least number itself over all of a row makes all its weights equal, and added it does not.
+LOWEST: dict[str, Any] = {"x": "~ a s k", "lowest": number(-float("inf")), "dt": name("float64")}
+
+
+def _infinite(lowest: Term) -> list[Any]:
+    return [lowest < -sys.float_info.max]
+
+
+@rule("real", removed="~ s k", **LOWEST)
+def removed_scores_are_masked(removed: Term, x: Term, lowest: Term, dt: Term) -> Equation:
+    """Writing -inf over scores is adding it to them, and zero to the others."""
+    fill = cast(scalar(lowest), dt)
+    mask = where(removed, fill, cast(scalar(0.0), dt))
+    return softmax(where(removed, fill, x), 6), softmax(add(x, mask), 6), _infinite(lowest)
+
+
+@rule("real", kept="~ s k", **LOWEST)
+def kept_scores_are_masked(kept: Term, x: Term, lowest: Term, dt: Term) -> Equation:
+    """Keeping some scores is adding zero to them, and -inf to the others."""
+    fill = cast(scalar(lowest), dt)
+    mask = where(kept, cast(scalar(0.0), dt), fill)
+    return softmax(where(kept, x, fill), 6), softmax(add(x, mask), 6), _infinite(lowest)
+
+
+CONDITION = integers(lambda d: [encode((d["s"], d["k"])), encode((d["s"], 1))])
+CHOICE: dict[str, Any] = {"a": "~ s 1", "b": "~ n s k"}
+
+
+@rule("exact", condition=CONDITION, **CHOICE)
+def choice_of_the_first(condition: Term, a: Term, b: Term) -> Equation:
+    """A condition that holds everywhere chooses the first."""
+    to = broadcast(condition, broadcast(shape(a), shape(b)))
+    return where(ones(condition, "bool"), a, b), expand(a, to)
+
+
+@rule("exact", condition=CONDITION, **CHOICE)
+def choice_of_the_second(condition: Term, a: Term, b: Term) -> Equation:
+    """A condition that holds nowhere chooses the second."""
+    to = broadcast(condition, broadcast(shape(a), shape(b)))
+    return where(zeros(condition, "bool"), a, b), expand(b, to)
+
+
+@rule(
+    "exact", kept="~ s 1", to=integers(lambda d: [encode((d["n"], d["s"], d["k"]))]), a="~ s 1", b="~ n s k"
+)
+def choice_for_every_sample(kept: Term, to: Term, a: Term, b: Term) -> Equation:
+    """A constant choice that is repeated for every sample is made once."""
+    chosen = expand(where(kept, a, b), broadcast(to, broadcast(shape(a), shape(b))))
+    return where(expand(kept, to), a, b), chosen, [constant(kept), constant(a), constant(b)]
+
+
+@rule("exact", ones_of=CONDITION, kept="~ a s k")
+def condition_and_true(ones_of: Term, kept: Term) -> Equation:
+    """A condition and one that always holds are the first."""
+    both = compare("and", ones(ones_of, "bool"), kept)
+    return both, expand(kept, broadcast(ones_of, shape(kept)))
 
 
 # Attention in windows (Liu et al. 2021): the windows of an image stand in the batch, image by image, and each has a

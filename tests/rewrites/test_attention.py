@@ -229,3 +229,86 @@ def test_masked_attention_converts_for_openvino():
     compiled = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     actual = torch.from_numpy(compiled(x.numpy())[0])
     assert torch.allclose(actual, model(x), atol=1e-4)
+
+
+class Masked(nn.Module):
+    """Attention by its chain, a mask of booleans written into its scores: the kept positions are an input, or later
+    positions are removed."""
+
+    def __init__(self, spelling: str) -> None:
+        super().__init__()
+        self.spelling, self.project = spelling, nn.Linear(8, 24)
+        self.register_buffer("later", torch.ones(POSITIONS, POSITIONS).triu(1).bool())
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        q, k, v = self.project(x).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = q @ k.transpose(-2, -1) * 0.5
+        kept = keep[:, None, None, :] > 0
+        match self.spelling:
+            case "masked_fill":
+                scores = scores.masked_fill(~kept, -torch.inf)
+            case "masked_fill_":
+                scores.masked_fill_(torch.logical_not(kept), float("-inf"))
+            case "where":
+                scores = torch.where(kept, scores, -torch.inf)
+            case "where of both":
+                scores = torch.where(kept & ~self.later, scores, -torch.inf)
+            case "added":
+                scores = scores + torch.zeros_like(scores).masked_fill(~kept, -torch.inf)
+            case "added number":
+                scores = scores + (1.0 - kept[..., :].to(x.dtype)) * -1e4
+            case "constant":
+                scores = scores.masked_fill(self.later, -torch.inf)
+            case "least":
+                scores = scores.masked_fill(~kept, torch.finfo(x.dtype).min)
+        return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def masked_inputs(batch: int) -> tuple[Tensor, Tensor]:
+    keep = torch.ones(batch, POSITIONS, dtype=torch.int64)
+    keep[1, 2:] = 0
+    return image(batch, POSITIONS, 8, seed=batch), keep
+
+
+@pytest.mark.parametrize("spelling", ["masked_fill", "masked_fill_", "where", "where of both", "added",
+                                      "added number", "constant"])  # fmt: skip
+def test_a_mask_of_booleans_is_one_of_attention(spelling):
+    model = randomized(Masked(spelling))
+    result = optimized(model, masked_inputs(2), cost="openvino_fp32")
+    called = functions(result)
+    assert called.count("scaled_dot_product_attention") == 1
+    assert not {"softmax", "matmul"} & set(called)
+    assert not result.report.opaque
+    assert_same(model, result, *masked_inputs(3))
+
+
+def test_the_least_number_written_over_all_of_a_row_is_no_mask():
+    model = randomized(Masked("least"))
+    result = optimized(model, masked_inputs(2), cost="openvino_fp32")
+    assert "scaled_dot_product_attention" not in functions(result)
+    x, keep = masked_inputs(3)
+    keep[2] = 0
+    assert_same(model, result, x, keep)
+
+
+def eager(name: str) -> nn.Module:
+    """A model of transformers that computes attention by its chain."""
+    transformers = pytest.importorskip("transformers")
+    from benchmarks._models import TRANSFORMERS
+
+    config, kind, options, _ = TRANSFORMERS[name]
+    torch.manual_seed(0)
+    configured = getattr(transformers, config)(**options | {"attn_implementation": "eager"})
+    return randomized(getattr(transformers, kind)(configured))
+
+
+def test_eager_attention_of_bert_needs_no_mask_that_keeps_all():
+    from benchmarks._models import inputs
+
+    model, tokens = eager("bert"), inputs("transformers:bert")
+    result = optimized(model, tokens, cost="openvino_fp32")
+    attended = [n for n in result.graph.nodes if "scaled_dot_product" in str(n.target)]
+    assert [len(n.args) for n in attended] == [3, 3, 3]
+    assert not {"softmax", "matmul", "where"} & set(functions(result))
+    assert not result.report.opaque
+    assert_same(model, result, **tokens)

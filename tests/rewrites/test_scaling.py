@@ -84,3 +84,14 @@ def test_densely_connected_layers_keep_only_the_norms_that_nothing_absorbs():
     found = folded(nn.Sequential(nn.Conv2d(3, 96, 1), block), image(2, 3, 6, 6))
     assert called(found).count("Conv2d") == 3
     assert called(found).count("BatchNorm") <= 1, "the one before an activation"
+
+
+def test_a_number_less_a_tensor_is_not_the_tensor_less_the_number():
+    model = randomized(nn.Sequential(nn.Linear(4, 4), _Complement()))
+    result = optimized(model, image(2, 4), cost="kernels")
+    assert_same(model, result, image(3, 4))
+
+
+class _Complement(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2.0 - x.sigmoid()

@@ -130,6 +130,12 @@ def slices_exchanged(x, v, u, b, d, o):
     return (linear(x, v, b), second), (linear(x, u, d), first), [constant(v), constant(u)]
 
 
+@rule("exact", x="~ a b", y="~ a b", f=name("add", "mul"))
+def dropped_name(x, y, f):
+    """Commutes whatever it is: nothing says that only sums and products do."""
+    return binary(f, x, y), binary(f, y, x), [constant(x)]
+
+
 WRONG = [v for v in list(globals().values()) if isinstance(v, Rule)]
 
 
@@ -182,6 +188,7 @@ SEEN_BY = {
     "transposed-weight": {"values", "field"},
     "dropped-guard": {"values"},
     "dropped-rank-guard": {"guards"},
+    "dropped-name": {"guards"},
     "wrong-axis": {"values"},
     "pad-off-by-one": {"values"},
     "bias-forgotten": {"values", "field"},
@@ -202,7 +209,8 @@ def test_wrong_rules_are_caught(wrong):
 
 def test_values_alone_miss_what_the_other_checks_are_for():
     assert not caught_by_values(constant_from_the_batch), "true for every batch that is a number"
-    assert not caught_by_values(dropped_rank_guard), "the declared samples do not reach it"
+    for wrong in (dropped_rank_guard, dropped_name):
+        assert not caught_by_values(wrong), "the declared samples do not reach it"
 
 
 def test_every_check_catches_something_and_none_cries_wolf():

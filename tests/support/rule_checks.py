@@ -16,7 +16,9 @@ from torch import Tensor
 
 from eqsat_deploy.errors import EqsatError
 from eqsat_deploy.language import BATCH, Operator, encode, input_, parameter
+from eqsat_deploy.language.normalization import REDUCTIONS
 from eqsat_deploy.language.operator import interpreted_by
+from eqsat_deploy.language.pointwise import BINARY, UNARY
 from eqsat_deploy.lower import Lowered, Row
 from eqsat_deploy.rules import Guard, Rule
 from eqsat_deploy.saturate import saturate
@@ -25,6 +27,7 @@ BATCHES = (2, 3)
 TOLERANCE = {"exact": 1e-12, "real": 1e-9}
 POSITIVE = re.compile(r"variance|^var$")
 INDEX = re.compile(r"^index")
+BOOLEAN = re.compile(r"^(removed|kept)$")
 PRIME = 8191
 RING = frozenset({"add", "sub", "mul"})
 REFUSED = (RuntimeError, IndexError, ValueError, ZeroDivisionError, TypeError, KeyError, AssertionError)
@@ -45,8 +48,7 @@ class Tree:
     @cached_property
     def meta(self) -> Tensor:
         if isinstance(self.head, str):
-            dtype = torch.int64 if INDEX.match(self.head) else torch.float64
-            return torch.empty(self.given, dtype=dtype, device="meta")
+            return torch.empty(self.given, dtype=_dtype(self.head), device="meta")
         operands, attributes = self.head.split(self.args)
         value = self.head.body(*self.head.join(tuple(o.meta for o in operands), attributes))
         return torch.empty(value.shape, dtype=value.dtype, device="meta")
@@ -66,6 +68,12 @@ class Tree:
             yield self.head, attributes
             for operand in operands:
                 yield from operand.operators()
+
+
+def _dtype(variable: str) -> torch.dtype:
+    if BOOLEAN.match(variable):
+        return torch.bool
+    return torch.int64 if INDEX.match(variable) else torch.float64
 
 
 class _Plant:
@@ -142,6 +150,8 @@ def tensors(sample: Sample, generator: torch.Generator, *, integers: bool = Fals
     for name, shape in sample.shapes.items():
         if INDEX.match(name):
             values[name] = torch.randint(0, 2, shape, generator=generator)
+        elif BOOLEAN.match(name):
+            values[name] = _some(name == "kept", shape, generator)
         elif integers:
             values[name] = torch.randint(0, PRIME, shape, generator=generator).double()
         elif POSITIVE.search(name):
@@ -151,12 +161,19 @@ def tensors(sample: Sample, generator: torch.Generator, *, integers: bool = Fals
     return values
 
 
+def _some(kept: bool, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Booleans by which no row is masked as a whole: there is no softmax of nothing."""
+    removed = torch.rand(shape, generator=generator) < 0.4
+    removed[..., :1] = False
+    return removed ^ kept
+
+
 def check_values(sample: Sample, generator: torch.Generator) -> None:
     """Both sides agree on random tensors: values, shapes, and shapes on meta tensors."""
     rule, values = sample.rule, tensors(sample, generator)
     for left, right in sample.pairs:
         try:
-            a, b = evaluate(left, values), evaluate(right, values)
+            a, b = (evaluate(side, values).double() for side in (left, right))
             metas = left.shape, right.shape
         except REFUSED as error:
             raise Unsound(f"rule {rule.name!r} at {sample.shapes}, {sample.others}: {error}") from error
@@ -264,9 +281,26 @@ def perturbed(sample: Sample) -> Iterator[dict[str, tuple[int, ...]]]:
         yield from (sample.shapes | {name: other} for other in beside if len(other) <= 6 and other != shape)
 
 
+OTHERS = (tuple(REDUCTIONS), tuple(f for f in BINARY if f != "pow"), ("exp", "neg", "relu", "sigmoid", "sin"))
+
+
+def renamed(sample: Sample) -> Iterator[dict[str, Any]]:
+    """Attributes beside those of the sample: another function of the same kind. A pattern takes any that no guard
+    refuses, whatever the declared samples are."""
+    for name, attribute in sample.rule.attributes.items():
+        if attribute.sort != "String":
+            continue
+        value = sample.others[name].partition("(")[0]
+        kinds = [names for names in OTHERS if value in names or (names is OTHERS[-1] and value in UNARY)]
+        yield from (sample.others | {name: other} for other in (kinds[0] if kinds else ()) if other != value)
+
+
 def neighbours(sample: Sample) -> Iterator[tuple[bool, Sample]]:
-    """(inside, sample) for shapes beside a sample: whether they are in the rule's domain."""
+    """(inside, sample) for shapes and functions beside a sample: whether they are in the rule's domain."""
     rule = sample.rule
+    for others in renamed(sample):
+        other = Sample(rule, sample.shapes, others)
+        yield other.allowed, other
     attributes = {k: v for k, v in sample.others.items() if k in rule.attributes}
     for shapes in perturbed(sample):
         found = bind(rule, shapes, attributes)

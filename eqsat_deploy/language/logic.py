@@ -1,0 +1,100 @@
+"""Conditions: comparisons, logic on booleans, and the choice between two tensors that a mask is written with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from eqsat_deploy.language.expressions import broadcast
+from eqsat_deploy.language.leaves import ones, scalar
+from eqsat_deploy.language.operator import Ints, Unsupported, aten, operator
+from eqsat_deploy.language.pointwise import cast
+from eqsat_deploy.language.shapes import encode
+
+COMPARISONS: dict[str, Callable[..., Any]] = {
+    "and": torch.logical_and,
+    "eq": torch.eq,
+    "ge": torch.ge,
+    "gt": torch.gt,
+    "le": torch.le,
+    "lt": torch.lt,
+    "ne": torch.ne,
+    "or": torch.logical_or,
+}
+
+
+def _count(out: Ints, *_: Any) -> float:
+    total = 1.0
+    for dimension in out:
+        total *= dimension
+    return total
+
+
+@operator(shape=lambda f, a, b: broadcast(a, b), flops=_count)
+def compare(f: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """A boolean of two tensors, with broadcasting: `eq`, `ge`, `gt`, `le`, `lt`, `ne`; `and`, `or` of booleans."""
+    return COMPARISONS[f](a, b)  # type: ignore[no-any-return]
+
+
+@operator(shape=lambda condition, a, b: broadcast(condition, broadcast(a, b)), flops=_count)
+def where(condition: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """`a` where the condition (booleans) is true, `b` elsewhere, with broadcasting."""
+    return torch.where(condition, a, b)
+
+
+def number_like(x: Any, value: float) -> Any:
+    """A number in the dtype of `x`: what a condition chooses would be float64 otherwise."""
+    return cast(scalar(float(value)), str(x.dtype).removeprefix("torch."))
+
+
+def mask_bias(removed: Any, like: Any) -> Any:
+    """A boolean mask as what is added to scores: -inf where it is true, zero elsewhere, in the dtype of `like`."""
+    return where(removed, number_like(like, -float("inf")), number_like(like, 0.0))
+
+
+def _import_compare(f: str) -> Callable[..., Any]:
+    def import_compare(a: Any, b: Any) -> Any:
+        if isinstance(b, int | float):
+            if isinstance(b, float) and not a.dtype.is_floating_point:
+                raise Unsupported(f"a comparison of {a.dtype} with {b}")
+            b = number_like(a, b)
+        if a.constant and b.constant:
+            raise Unsupported("a constant")
+        return compare(f, a, b)
+
+    return import_compare
+
+
+for _name in ("eq", "ge", "gt", "le", "lt", "ne"):
+    aten(f"{_name}.Tensor", f"{_name}.Scalar")(_import_compare(_name))
+
+
+def _import_logic(f: str) -> Callable[..., Any]:
+    def import_logic(a: Any, b: Any) -> Any:
+        if (a.dtype, b.dtype) != (torch.bool, torch.bool):
+            raise Unsupported(f"{f!r} of the bits of {a.dtype} and {b.dtype}")
+        return _import_compare(f)(a, b)
+
+    return import_logic
+
+
+for _name in ("and", "or"):
+    aten(f"__{_name}__.Tensor", f"bitwise_{_name}.Tensor", f"logical_{_name}.default")(_import_logic(_name))
+
+
+@aten("bitwise_not.default", "logical_not.default")
+def _not(x: Any) -> Any:
+    return _import_logic("ne")(x, ones(encode(()), "bool"))
+
+
+@aten("where.self", "where.ScalarOther", "where.ScalarSelf")
+def _where(condition: Any, a: Any, b: Any) -> Any:
+    a, b = (number_like(b if x is a else a, x) if isinstance(x, int | float) else x for x in (a, b))
+    return where(condition, a, b)
+
+
+@aten("masked_fill.Scalar", "masked_fill.Tensor")
+def _masked_fill(x: Any, mask: Any, value: Any) -> Any:
+    return where(mask, number_like(x, value) if isinstance(value, int | float) else value, x)
