@@ -66,7 +66,7 @@ __all__ = [
     "broadcast", "cast", "causal_attention", "channel_norm", "compare", "concat", "conv2d", "conv_transpose2d",
     "decode", "dims", "div", "embedding", "encode", "expand", "fold", "gather", "group_norm", "identity_matrix",
     "input_", "layer_norm", "linear", "mask_bias", "masked_attention", "matmul", "max_pool2d", "maximum", "minimum",
-    "mul", "numel", "ones", "opaque", "operator", "packed_attention", "pad", "pad_edges", "parameter", "permute", "power",
-    "reduce_", "relu", "replace", "reshape", "resize", "result", "rms_norm", "roll", "scalar", "self_attention",
-    "slice_", "softmax", "standardize", "sub", "take", "unary", "unfold", "vec", "where", "zeros",
+    "mul", "numel", "ones", "opaque", "operator", "packed_attention", "pad", "pad_edges", "parameter", "permute",
+    "power", "reduce_", "relu", "replace", "reshape", "resize", "result", "rms_norm", "roll", "scalar",
+    "self_attention", "slice_", "softmax", "standardize", "sub", "take", "unary", "unfold", "vec", "where", "zeros",
 ]  # fmt: skip
