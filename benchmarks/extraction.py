@@ -139,7 +139,9 @@ def _own_models() -> list[str]:
     return [*FOUNDING, *ZOO_MORE]
 
 
-class _File:
+class GymFile:
+    """Loads an extraction-gym file, in whichever process asks."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -214,7 +216,7 @@ def _report(options: Namespace, folder: Path) -> int:
         names = options.extractor or ["tree", "greedy", "local", "auto", "ilp"]
     else:
         paths = save_zoo(options.models, folder) if options.zoo else files(options.paths)
-        jobs = [(path.name if options.zoo else str(path), _File(path)) for path in paths]
+        jobs = [(path.name if options.zoo else str(path), GymFile(path)) for path in paths]
         names = options.extractor or ["auto"]
     for name in names:
         for file, load in jobs:
