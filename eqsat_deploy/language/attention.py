@@ -15,7 +15,7 @@ from eqsat_deploy.language.linear import linear, matmul
 from eqsat_deploy.language.logic import mask_bias
 from eqsat_deploy.language.movement import concat, cut, expand_to, pad, to_order, to_shape
 from eqsat_deploy.language.normalization import reduce_, softmax
-from eqsat_deploy.language.operator import Ints, Unsupported, aten, operator
+from eqsat_deploy.language.operator import IMPORTERS, Ints, Unsupported, aten, operator
 from eqsat_deploy.language.pointwise import add, mul
 from eqsat_deploy.language.shapes import SLOTS
 
@@ -275,13 +275,22 @@ def _batch_first(x: Any, batch_first: bool) -> Any:
     return x if batch_first else to_order(x, (1, 0, 2))
 
 
+def _for_every_query(x: Any, heads: int) -> Any:
+    """Keys or values with each head repeated for the query heads that share it (Ainslie et al. 2023)."""
+    if x.shape[-3] == heads:
+        return x
+    return IMPORTERS["repeat_interleave.self_int"](x, heads // x.shape[-3], -3)
+
+
 @aten("scaled_dot_product_attention.default")
 def _sdpa(
     q: Any, k: Any, v: Any, mask: Any = None, dropout: float = 0.0, is_causal: bool = False, *,
     scale: float | None = None, enable_gqa: bool = False,
 ) -> Any:  # fmt: skip
-    if dropout or enable_gqa or len(q.shape) < 3:
-        raise Unsupported("attention with dropout, grouped queries or without batch")
+    if dropout or len(q.shape) < 3:
+        raise Unsupported("attention with dropout or without batch")
+    if enable_gqa:
+        k, v = (_for_every_query(x, q.shape[-3]) for x in (k, v))
     scale = float(q.shape[-1]) ** -0.5 if scale is None else float(scale)
     if is_causal:
         if mask is not None:

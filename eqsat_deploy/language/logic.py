@@ -44,14 +44,14 @@ def where(condition: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Te
     return torch.where(condition, a, b)
 
 
-def number_like(x: Any, value: float) -> Any:
-    """A number in the dtype of `x`: what a condition chooses would be float64 otherwise."""
-    return cast(scalar(float(value)), str(x.dtype).removeprefix("torch."))
+def number_of(dtype: torch.dtype, value: float) -> Any:
+    """A number of a dtype: what a condition chooses would be float64 otherwise."""
+    return cast(scalar(float(value)), str(dtype).removeprefix("torch."))
 
 
 def mask_bias(removed: Any, like: Any) -> Any:
     """A boolean mask as what is added to scores: -inf where it is true, zero elsewhere, in the dtype of `like`."""
-    return where(removed, number_like(like, -float("inf")), number_like(like, 0.0))
+    return where(removed, number_of(like.dtype, -float("inf")), number_of(like.dtype, 0.0))
 
 
 def _import_compare(f: str) -> Callable[..., Any]:
@@ -59,7 +59,7 @@ def _import_compare(f: str) -> Callable[..., Any]:
         if isinstance(b, int | float):
             if isinstance(b, float) and not a.dtype.is_floating_point:
                 raise Unsupported(f"a comparison of {a.dtype} with {b}")
-            b = number_like(a, b)
+            b = number_of(a.dtype, b)
         if a.constant and b.constant:
             raise Unsupported("a constant")
         return compare(f, a, b)
@@ -89,12 +89,13 @@ def _not(x: Any) -> Any:
     return _import_logic("ne")(x, ones(encode(()), "bool"))
 
 
-@aten("where.self", "where.ScalarOther", "where.ScalarSelf")
+@aten("where.self", "where.Scalar", "where.ScalarOther", "where.ScalarSelf")
 def _where(condition: Any, a: Any, b: Any) -> Any:
-    a, b = (number_like(b if x is a else a, x) if isinstance(x, int | float) else x for x in (a, b))
-    return where(condition, a, b)
+    dtypes = [x.dtype for x in (a, b) if not isinstance(x, int | float)]
+    dtype = dtypes[0] if dtypes else torch.result_type(a, b)
+    return where(condition, *(number_of(dtype, x) if isinstance(x, int | float) else x for x in (a, b)))
 
 
 @aten("masked_fill.Scalar", "masked_fill.Tensor")
 def _masked_fill(x: Any, mask: Any, value: Any) -> Any:
-    return where(mask, number_like(x, value) if isinstance(value, int | float) else value, x)
+    return where(mask, number_of(x.dtype, value) if isinstance(value, int | float) else value, x)

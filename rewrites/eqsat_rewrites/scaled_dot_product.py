@@ -225,6 +225,62 @@ def expanded_mask_of_zeros(
     return masked, attention(q, k, v, scale), [dt != "bool", *fits(to, shape(q), shape(k), shape(k)[5])]
 
 
+# Heads of queries that share one head of keys and values (Ainslie et al. 2023), which a model repeats for each of them.
+REPEATS = integers(lambda d: [encode((d["n"], d["g"], d["h"] // d["g"], d["t"], d["e"]))])
+GROUPED: dict[str, Any] = {
+    "q": "n h s e", "k": "n g t e", "v": "n g t f", "scale": NUMBERS, "five": REPEATS, "h": (4, 6), "g": (1, 2),
+}  # fmt: skip
+
+
+def repeated(x: Term, five: Term) -> Term:
+    """Each head of `x` as often as the fourth axis of `five` says, side by side."""
+    n, g, r, t, e = (five[i] for i in range(2, 7))
+    return reshape(expand(reshape(x, dims(n, g, 1, t, e)), five), dims(n, g * r, t, e))
+
+
+def of_one_head(q: Term, g: Term, n: Term, h: Term, s: Term, e: Term) -> Term:
+    """The queries of all heads that share keys, as positions of one head."""
+    return reshape(q, dims(n, g, h // g * s, e))
+
+
+def _shared(five: Term, n: Term, g: Term, h: Term, t: Term, e: Term) -> list[Any]:
+    return [five[0] == 5, five[2] == n, five[3] == g, five[4] == h // g, five[5] == t, five[6] == e]
+
+
+@rule("real", **GROUPED)
+def shared_keys_are_not_repeated(
+    q: Term, k: Term, v: Term, scale: Term, five: Term,
+    n: Term, h: Term, g: Term, s: Term, t: Term, e: Term, f: Term,
+) -> Equation:  # fmt: skip
+    """Queries that attend to the same keys and values do so as positions of one head."""
+    whole = attention(q, repeated(k, five), repeated(v, replace(five, 6, f)), scale)
+    attended = attention(of_one_head(q, g, n, h, s, e), k, v, scale)
+    return whole, reshape(attended, dims(n, h, s, f)), _shared(five, n, g, h, t, e)
+
+
+@rule("real", **GROUPED, m="b 1 1 t", b=(1, 2))
+def shared_keys_under_padding_are_not_repeated(
+    q: Term, k: Term, v: Term, m: Term, scale: Term, five: Term,
+    n: Term, h: Term, g: Term, s: Term, t: Term, e: Term, f: Term, b: Term,
+) -> Equation:  # fmt: skip
+    """A mask of keys alone is one for the queries of all heads."""
+    whole = masked_attention(q, repeated(k, five), repeated(v, replace(five, 6, f)), m, scale)
+    attended = masked_attention(of_one_head(q, g, n, h, s, e), k, v, m, scale)
+    return whole, reshape(attended, dims(n, h, s, f)), [*_shared(five, n, g, h, t, e), n >= b]
+
+
+@rule("real", **GROUPED, m="b 1 s t", b=(1, 2))
+def shared_keys_under_mask_are_not_repeated(
+    q: Term, k: Term, v: Term, m: Term, scale: Term, five: Term,
+    n: Term, h: Term, g: Term, s: Term, t: Term, e: Term, f: Term, b: Term,
+) -> Equation:  # fmt: skip
+    """The mask is repeated instead of keys and values, for every group of positions that were heads; a constant for good."""
+    whole = masked_attention(q, repeated(k, five), repeated(v, replace(five, 6, f)), m, scale)
+    mask = reshape(expand(m, dims(b, h // g, s, t)), dims(b, 1, h // g * s, t))
+    attended = masked_attention(of_one_head(q, g, n, h, s, e), k, v, mask, scale)
+    return whole, reshape(attended, dims(n, h, s, f)), [*_shared(five, n, g, h, t, e), n >= b]
+
+
 # What a mask removes is -inf in the scores, written over them or added. Less than the least number there is: a mask
 # that writes the least number itself over all of a row makes all its weights equal, and added it does not.
 LOWEST: dict[str, Any] = {"x": "~ a s k", "lowest": number(-float("inf")), "dt": name("float64")}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -312,3 +313,59 @@ def test_eager_attention_of_bert_needs_no_mask_that_keeps_all():
     assert not {"softmax", "matmul", "where"} & set(functions(result))
     assert not result.report.opaque
     assert_same(model, result, **tokens)
+
+
+class Grouped(nn.Module):
+    """Four heads of queries that share two of keys and values, which are repeated as models spell it."""
+
+    def __init__(self, spelling: str, mask: str) -> None:
+        super().__init__()
+        self.spelling, self.mask = spelling, mask
+        self.q, self.kv = nn.Linear(8, 16), nn.Linear(8, 16)
+        self.register_buffer("near", torch.eye(POSITIONS)[None, None])
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        q = self.q(x).unflatten(2, (4, 4)).transpose(1, 2)
+        k, v = self.kv(x).unflatten(2, (2, 2, 4)).permute(2, 0, 3, 1, 4)
+        match self.mask:
+            case "none":
+                mask = None
+            case "padding":
+                mask = (keep > 0)[:, None, None, :]
+            case "positions":
+                mask = self.near
+        match self.spelling:
+            case "enable_gqa":
+                y = F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)
+            case "interleaved":
+                k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+                y = F.scaled_dot_product_attention(q, k, v, mask)
+            case "expanded":
+                k, v = (t[:, :, None].expand(-1, -1, 2, -1, -1).reshape(-1, 4, POSITIONS, 4) for t in (k, v))
+                scores = q @ k.transpose(2, 3) / 2
+                if self.mask == "padding":
+                    mask = torch.where(mask, 0.0, -torch.inf)
+                y = (scores if mask is None else scores + mask).softmax(-1) @ v
+            case "causal":
+                y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return y.transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("mask", ["none", "padding", "positions"])
+@pytest.mark.parametrize("spelling", ["enable_gqa", "interleaved", "expanded"])
+def test_keys_that_queries_share_are_not_repeated(spelling, mask):
+    model = randomized(Grouped(spelling, mask))
+    result = optimized(model, masked_inputs(2), cost="openvino_fp32")
+    called = functions(result)
+    assert called.count("scaled_dot_product_attention") == 1
+    assert not {"softmax", "matmul", "expand"} & set(called)
+    assert not [n for n in result.graph.nodes if n.target == "expand"]
+    assert not result.report.opaque
+    assert_same(model, result, *masked_inputs(3))
+
+
+def test_causal_attention_of_grouped_queries_comes_through():
+    model = randomized(Grouped("causal", "none"))
+    result = optimized(model, masked_inputs(2), cost="openvino_fp32")
+    assert not result.report.opaque
+    assert_same(model, result, *masked_inputs(3))
