@@ -274,7 +274,7 @@ def shared_keys_under_mask_are_not_repeated(
     q: Term, k: Term, v: Term, m: Term, scale: Term, five: Term,
     n: Term, h: Term, g: Term, s: Term, t: Term, e: Term, f: Term, b: Term,
 ) -> Equation:  # fmt: skip
-    """The mask is repeated instead of keys and values, for every group of positions that were heads; a constant for good."""
+    """The mask is repeated instead of keys and values: once for each head whose queries are now positions."""
     whole = masked_attention(q, repeated(k, five), repeated(v, replace(five, 6, f)), m, scale)
     mask = reshape(expand(m, dims(b, h // g, s, t)), dims(b, 1, h // g * s, t))
     attended = masked_attention(of_one_head(q, g, n, h, s, e), k, v, mask, scale)
