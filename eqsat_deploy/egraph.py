@@ -85,7 +85,8 @@ def _declare(o: Operator) -> list[str]:
         f"(constructor {name} ({' '.join(sorts)}) T)",
         f"(relation row-{name} (i64 {' '.join(columns)}))",
         f"(rule ((row-{name} i {' '.join(variables)}) {' '.join(facts)})"
-        f" ((union (Node i) ({name} {' '.join(bound)})) (set (row-of (Node i)) i)) :ruleset load)",
+        f" ((union (Node i) ({name} {' '.join(bound)})){'' if o.name == 'slice' else ' (set (row-of (Node i)) i)'})"
+        " :ruleset load)",
     ]
     if o.epilogue:
         lines.append(f"(constructor A{name} ({' '.join(sorts)}) A)")
