@@ -81,12 +81,13 @@ def _declare(o: Operator) -> list[str]:
         bound = [
             f"(Node a{i})" if s == "T" else f"w{i}" if s == "VI" else f"a{i}" for i, s in enumerate(sorts)
         ]
+    # a slice has no number: parts of one tensor are no siblings of each other, nor of the whole
+    numbered = "" if o.name == "slice" else "(set (row-of (Node i)) i)"
     lines = [
         f"(constructor {name} ({' '.join(sorts)}) T)",
         f"(relation row-{name} (i64 {' '.join(columns)}))",
         f"(rule ((row-{name} i {' '.join(variables)}) {' '.join(facts)})"
-        f" ((union (Node i) ({name} {' '.join(bound)})){'' if o.name == 'slice' else ' (set (row-of (Node i)) i)'})"
-        " :ruleset load)",
+        f" ((union (Node i) ({name} {' '.join(bound)})) {numbered}) :ruleset load)",
     ]
     if o.epilogue:
         lines.append(f"(constructor A{name} ({' '.join(sorts)}) A)")

@@ -187,8 +187,9 @@ def in_order(*results: Any, within: int = 64) -> list[Any]:
     """Guards: the left sides of a rule's pairs, `results`, are different tensors of the model, in the order of its rows
     and at most `within` rows apart.
 
-    For rules that join several results: every pair is met once, what a rule made is not joined again, and a tensor
-    that very many operators read (an encoder's output in every decoder layer) makes no quadratic number of pairs.
+    For rules that join several results: every pair is met once, what a rule made is not joined again, nor what the
+    model slices off one tensor, and a tensor that very many operators read (an encoder's output in every decoder
+    layer) makes no quadratic number of pairs.
     """
     if not all(isinstance(term, Pattern) for term in results):
         return []

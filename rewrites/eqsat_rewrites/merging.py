@@ -275,19 +275,26 @@ HEADS_FIRST = (0, 1, 2, 3, 5, 4, 6)
 PARTS_FIRST = (0, 1, 4, 2, 5, 3, 6)
 
 
+SPLIT = integers(lambda d: [dims(d["n"], d["s"], 2, d["o"] // 2)])
+
+
 @rule("real", phase="merging", x="n s k", v="o k", u="o k", z="o k", b="o", d="o", e="o", o=(4, 8), k=(2, 3),
-      heads=integers(lambda d: [dims(d["n"], d["s"], 2, d["o"] // 2)]))  # fmt: skip
+      heads=SPLIT, alike=SPLIT, same=SPLIT)  # fmt: skip
 def projections_of_heads(
-    x: Term, v: Term, u: Term, z: Term, b: Term, d: Term, e: Term, n: Term, s: Term, heads: Term
-) -> Equation:
+    x: Term, v: Term, u: Term, z: Term, b: Term, d: Term, e: Term, n: Term, s: Term, heads: Term, alike: Term,
+    same: Term,
+) -> Equation:  # fmt: skip
     """Query, key and value split into heads are thirds of one projection that is split and moved once."""
-    siblings = [permute(reshape(linear(x, w, c), heads), HEADS_FIRST) for w, c in ((v, b), (u, d), (z, e))]
+    projected = ((v, b, heads), (u, d, alike), (z, e, same))
+    siblings = [permute(reshape(linear(x, w, c), to), HEADS_FIRST) for w, c, to in projected]
     thirds = reshape(linear(x, _stacked(5, v, u, z), _stacked(6, b, d, e)), dims(n, s, 3, heads[5], heads[6]))
     whole = permute(thirds, PARTS_FIRST)
     parts = [reshape(part, dims(n, heads[5], s, heads[6])) for part in _parts(whole, 2, 1, 1, 1)]
-    return *zip(siblings, parts, strict=True), [
-        *map(constant, (v, u, z)), heads[0] == 4, heads[3] == n, heads[4] == s, *in_order(*siblings),
-    ]  # fmt: skip
+    # One variable for the three would have egglog join every three splits of the model before it looks at `x`.
+    split_alike = [
+        to[i] == size for to in (heads, alike, same) for i, size in ((0, 4), (3, n), (4, s), (5, heads[5]))
+    ]
+    return *zip(siblings, parts, strict=True), [*map(constant, (v, u, z)), *split_alike, *in_order(*siblings)]
 
 
 EXPANDED: dict[str, Any] = {

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eqsat_deploy.optimizer import registered_rules
+from eqsat_deploy.saturate import saturate
 from tests.support.models import image, randomized, timm_model, torchvision_model
-from tests.support.stages import assert_same, called, optimized, space
+from tests.support.stages import assert_same, called, lowered, optimized, space
 
 
 def functions(module: nn.Module) -> Counter[str]:
@@ -135,3 +137,16 @@ def test_average_pool_and_identity_branches_are_taps(stride):
     assert_same(block, merged, x)
     assert called(merged) == ["Conv2d"]
     assert functions(merged) <= Counter({"add": 1}), "the input may be a residual of the same launch"
+
+
+@pytest.mark.parametrize("block", [(2, 0, 24), (5, 1, 200)])
+def test_slices_of_one_convolution_are_no_siblings(block):
+    stage, number, channels = block
+    model, x = randomized(timm_model("mixnet_s").blocks[stage][number]), image(2, channels, 7, 7)
+    low = lowered(model, x)
+    saturation = saturate(low, registered_rules(), check_shapes=True)
+    assert saturation.stopped == "saturated"
+    assert not any("sibling" in name for name in saturation.matches), (
+        "MixNet's groups of channels are parts already"
+    )
+    assert_same(model, optimized(model, x, cost="kernels"), x)
