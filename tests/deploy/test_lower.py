@@ -77,9 +77,8 @@ def test_unknown_operators_stay_with_their_arguments_and_a_reason():
         (lambda x: F.avg_pool2d(x, 2, divisor_override=3), "divisor"),
         (lambda x: F.pad(x.unsqueeze(2), (0, 0, 1, 1, 0, 0), mode="reflect"), "reflect"),
         (lambda x: F.softmax(x.half(), 1, dtype=torch.float32), "dtype"),
-        (lambda x: F.scaled_dot_product_attention(x, x[:, :1], x[:, :1], enable_gqa=True), "grouped"),
     ],
-    ids=["divisor_override", "reflect", "softmax dtype", "enable_gqa"],
+    ids=["divisor_override", "reflect", "softmax dtype"],
 )
 def test_arguments_that_no_operator_models_are_refused_and_not_dropped(function, argument):
     model, x = Function(function), image(2, 3, 4, 4)
