@@ -207,18 +207,28 @@ class _Freezer:
                 classes[number].dtype = meta.dtype
                 if classes[number].shape is None:
                     classes[number].shape = tuple(meta.shape)
+        metas = [m for m in self.space.lowered.metas if m is not None and m.dim()]
+        floating = next((m.dtype for m in metas if m.is_floating_point()), torch.float64)
         pending = [(c, n) for c, n in self.space.nodes if classes[c].dtype is None]
         while pending:
             left = []
             for number, node in pending:
-                classes[number].dtype = classes[number].dtype or self._dtype_of(node)
-                if classes[number].dtype is None:
+                known = classes[number]
+                known.dtype = known.dtype or self._dtype_of(node)
+                if known.dtype == torch.float64 and known.shape and self._of_numbers(node):
+                    known.dtype = (
+                        floating  # a number has no precision of its own, whatever shape it was given
+                    )
+                if known.dtype is None:
                     left.append((number, node))
             if len(left) == len(pending) and all(n.kind in UNKNOWN_SHAPE for _, n in left):
                 return
             if len(left) == len(pending):
                 raise EqsatError(f"no dtype follows for e-node {left[0][1]}")
             pending = left
+
+    def _of_numbers(self, node: ENode) -> bool:
+        return bool(node.operands) and all(self.space.classes[o].shape == () for o in node.operands)
 
     def _dtype_of(self, node: ENode) -> torch.dtype | None:
         if node.kind == "cast":

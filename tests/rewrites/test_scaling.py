@@ -95,3 +95,17 @@ def test_a_number_less_a_tensor_is_not_the_tensor_less_the_number():
 class _Complement(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return 2.0 - x.sigmoid()
+
+
+class _SingleChannel(nn.Module):
+    """A number that scales a map of one channel, channels last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.permute(0, 2, 3, 1)
+        return (y * torch.rsqrt(y.var(-1, keepdim=True) + 1e-6)).permute(0, 3, 1, 2)
+
+
+def test_a_number_has_no_precision_of_its_own():
+    model = randomized(nn.Sequential(nn.Conv2d(3, 8, 3), _SingleChannel(), nn.Conv2d(8, 4, 3)))
+    result = optimized(model, image(2, 3, 8, 8), cost="kernels")
+    assert_same(model, result, image(3, 3, 8, 8))
