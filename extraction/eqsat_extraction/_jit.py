@@ -7,6 +7,7 @@ model takes less than that in the interpreter, which computes the same.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from functools import cache, cached_property, update_wrapper
 from pathlib import Path
@@ -18,10 +19,12 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 SMALL = 100_000
 """Entries of a call's arrays above which it, and every later one, is not interpreted."""
+SMALL_IN_CACHE = 10_000
+"""The same for a function that is in numba's cache already."""
 PATIENCE = 1.0
 """Seconds of a core in the interpreter after which a function is compiled: about what compiling it takes."""
 QUICK = 0.02
-"""The same for a function that is in numba's cache already: about what loading it takes."""
+"""The same for a function that is in numba's cache: about what loading it takes. Once numba is there, none waits."""
 
 
 def jit(function: Function) -> Function:
@@ -39,14 +42,20 @@ class _Tiered:
         update_wrapper(self, function)
 
     def __call__(self, *args: Any) -> Any:
-        self.hot = self.hot or sum(getattr(arg, "size", 0) for arg in args) > SMALL
+        self.hot = self.hot or self._pays(sum(getattr(arg, "size", 0) for arg in args))
         if self.hot:
             return self.compiled(*args)
         start = thread_time()
         result = self.plain(*args)
         self.seconds += thread_time() - start
-        self.hot = self.seconds > PATIENCE or (self.seconds > QUICK and self._in_cache())
         return result
+
+    def _pays(self, size: int) -> bool:
+        """Whether a call on arrays of `size` entries in all is worth compiling for, or loading numba and its cache."""
+        if size > SMALL or self.seconds > PATIENCE:
+            return True
+        worth = "numba" in sys.modules or size > SMALL_IN_CACHE or self.seconds > QUICK
+        return worth and self._is_cached
 
     @cached_property
     def plain(self) -> FunctionType:
@@ -66,7 +75,8 @@ class _Tiered:
         copy.__qualname__, copy.__module__ = self.function.__qualname__, self.function.__module__
         return copy
 
-    def _in_cache(self) -> bool:
+    @cached_property
+    def _is_cached(self) -> bool:
         """Whether numba has an index for the function where it keeps them first; asked without importing numba."""
         code = self.function.__code__
         source = Path(code.co_filename)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -30,25 +32,46 @@ def test_interpreted_and_compiled_runs_are_the_same(monkeypatch, name):
     assert run() == first
 
 
+NEVER = 10**9
+
+
 @pytest.mark.parametrize(
-    ("settings", "tiers"),
+    ("cached", "settings", "tiers"),
     [
-        ({"SMALL": [10**9, 0, 10**9]}, ["plain", "compiled", "compiled"]),
-        ({"PATIENCE": [10**9, -1.0, 10**9], "QUICK": [10**9] * 3}, ["plain", "plain", "compiled"]),
+        (False, {"SMALL": [NEVER, 0, NEVER]}, ["plain", "compiled", "compiled"]),
+        (False, {"PATIENCE": [NEVER, NEVER, -1.0]}, ["plain", "plain", "compiled"]),
+        (False, {"QUICK": [-1.0] * 3, "SMALL_IN_CACHE": [0] * 3}, ["plain", "plain", "plain"]),
+        (True, {"QUICK": [NEVER, -1.0, NEVER]}, ["plain", "compiled", "compiled"]),
+        (True, {"SMALL_IN_CACHE": [NEVER, 0, NEVER]}, ["plain", "compiled", "compiled"]),
+        (True, {"modules": [{}, {"numba": None}, {}]}, ["plain", "compiled", "compiled"]),
     ],
 )
-def test_large_arrays_and_slow_functions_are_compiled(monkeypatch, settings, tiers):
+def test_large_arrays_and_slow_functions_are_compiled(monkeypatch, cached, settings, tiers):
     used = []
     plain, compiled = cheapest_trees.plain, cheapest_trees.compiled
     tiered = _jit._Tiered(cheapest_trees.function)
     tiered.plain = lambda *args: used.append("plain") or plain(*args)
     tiered.compiled = lambda *args: used.append("compiled") or compiled(*args)
-    egraph, costs = random_problem(1, 20)
-    arrays = (egraph.node_class, costs, egraph.child_ptr, egraph.children, egraph.n_classes)
+    tiered._is_cached = cached
+    arrays = _arrays()
     expected = plain(*arrays)
+    usual = {"SMALL": NEVER, "SMALL_IN_CACHE": NEVER, "PATIENCE": NEVER, "QUICK": NEVER, "modules": {}}
     for call in range(len(tiers)):
-        for setting, values in settings.items():
-            monkeypatch.setattr(_jit, setting, values[call])
+        now = usual | {setting: values[call] for setting, values in settings.items()}
+        monkeypatch.setattr(_jit, "sys", SimpleNamespace(modules=now.pop("modules")))
+        for setting, value in now.items():
+            monkeypatch.setattr(_jit, setting, value)
         for got, want in zip(tiered(*arrays), expected, strict=True):
             np.testing.assert_array_equal(got, want)
     assert used == tiers
+
+
+def test_a_function_is_in_the_cache_once_it_was_compiled():
+    cheapest_trees.compiled(*_arrays())
+    assert _jit._Tiered(cheapest_trees.function)._is_cached
+    assert not _jit._Tiered(_arrays)._is_cached
+
+
+def _arrays():
+    egraph, costs = random_problem(1, 20)
+    return egraph.node_class, costs, egraph.child_ptr, egraph.children, egraph.n_classes
