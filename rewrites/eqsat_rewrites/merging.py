@@ -27,6 +27,7 @@ from eqsat_deploy.language import (
     unary,
 )  # fmt: skip
 from eqsat_deploy.rules import (
+    Attribute,
     Equation,
     Term,
     constant,
@@ -249,6 +250,50 @@ def three_sibling_convolutions(
     whole = unary(f, conv2d(x, _stacked(3, v, u, z), _stacked(6, b, d, e), *window))
     pairs = zip(siblings, _parts(whole, 4, o, p, q), strict=True)
     return *pairs, [*map(constant, (v, u, z)), *in_order(*siblings)]
+
+
+def _flat(channels: str) -> Attribute:
+    """Positions in one axis: what attention makes of a map."""
+    return integers(lambda s: [dims(s["n"], s[channels], s["h"] * s["w"])])
+
+
+def _reshaped(pairs: list[tuple[Term, Term]], *targets: Term) -> list[tuple[Term, Term]]:
+    """Without this to tell projections, every convolution before its BatchNorm would be somebody's sibling."""
+    return [(reshape(a, to), reshape(b, to)) for (a, b), to in zip(pairs, targets, strict=True)]
+
+
+PROJECTIONS: dict[str, Any] = {
+    "x": "n c h w", "stride": ONE, "padding": integers((0, 0)), "dilation": ONE, "c": (2,), "h": (4, 5), "w": (4, 5),
+    "k": (1,), "l": (1,),
+}  # fmt: skip
+
+
+@rule("real", phase="merging", v="o c k l", u="p c k l", b="o", d="p", keys=_flat("o"), values=_flat("p"),
+      **PROJECTIONS)  # fmt: skip
+def two_projections_of_map(
+    x: Term, v: Term, u: Term, b: Term, d: Term, o: Term, p: Term, stride: Term, padding: Term, dilation: Term,
+    keys: Term, values: Term,
+) -> Equation:  # fmt: skip
+    """Two convolutions of one input that are reshaped (key and value of a map) are one, sliced by channels."""
+    window = (stride, padding, dilation, 1)
+    siblings = [conv2d(x, weight, bias, *window) for weight, bias in ((v, b), (u, d))]
+    parts = _parts(conv2d(x, _stacked(3, v, u), _stacked(6, b, d), *window), 4, o, p)
+    pairs = list(zip(siblings, parts, strict=True))
+    return *pairs, *_reshaped(pairs, keys, values), [constant(v), constant(u), *in_order(*siblings)]
+
+
+@rule("real", phase="merging", v="o c k l", u="p c k l", z="q c k l", b="o", d="p", e="q", queries=_flat("o"),
+      keys=_flat("p"), values=_flat("q"), **PROJECTIONS)  # fmt: skip
+def three_projections_of_map(
+    x: Term, v: Term, u: Term, z: Term, b: Term, d: Term, e: Term, o: Term, p: Term, q: Term, stride: Term,
+    padding: Term, dilation: Term, queries: Term, keys: Term, values: Term,
+) -> Equation:  # fmt: skip
+    """Three convolutions of one input that are reshaped (query, key and value of a map) are one, sliced by channels."""
+    window = (stride, padding, dilation, 1)
+    siblings = [conv2d(x, weight, bias, *window) for weight, bias in ((v, b), (u, d), (z, e))]
+    parts = _parts(conv2d(x, _stacked(3, v, u, z), _stacked(6, b, d, e), *window), 4, o, p, q)
+    pairs = list(zip(siblings, parts, strict=True))
+    return *pairs, *_reshaped(pairs, queries, keys, values), [*map(constant, (v, u, z)), *in_order(*siblings)]
 
 
 @rule("real", phase="merging", x="... k", v="o k", u="p k", b="o", d="p")

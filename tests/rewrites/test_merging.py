@@ -150,3 +150,17 @@ def test_slices_of_one_convolution_are_no_siblings(block):
         "MixNet's groups of channels are parts already"
     )
     assert_same(model, optimized(model, x, cost="kernels"), x)
+
+
+@pytest.mark.parametrize(
+    ("cost", "widths"), [("kernels", {256 + 256 + 1024}), ("openvino_fp32", {256 + 256, 1024})]
+)
+def test_query_key_and_value_of_a_map_are_one_convolution(cost, widths):
+    mixer = timm_model("efficientformerv2_s0").stages[3].blocks[2].token_mixer
+    block, x = randomized(nn.Sequential(mixer)), image(2, 176, 7, 7)
+    merged = optimized(block, x, cost=cost)
+    assert_same(block, merged, x)
+    reads_input = {
+        m.out_channels for m in merged.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 176
+    }
+    assert reads_input == widths, "slices of a merged result are free, or so small that a launch costs more"
