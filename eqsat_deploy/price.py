@@ -17,6 +17,7 @@ from eqsat_extraction.kernel import CostModel, Epilogue, Kernel, TensorSpec
 
 FREE = frozenset({"input", "parameter", CONSTANT, "result", "scalar", "zeros", "ones", "identity_matrix"})
 NAMES = {"self_attention": "multihead_attention", "masked_attention": "attention", "causal_attention": "attention",
+         "log_softmax": "softmax",
          CONCAT: "concat"}  # fmt: skip
 
 

@@ -164,7 +164,9 @@ class _Rebuilder:
         value, names = anchor, [anchor.node.name]
         for step in node.steps:
             if step.operand is None:
+                before = next(reversed(self.graph.nodes))
                 value = unary(step.function, value)
+                names += _names_between(before, value.node)
             else:
                 other = self._scalar(step.operand)
                 left, right = (value, other) if step.side == 0 else (other, value)
@@ -335,6 +337,16 @@ class _Rebuilder:
             if container is None:
                 return False
         return True
+
+
+def _names_between(first: fx.Node, last: fx.Node) -> list[str]:
+    """What a function of several operators wrote before its result."""
+    names: list[str] = []
+    node = last.prev
+    while node is not first:
+        names.append(node.name)
+        node = node.prev
+    return names[::-1]
 
 
 class _LazyBatch:

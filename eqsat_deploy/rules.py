@@ -122,9 +122,9 @@ def integers(*samples: Any) -> Attribute:
     return Attribute("VI", samples[0] if len(samples) == 1 and callable(samples[0]) else samples)
 
 
-def number(*samples: float) -> Attribute:
+def number(*samples: Any) -> Attribute:
     """An `f64` attribute."""
-    return Attribute("f64", samples)
+    return Attribute("f64", samples[0] if len(samples) == 1 and callable(samples[0]) else samples)
 
 
 def name(*samples: str) -> Attribute:

@@ -153,6 +153,12 @@ def softmax(x: Tensor, slot: int) -> Tensor:
     return F.softmax(x, dim=axis(slot, x.dim()))
 
 
+@operator(shape=lambda x, slot: x, flops=_per_element(5))
+def log_softmax(x: Tensor, slot: int) -> Tensor:
+    """Logarithm of the softmax along the axis in `slot`, computed without the softmax, which may round to zero."""
+    return F.log_softmax(x, dim=axis(slot, x.dim()))
+
+
 @operator(
     shape=lambda kind, x, axes: vec(x[0], *(x[i] + (1 - x[i]) * axes[i] for i in range(1, SLOTS))),
     flops=lambda out, kind, x, axes: _per_element(1)(out, x),
@@ -216,6 +222,13 @@ def _softmax(x: Any, dim: int, last: Any = None) -> Any:
     if not x.dtype.is_floating_point or last not in (None, False, x.dtype):
         raise Unsupported("softmax into another dtype")
     return softmax(x, slot(dim, len(x.shape)))
+
+
+@aten("log_softmax.int", "_log_softmax.default")
+def _log_softmax(x: Any, dim: int, last: Any = None) -> Any:
+    if not x.dtype.is_floating_point or last not in (None, False, x.dtype):
+        raise Unsupported("log_softmax into another dtype")
+    return log_softmax(x, slot(dim, len(x.shape)))
 
 
 def reduced(kind: str, x: Any, dims: int | Sequence[int] | None, keepdim: bool) -> Any:

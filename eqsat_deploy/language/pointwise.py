@@ -39,6 +39,7 @@ UNARY: dict[str, Callable[..., Any]] = {
     "mish": F.mish,
     "neg": torch.neg,
     "pow": torch.pow,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "reciprocal": torch.reciprocal,
     "relu": torch.relu,
     "round": torch.round,

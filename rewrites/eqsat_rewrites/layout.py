@@ -21,6 +21,7 @@ from eqsat_deploy.rules import Equation, Term, constant, integer, integers, name
 
 CHANNELS_LAST = (0, 1, 2, 3, 5, 6, 4)
 CHANNELS_FIRST = (0, 1, 2, 3, 6, 4, 5)
+TRANSPOSED = (0, 1, 2, 3, 4, 6, 5)
 TILES_TO_PATCHES = (0, 1, 3, 5, 2, 4, 6)
 POINTWISE = ((1, 1), (0, 0), (1, 1), 1)
 
@@ -87,6 +88,15 @@ def layer_norm_on_channels_last(x: Term, weight: Term, b: Term, eps: Term) -> Eq
     """LayerNorm over the channels of a channels-last tensor normalizes axis 1 of the channels-first one."""
     normalized = channel_norm(x, weight, b, eps)
     return layer_norm(permute(x, CHANNELS_LAST), weight, b, eps), permute(normalized, CHANNELS_LAST)
+
+
+@rule("real", x="n c h w", weight="c", b="c", eps=number(1e-5, 1e-6), c=(2, 3, 5))
+def layer_norm_of_tokens(
+    x: Term, weight: Term, b: Term, eps: Term, n: Term, c: Term, h: Term, w: Term
+) -> Equation:
+    """LayerNorm of the pixels of a map, taken as tokens, normalizes axis 1 of the map."""
+    tokens, normalized = (reshape(y, dims(n, c, h * w)) for y in (x, channel_norm(x, weight, b, eps)))
+    return layer_norm(permute(tokens, TRANSPOSED), weight, b, eps), permute(normalized, TRANSPOSED)
 
 
 @rule("real", x="n h w c", weight="c", b="c", eps=number(1e-5, 1e-6), c=(2, 3, 5))

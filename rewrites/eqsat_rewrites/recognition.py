@@ -12,7 +12,10 @@ from eqsat_deploy.language import (
     dims,
     div,
     layer_norm,
+    log_softmax,
     mul,
+    numel,
+    power,
     reduce_,
     reshape,
     rms_norm,
@@ -165,6 +168,18 @@ def silu_from_sigmoid(x: Term) -> Equation:
     return mul(x, unary("sigmoid", x)), unary("silu", x)
 
 
+@rule("real", r=number(1.702))
+def quick_gelu_from_sigmoid(x: Term, r: Term) -> Equation:
+    """A tensor gated by the sigmoid of 1.702 times itself is CLIP's GELU (Hendrycks and Gimpel 2016, section 2)."""
+    return mul(x, unary("sigmoid", mul(x, scalar(r)))), unary("quick_gelu", x), _close(r, 1.702)
+
+
+@rule("real", r=number(1.702))
+def quick_gelu_gate_last(x: Term, r: Term) -> Equation:
+    """The gate of CLIP's GELU may come first."""
+    return mul(unary("sigmoid", mul(x, scalar(r))), x), unary("quick_gelu", x), _close(r, 1.702)
+
+
 @rule("real", s=number(1 / 6))
 def hardsigmoid_from_clamp(x: Term, s: Term) -> Equation:
     """ReLU6(x + 3) / 6 is Hardsigmoid (Howard et al. 2019, section 5.2)."""
@@ -231,6 +246,20 @@ def softmax_from_exponentials(x: Term, axes: Term) -> Equation:
     return div(e, reduce_("sum", e, axes)), softmax(x, where), [marked == 1]
 
 
+@rule("real", x="~ a b c", axes=ONE_AXIS)
+def softmax_from_reciprocal(x: Term, axes: Term) -> Equation:
+    """Exponentials times the reciprocal of their sum are divided by it."""
+    e = unary("exp", x)
+    total = reduce_("sum", e, axes)
+    return mul(e, unary("reciprocal", total)), div(e, total)
+
+
+@rule("real", x="~ a b c", slot=integer(5, 6))
+def logarithm_of_softmax(x: Term, slot: Term) -> Equation:
+    """The logarithm of a softmax has an operator of its own, which does not round to the logarithm of zero."""
+    return unary("log", softmax(x, slot)), log_softmax(x, slot)
+
+
 @rule("real", x="~ a b c", axes=ONE_AXIS, by=name("amax", "mean"), slot=integer(5, 6))
 def softmax_of_shifted(x: Term, axes: Term, by: Term, slot: Term) -> Equation:
     """A softmax does not see what is the same along its axis, such as a maximum taken for stability."""
@@ -245,6 +274,14 @@ AXES = integers(LAST, CHANNELS)
 
 def _ones(x: Term, size: Term) -> Term:
     return add(zeros(dims(size), dtype(x)), scalar(1.0))
+
+
+@rule("real", x="~ n a b c", axes=AXES, s=number(lambda d: [1.0 / d["a"], 1.0 / d["c"]]))
+def mean_from_sum(x: Term, axes: Term, s: Term) -> Equation:
+    """A sum over its number of elements is a mean."""
+    count = numel([1, *((shape(x)[i] - 1) * axes[i] + 1 for i in range(1, 7))])
+    mean = reduce_("mean", x, axes)
+    return mul(reduce_("sum", x, axes), scalar(s)), mean, _close(s, power(count, -1.0))
 
 
 @rule("real", x="~ n a b c", axes=AXES)

@@ -70,8 +70,10 @@ WRITTEN = {
     "mish": [lambda x: x * torch.tanh(F.softplus(x)), lambda x: x * torch.tanh(torch.log1p(torch.exp(x)))],
     "relu": [lambda x: x.clamp(min=0)],
     "softplus": [lambda x: torch.log(1 + torch.exp(x))],
+    "log_softmax": [lambda x: F.log_softmax(x, -1), lambda x: torch.log(torch.softmax(x, -1))],
     "softmax": [
         lambda x: torch.exp(x) / torch.exp(x).sum(-1, keepdim=True),
+        lambda x: torch.exp(x) * (1.0 / torch.exp(x).sum(-1, keepdim=True)),
         stable_softmax,
         lambda x: F.softmax(x - x.max(-1, keepdim=True)[0], -1),
     ],
@@ -99,11 +101,15 @@ class RootMeanSquare(nn.Module):
                 return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
             case 1:
                 return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-6) * self.weight
+            case 2:
+                return x * torch.rsqrt((x * x).sum(-1, keepdim=True) / x.shape[-1] + 1e-6) * self.weight
+            case 3:
+                return F.rms_norm(x, (8,), 1.0 + self.weight, 1e-6)
             case _:
                 return x * (torch.square(x).mean(-1, keepdim=True) + 1e-6).pow(-0.5)
 
 
-@pytest.mark.parametrize("spelling", range(3))
+@pytest.mark.parametrize("spelling", range(5))
 def test_a_hand_written_rms_norm_is_one_module(spelling):
     model = randomized(Between(RootMeanSquare(spelling)))
     x = image(*HIDDEN)
@@ -175,6 +181,70 @@ def test_a_sample_variance_is_not_a_layer_norm():
     module = optimized(model, x)
     assert "LayerNorm" not in functions(module)
     assert_same(model, module, x)
+
+
+def squares_outside(x):
+    return x / (x.norm(dim=-1, keepdim=True) * x.shape[-1] ** -0.5 + 1e-6)
+
+
+def unit_length(x):
+    return F.normalize(x, dim=-1) * x.shape[-1] ** 0.5
+
+
+def centered_without_a_center(x):
+    """timm's SimpleNorm: the variance is that of a sample, and the mean stays."""
+    return x * torch.rsqrt(x.var(-1, keepdim=True) + 1e-6)
+
+
+@pytest.mark.parametrize("function", [squares_outside, unit_length, centered_without_a_center])
+def test_what_is_only_nearly_an_rms_norm_stays_as_it_is(function):
+    model = randomized(Between(function))
+    module = optimized(model, image(*HIDDEN))
+    assert not {"RMSNorm", "LayerNorm", "Standardize"} & set(called(module))
+    assert not module.report.opaque
+    assert_same(model, module, image(3, 5, 8, seed=1))
+
+
+def test_the_gelu_of_clip_is_one_step_of_the_linear_before_it():
+    transformers = pytest.importorskip("transformers")
+    from benchmarks._models import TRANSFORMERS, inputs
+
+    config, kind, options, _ = TRANSFORMERS["clip_vision"]
+    model = randomized(getattr(transformers, kind)(getattr(transformers, config)(**options)))
+    pixels = inputs("transformers:clip_vision")
+    module = optimized(model, pixels, cost="openvino_fp32")
+    assert "quick-gelu-from-sigmoid" in module.report.used_rules()
+    steps = [k.nodes[1:] for k in module.meta["placement"].kernels if k.anchor.endswith("fc1")]
+    assert [[name.split("_")[0] for name in names] for names in steps] == [["mul", "sigmoid", "mul"]] * 3
+    assert_same(model, module, **pixels)
+
+
+@pytest.mark.parametrize("spelling", ["flattened", "squares", "deviation"])
+def test_a_layer_norm_of_pixels_needs_no_permute(spelling):
+    """Patch embeddings normalize tokens; ConvNeXt's LayerNorm is written out over channels."""
+    weight, bias = torch.rand(8, 1, 1) + 0.5, torch.rand(8, 1, 1)
+
+    class Norm(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            match spelling:
+                case "flattened":
+                    tokens = F.layer_norm(
+                        x.flatten(2).transpose(1, 2), (8,), weight.flatten(), bias.flatten()
+                    )
+                    return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
+                case "squares":
+                    mean = x.mean(1, keepdim=True)
+                    return (
+                        weight * ((x - mean) / ((x - mean).pow(2).mean(1, keepdim=True) + 1e-6).sqrt()) + bias
+                    )
+                case _:
+                    variance, mean = torch.var_mean(x, 1, correction=0, keepdim=True)
+                    return torch.addcmul(bias, (x - mean) * torch.rsqrt(variance + 1e-6), weight)
+
+    model = randomized(nn.Sequential(nn.Conv2d(3, 8, 3), Norm(), nn.Conv2d(8, 4, 3)))
+    module = optimized(model, image(2, 3, 8, 8), cost="kernels")
+    assert functions(module) == ["Conv2d", "ChannelNorm", "Conv2d"], module.code
+    assert_same(model, module, image(3, 3, 8, 8))
 
 
 def test_activations_of_transformers():
