@@ -96,14 +96,16 @@ def torchvision_names() -> list[str]:
 def inputs(spec: str, seed: int = 0, model: nn.Module | None = None, side: int | None = None) -> Any:
     """Example inputs of batch 2 where the model does not tell them itself, else None.
 
-    With `model` and `side`, images of that height and width where the model runs on them.
+    With `model` and `side`, images of that height and width where the model runs on them, else of the next multiple of
+    14, the patches of many transformers.
     """
     source, _, name = spec.partition(":")
     generator = torch.Generator().manual_seed(seed)
     if source != "transformers" and model is not None and side is not None:
-        smaller = torch.randn((2, 3, side, side), generator=generator)
-        if _runs(model, smaller):
-            return smaller
+        for size in (side, side + -side % 14):
+            smaller = torch.randn((2, 3, size, size), generator=generator)
+            if _runs(model, smaller):
+                return smaller
     if source == "torchvision":
         segments = any(part in name for part in ("fcn", "deeplab", "lraspp"))
         side = 299 if name == "inception_v3" else 128 if segments else 224
