@@ -83,6 +83,7 @@ def capture(
         keep_attention_whole(module)
         args, kwargs = pytree.tree_map(_at_least_two, (args, kwargs))
         program = _export(module, args, dict(kwargs), dynamic_shapes)
+        _read_each_sample(program.graph)
     program = _functional(_inlined(program))
     return _captured(program, module, args, kwargs)
 
@@ -234,6 +235,51 @@ def _view_one_by_one(graph: fx.Graph) -> None:
             part.replace_all_uses_with(view)
             graph.erase_node(part)
         graph.erase_node(node)
+
+
+def _read_each_sample(graph: fx.Graph) -> None:
+    """`x[arange(batch)[:, None], j]`, as transformers' masks are written, reads every sample at `j`: it becomes an index
+    of axis 1, which does not see the batch."""
+    aten = torch.ops.aten
+    for node in graph.find_nodes(op="call_function", target=aten.index.Tensor):
+        x, indices = node.args
+        if len(indices) != 2 or None in indices or any(user.op == "output" for user in node.users):
+            continue
+        samples, places = indices
+        sizes = list(places.meta["val"].shape)
+        alike = 1 < len(sizes) == samples.meta["val"].dim() and sizes[0] == 1
+        if not alike or not all(isinstance(s, int) for s in sizes) or not _numbers_samples(samples, x):
+            continue
+        with graph.inserting_before(node):
+            flat = _insert(graph, aten.reshape.default, places, [-1])
+            read = _insert(graph, aten.index.Tensor, x, [None, flat])
+            apart = _insert(graph, aten.unflatten.int, read, 1, sizes[1:])
+        node.replace_all_uses_with(apart)
+        graph.erase_node(node)
+
+
+def _numbers_samples(index: fx.Node, x: fx.Node) -> bool:
+    """Whether `index` is 0, 1, 2, ... along its first axis, as long as that of `x`, and its other axes are one."""
+    aten = torch.ops.aten
+    length = x.meta["val"].shape[0]
+    if not isinstance(length, torch.SymInt) or any(s != 1 for s in index.meta["val"].shape[1:]):
+        return False
+    while _along(index, length) and index.target in (
+        aten.unsqueeze.default, aten.view.default, aten.reshape.default, aten.slice.Tensor, aten.alias.default,
+    ):  # fmt: skip
+        index = index.args[0]  # type: ignore[assignment]
+    return _along(index, length) and index.target is aten.arange.default
+
+
+def _along(index: fx.Node, length: torch.SymInt) -> bool:
+    first = index.meta["val"].shape[0] if index.op == "call_function" else None
+    return isinstance(first, torch.SymInt) and first.node.expr == length.node.expr
+
+
+def _insert(graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
+    node = graph.call_function(target, args)
+    node.meta["val"] = target(*pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], args))
+    return node
 
 
 def _argument(node: fx.Node, name: str) -> Any:

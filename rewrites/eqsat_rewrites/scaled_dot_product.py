@@ -281,6 +281,16 @@ def shared_keys_under_mask_are_not_repeated(
     return whole, reshape(attended, dims(n, h, s, f)), [*_shared(five, n, g, h, t, e), n >= b]
 
 
+@rule("exact", **ATTENDS, m="~ n 1 1 t", to=integers(lambda d: [encode((d["n"], 1, d["s"], d["t"]))]))
+def mask_for_every_query(q: Term, k: Term, v: Term, m: Term, to: Term, scale: Term) -> Equation:
+    """A mask repeated for every query, as one of padding is, is broadcast."""
+    masked = masked_attention(q, k, v, expand(m, to), scale)
+    return masked, masked_attention(q, k, v, m, scale), [
+        shape(m)[0] == to[0], shape(m)[5] == 1, *fits(to, shape(q), shape(k), shape(k)[5]),
+        *(shape(m)[i] == to[i] for i in (1, 2, 3, 4, 6)),
+    ]  # fmt: skip
+
+
 # What a mask removes is -inf in the scores, written over them or added. Less than the least number there is: a mask
 # that writes the least number itself over all of a row makes all its weights equal, and added it does not.
 LOWEST: dict[str, Any] = {"x": "~ a s k", "lowest": number(-float("inf")), "dt": name("float64")}
@@ -328,9 +338,9 @@ def choice_of_the_second(condition: Term, a: Term, b: Term) -> Equation:
     "exact", kept="~ s 1", to=integers(lambda d: [encode((d["n"], d["s"], d["k"]))]), a="~ s 1", b="~ n s k"
 )
 def choice_for_every_sample(kept: Term, to: Term, a: Term, b: Term) -> Equation:
-    """A constant choice that is repeated for every sample is made once."""
+    """A choice between numbers that is repeated, as for every sample, is made once."""
     chosen = expand(where(kept, a, b), broadcast(to, broadcast(shape(a), shape(b))))
-    return where(expand(kept, to), a, b), chosen, [constant(kept), constant(a), constant(b)]
+    return where(expand(kept, to), a, b), chosen, [constant(a), constant(b)]
 
 
 @rule("exact", ones_of=CONDITION, kept="~ a s k")

@@ -303,6 +303,33 @@ def eager(name: str) -> nn.Module:
     return randomized(getattr(transformers, kind)(configured))
 
 
+@pytest.mark.parametrize("how", ["eager", "sdpa"])
+def test_bert_reads_the_mask_of_its_padding_once_and_as_it_came(how):
+    model, tokens = eager("bert"), bert_inputs(2)
+    model.set_attn_implementation(how)
+    result = optimized(model, tokens, cost="openvino_fp32")
+    attended = [n for n in result.graph.nodes if "scaled_dot_product" in str(n.target)]
+    masks = {n.args[3] for n in attended}
+    assert len(attended) == 3
+    assert len(masks) == 1
+    assert not {"softmax", "matmul"} & set(functions(result))
+    assert result.report.opaque == []
+    seen: list[Any] = []
+    module = torch.fx.Interpreter(result)
+    module.run_node = lambda n, run=module.run_node: (seen.append((n, value := run(n))), value)[1]
+    module.run(*tokens.values())
+    (mask,) = (value for node, value in seen if node in masks)
+    assert mask.shape == (2, 1, 1, 16)
+    assert_same(model, result, **bert_inputs(3))
+
+
+def bert_inputs(batch: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(batch)
+    kept = torch.ones(batch, 16, dtype=torch.int64)
+    kept[1, 9:] = 0
+    return {"input_ids": torch.randint(0, 200, (batch, 16), generator=generator), "attention_mask": kept}
+
+
 def test_eager_attention_of_bert_needs_no_mask_that_keeps_all():
     from benchmarks._models import inputs
 
