@@ -35,6 +35,22 @@ def linear_on_channels_last(x: Term, weight: Term, b: Term, o: Term, c: Term) ->
     )
 
 
+@rule("exact", x="n c h w")
+def tokens_of_map(x: Term, n: Term, c: Term, h: Term, w: Term) -> Equation:
+    """Tokens made of a channels-first map are the flattened channels-last one."""
+    tokens = permute(reshape(x, dims(n, c, h * w)), TRANSPOSED)
+    return tokens, reshape(permute(x, CHANNELS_LAST), dims(n, h * w, c))
+
+
+@rule("exact", x="n s c", s=(6,), target=integers(lambda d: [dims(d["n"], d["c"], 2, 3)]))
+def map_of_tokens(x: Term, n: Term, s: Term, c: Term, target: Term) -> Equation:
+    """A channels-first map made of tokens is the permuted channels-last one."""
+    placed = reshape(x, dims(n, target[5], target[6], c))
+    return reshape(permute(x, TRANSPOSED), target), permute(placed, CHANNELS_FIRST), [
+        target[0] == 4, target[3] == n, target[4] == c,
+    ]  # fmt: skip
+
+
 @rule("real", x="n c h w", weight="o c kh kw", b="o", h=(4, 6), w=(4,), kh=(2,), kw=(2, 4),
       stride=integers(lambda d: [(d["kh"], d["kw"])]), padding=integers((0, 0)), dilation=integers((1, 1)))  # fmt: skip
 def patches_as_linear(
@@ -118,7 +134,7 @@ def standardized_last_axis_as_channels(x: Term, eps: Term) -> Equation:
     return standardize(permute(x, CHANNELS_LAST), 6, eps), permute(standardize(x, 4, eps), CHANNELS_LAST)
 
 
-ORDERS = integers(CHANNELS_LAST, CHANNELS_FIRST, (0, 1, 2, 3, 4, 6, 5))
+ORDERS = integers(CHANNELS_LAST, CHANNELS_FIRST, TRANSPOSED)
 
 
 @rule("exact", a="~ n c h w", b="~ n c h w", f=name("add", "mul", "sub"), order=ORDERS)

@@ -107,6 +107,21 @@ def linear_of_permute(x: Term, weight: Term, bias: Term, order: Term) -> Equatio
     return linear(permute(x, order), weight, bias), permute(linear(x, weight, bias), order), [order[6] == 6]
 
 
+@rule(
+    "real",
+    x="~ n a b k",
+    weight="o k",
+    bias="o",
+    target=integers(lambda d: [dims(d["n"], d["a"] * d["b"], d["k"])]),
+)
+def linear_of_reshape(x: Term, weight: Term, bias: Term, target: Term, o: Term, k: Term) -> Equation:
+    """A Linear over the last axis does not see how the others are arranged: of a map or of its flattening."""
+    arranged = reshape(linear(x, weight, bias), replace(target, 6, o))
+    return linear(reshape(x, target), weight, bias), arranged, [
+        shape(x)[6] == k, shape(x)[0] > 0, target[0] > 0,
+    ]  # fmt: skip
+
+
 @rule("exact", x="~ n b c", y="~ n b c", order=ORDERS, slot=integer(4, 5, 6))
 def concat_of_permuted(x: Term, y: Term, order: Term, slot: Term) -> Equation:
     """A concatenation of two tensors permuted alike is permuted afterwards."""

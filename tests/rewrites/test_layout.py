@@ -54,3 +54,24 @@ def test_the_patch_embedding_of_a_vision_transformer_is_a_linear_as_well():
     assert operators(model, x)["linear"] >= 1
     found = optimized(model, x, cost="kernels")
     assert_same(model, found, x)
+
+
+class Mixed(nn.Module):
+    """The channel mixing of a PVT v2 block: two Linears on tokens around a depthwise convolution on their map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = timm_model("pvt_v2_b0").stages[1].blocks[0].mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(x, [14, 14])
+
+
+def test_a_linear_of_tokens_is_a_convolution_of_their_map():
+    block, x = randomized(Mixed()), torch.randn(2, 14 * 14, 64)
+    found = optimized(block, x, cost="openvino_fp32")
+    assert_same(block, found, x)
+    assert called(found) == ["Linear", "Conv2d", "Conv2d"], "back to tokens with 64 features, not with 512"
+    assert {"linear-of-reshape", "tokens-of-map", "map-of-tokens"} <= {
+        u.name for u in found.report.rules if u.used
+    }
