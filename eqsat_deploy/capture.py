@@ -79,7 +79,8 @@ def capture(
         program, module = model, model.module()
         args, kwargs = model.example_inputs or (args, kwargs)
     else:
-        module = shared_copy(model).eval()
+        module = shared_copy(model)
+        module.eval()  # whose result is None where a model's own `train` forgets to return it
         keep_attention_whole(module)
         args, kwargs = pytree.tree_map(_at_least_two, (args, kwargs))
         program = _export(module, args, dict(kwargs), dynamic_shapes)

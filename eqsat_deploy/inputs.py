@@ -137,7 +137,8 @@ def _candidates(model: nn.Module) -> Iterator[tuple[int, ...]]:
 
 
 def _probe(model: nn.Module) -> Arguments:
-    probed = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())}).eval()
+    probed = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+    probed.eval()
     tried = []
     for shape in dict.fromkeys(_candidates(model)):
         x = _random(shape, model)

@@ -164,3 +164,14 @@ def test_regions_without_gradients_or_autocast_are_part_of_the_graph():
     found = captured(model, image(2, 4))
     assert not found.graph.find_nodes(op="get_attr")
     assert_same(model, optimized(model, image(2, 4)), image(5, 4))
+
+
+def test_a_model_whose_train_returns_nothing_is_captured():
+    class Frozen(Residual):
+        def train(self, mode: bool = True) -> None:
+            super().train(mode)
+            self.norm.training = False
+
+    model = randomized(nn.Sequential(Frozen()))[0]
+    assert_same(model, optimized(model, image()), image())
+    assert_same(model, optimized(model), image(2, 3, 224, 224))
