@@ -239,8 +239,8 @@ def _view_one_by_one(graph: fx.Graph) -> None:
 
 
 def _read_each_sample(graph: fx.Graph) -> None:
-    """`x[arange(batch)[:, None], j]`, as transformers' masks are written, reads every sample at `j`: it becomes an index
-    of axis 1, which does not see the batch."""
+    """`x[arange(batch)[:, None], j]`, as masks of transformers are written, reads every sample at `j`: it becomes an
+    index of axis 1, which does not see the batch."""
     aten = torch.ops.aten
     for node in graph.find_nodes(op="call_function", target=aten.index.Tensor):
         x, indices = node.args
