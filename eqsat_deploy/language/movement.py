@@ -292,7 +292,7 @@ def _chunk(x: Any, chunks: int, dim: int = 0) -> Any:
 
 @aten("cat.default", "concat.default")
 def _cat(tensors: Sequence[Any], dim: int = 0) -> Any:
-    parts = [t for t in tensors if tuple(t.shape) != (0,)]
+    parts = [t for t in tensors if 0 not in t.shape] or [t for t in tensors if tuple(t.shape) != (0,)]
     rank = len(parts[0].shape)
     where = slot(dim, rank)
     if any(t.dtype != parts[0].dtype for t in parts):

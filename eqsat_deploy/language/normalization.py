@@ -14,7 +14,7 @@ from eqsat_deploy.language.expressions import vec
 from eqsat_deploy.language.leaves import scalar, zeros_like
 from eqsat_deploy.language.movement import to_shape
 from eqsat_deploy.language.operator import Ints, Unsupported, aten, operator
-from eqsat_deploy.language.pointwise import add, mul, sub, unary
+from eqsat_deploy.language.pointwise import add, cast, mul, sub, unary
 from eqsat_deploy.language.shapes import BATCH, SLOTS, axis, slot
 
 REDUCTIONS = {"amax": torch.amax, "amin": torch.amin, "mean": torch.mean, "sum": torch.sum}
@@ -170,6 +170,12 @@ def reduce_(kind: str, x: Tensor, axes: Ints) -> Tensor:
     return REDUCTIONS[kind](x, dim=dims, keepdim=True)  # type: ignore[operator,no-any-return]
 
 
+@operator(shape=lambda x, slot: x, linear=True, flops=_per_element(1))
+def cumsum(x: Tensor, slot: int) -> Tensor:
+    """Sums of the elements so far along the axis in `slot`, in the dtype of `x`."""
+    return torch.cumsum(x, axis(slot, x.dim()), dtype=x.dtype)
+
+
 def ones_like(x: Any, *shape: int) -> Any:
     """Ones of `shape` in the dtype of `x`: what a missing scale stands for."""
     return add(zeros_like(x, *shape), scalar(1.0))
@@ -257,6 +263,13 @@ aten("mean.dim")(_import_reduction("mean"))
 aten("sum.dim_IntList")(_import_reduction("sum"))
 aten("amax.default")(_import_reduction("amax"))
 aten("amin.default")(_import_reduction("amin"))
+
+
+@aten("cumsum.default")
+def _cumsum(x: Any, dim: int, *, dtype: torch.dtype | None = None) -> Any:
+    dtype = dtype or (x.dtype if x.dtype.is_floating_point else torch.int64)
+    x = x if x.dtype == dtype else cast(x, str(dtype).removeprefix("torch."))
+    return cumsum(x, slot(dim, len(x.shape)))
 
 
 @aten("max.dim")

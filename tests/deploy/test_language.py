@@ -113,6 +113,7 @@ CASES = {
     "group_norm": (X, *[torch.empty(6, device="meta")] * 2, 3, 1e-5),
     "softmax": (ROW, 5),
     "log_softmax": (ROW, 5),
+    "cumsum": (ROW, 5),
     "standardize": (ROW, 6, 1e-5),
     "reduce": ("mean", ROW, (0, 0, 0, 0, 0, 1, 1)),
     "unary": ("clamp(0.0,6.0)", ROW),
