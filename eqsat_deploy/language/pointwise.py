@@ -203,8 +203,17 @@ def _pow(x: Any, exponent: float) -> Any:
     return unary(f"pow({float(exponent)})", x)
 
 
+def _promoted(x: Any, other: Any) -> Any:
+    """Booleans or integers beside a floating tensor are converted to its dtype, as torch does."""
+    numbers = any(isinstance(value, int | float) for value in (x, other))
+    if numbers or x.dtype.is_floating_point or not other.dtype.is_floating_point:
+        return x
+    return cast(x, str(other.dtype).removeprefix("torch."))
+
+
 def _import_binary(f: str) -> Callable[..., Any]:
     def import_binary(a: Any, b: Any, alpha: float = 1) -> Any:
+        a, b = _promoted(a, b), _promoted(b, a)
         a, b = _operand(a), _operand(b)
         _floating(a, b)
         if alpha != 1:
