@@ -26,8 +26,11 @@ from eqsat_deploy.rules import PHASES, EgglogRule
 
 COLUMNS = {"i64": "i64", "f64": "f64", "String": "String", "VI": "i64", "T": "i64"}
 
+NEAR = 64
+"""Rows of a model within which siblings are joined."""
+
 PRELUDE = f"""
-(ruleset load-vectors) (ruleset load) (ruleset analysis)
+(ruleset load-vectors) (ruleset load) (ruleset analysis) (ruleset kin)
 {" ".join(f"(ruleset {p})" for p in PHASES)}
 (sort VI (Vec i64))
 (sort FII (UnstableFn (i64) i64))
@@ -50,6 +53,7 @@ PRELUDE = f"""
 (function dtype (T) String :merge old)
 (function row-of (T) i64 :merge (min old new))
 (relation const (T)) (relation dynamic (T))
+(relation over (T T)) (relation siblings (T T))
 (relation fired (i64 T))
 (relation row-Nil (i64)) (relation row-Snoc (i64 i64 i64))
 (relation row-shape (i64 i64)) (relation row-dtype (i64 String)) (relation row-const (i64)) (relation row-dynamic (i64))
@@ -59,6 +63,8 @@ PRELUDE = f"""
 (rule ((row-dtype i d)) ((set (dtype (Node i)) d)) :ruleset load)
 (rule ((row-const i)) ((const (Node i))) :ruleset load)
 (rule ((row-dynamic i)) ((dynamic (Node i))) :ruleset load)
+(rule ((= i (row-of d)) (over x d) (over x e) (= j (row-of e)) (< i j) (< (- j i) {NEAR}))
+      ((siblings d e)) :ruleset kin)
 """
 
 
@@ -105,6 +111,10 @@ def _declare(o: Operator) -> list[str]:
         lines.append(
             f"(rule ((= e {term}) {' '.join(facts)} (= r {result})) ((set (shape e) r)) :ruleset analysis)"
         )
+    if o.integer == "compute":
+        lines.append(f"(rule ((= e {term})) ((over a{first_operand(o)} e)) :ruleset kin)")
+    if o.name in ("unary", "reshape", "permute"):
+        lines.append(f"(rule ((= e {term}) (over x a{first_operand(o)})) ((over x e)) :ruleset kin)")
     if o.name not in ("input", "parameter", "opaque"):
         operands = [f"a{i}" for i, s in enumerate(sorts) if s == "T"]
         facts = [f"(const {a})" for a in operands]

@@ -183,20 +183,16 @@ def starts_with(value: Any, prefix: str) -> Any:
     return value.startswith(prefix)
 
 
-def in_order(*results: Any, within: int = 64) -> list[Any]:
+def siblings(*results: Any) -> list[Any]:
     """Guards: the left sides of a rule's pairs, `results`, are different tensors of the model, in the order of its rows
-    and at most `within` rows apart.
+    and near each other, each computed from one input by a weighted operator and what follows it alone.
 
-    For rules that join several results: every pair is met once, what a rule made is not joined again, nor what the
-    model slices off one tensor, and a tensor that very many operators read (an encoder's output in every decoder
-    layer) makes no quadratic number of pairs.
+    For rules that join several results: every pair is met once, what a rule made is not joined again, and a tensor
+    that very many operators read (an encoder's output in every decoder layer) makes no quadratic number of pairs.
     """
     if not all(isinstance(term, Pattern) for term in results):
         return []
-    last = len(results) - 1
-    guards = [f"(= row{i} (row-of e{i}))" for i in range(len(results))]
-    guards += [f"(< row{i} row{i + 1})" for i in range(last)]
-    return [Guard(g) for g in (*guards, f"(< (- row{last} row0) {within})")]
+    return [Guard(f"(siblings e{i} e{i + 1})") for i in range(len(results) - 1)]
 
 
 def _plain(term: Any) -> str:

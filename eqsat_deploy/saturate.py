@@ -14,7 +14,7 @@ from eqsat_deploy.rules import EgglogRule
 
 ANALYSIS = "(saturate analysis)"
 REWRITE = f"(seq {ANALYSIS} (saturate (seq (run demand) {ANALYSIS})) (run rewrites))"
-MERGE = f"(seq {ANALYSIS} (run merging))"
+MERGE = f"(seq {ANALYSIS} (saturate (run kin)) (run merging))"
 KERNELS = f"(seq {ANALYSIS} (run kernels))"
 QUANTIZATION = "(run quantization)"
 CHECK_EVERY = 4

@@ -31,13 +31,13 @@ from eqsat_deploy.rules import (
     Equation,
     Term,
     constant,
-    in_order,
     integer,
     integers,
     name,
     rule,
     runtime,
     shape,
+    siblings,
 )
 
 STRIDES = integers((1, 1), (2, 2))
@@ -233,10 +233,10 @@ def two_sibling_convolutions(
 ) -> Equation:  # fmt: skip
     """Two convolutions of one input with the same window and activation are one, sliced by channels."""
     window = (stride, padding, dilation, 1)
-    siblings = [unary(f, conv2d(x, weight, bias, *window)) for weight, bias in ((v, b), (u, d))]
+    results = [unary(f, conv2d(x, weight, bias, *window)) for weight, bias in ((v, b), (u, d))]
     whole = unary(f, conv2d(x, _stacked(3, v, u), _stacked(6, b, d), *window))
-    pairs = zip(siblings, _parts(whole, 4, o, p), strict=True)
-    return *pairs, [constant(v), constant(u), *in_order(*siblings)]
+    pairs = zip(results, _parts(whole, 4, o, p), strict=True)
+    return *pairs, [constant(v), constant(u), *siblings(*results)]
 
 
 @rule("real", phase="merging", v="o c k l", u="p c k l", z="q c k l", b="o", d="p", e="q", **SIBLINGS)
@@ -246,10 +246,10 @@ def three_sibling_convolutions(
 ) -> Equation:  # fmt: skip
     """Three convolutions of one input with the same window and activation are one, sliced by channels."""
     window = (stride, padding, dilation, 1)
-    siblings = [unary(f, conv2d(x, weight, bias, *window)) for weight, bias in ((v, b), (u, d), (z, e))]
+    results = [unary(f, conv2d(x, weight, bias, *window)) for weight, bias in ((v, b), (u, d), (z, e))]
     whole = unary(f, conv2d(x, _stacked(3, v, u, z), _stacked(6, b, d, e), *window))
-    pairs = zip(siblings, _parts(whole, 4, o, p, q), strict=True)
-    return *pairs, [*map(constant, (v, u, z)), *in_order(*siblings)]
+    pairs = zip(results, _parts(whole, 4, o, p, q), strict=True)
+    return *pairs, [*map(constant, (v, u, z)), *siblings(*results)]
 
 
 def _flat(channels: str) -> Attribute:
@@ -276,10 +276,10 @@ def two_projections_of_map(
 ) -> Equation:  # fmt: skip
     """Two convolutions of one input that are reshaped (key and value of a map) are one, sliced by channels."""
     window = (stride, padding, dilation, 1)
-    siblings = [conv2d(x, weight, bias, *window) for weight, bias in ((v, b), (u, d))]
+    results = [conv2d(x, weight, bias, *window) for weight, bias in ((v, b), (u, d))]
     parts = _parts(conv2d(x, _stacked(3, v, u), _stacked(6, b, d), *window), 4, o, p)
-    pairs = list(zip(siblings, parts, strict=True))
-    return *pairs, *_reshaped(pairs, keys, values), [constant(v), constant(u), *in_order(*siblings)]
+    pairs = list(zip(results, parts, strict=True))
+    return *pairs, *_reshaped(pairs, keys, values), [constant(v), constant(u), *siblings(*results)]
 
 
 @rule("real", phase="merging", v="o c k l", u="p c k l", z="q c k l", b="o", d="p", e="q", queries=_flat("o"),
@@ -290,19 +290,19 @@ def three_projections_of_map(
 ) -> Equation:  # fmt: skip
     """Three convolutions of one input that are reshaped (query, key and value of a map) are one, sliced by channels."""
     window = (stride, padding, dilation, 1)
-    siblings = [conv2d(x, weight, bias, *window) for weight, bias in ((v, b), (u, d), (z, e))]
+    results = [conv2d(x, weight, bias, *window) for weight, bias in ((v, b), (u, d), (z, e))]
     parts = _parts(conv2d(x, _stacked(3, v, u, z), _stacked(6, b, d, e), *window), 4, o, p, q)
-    pairs = list(zip(siblings, parts, strict=True))
-    return *pairs, *_reshaped(pairs, queries, keys, values), [*map(constant, (v, u, z)), *in_order(*siblings)]
+    pairs = list(zip(results, parts, strict=True))
+    return *pairs, *_reshaped(pairs, queries, keys, values), [*map(constant, (v, u, z)), *siblings(*results)]
 
 
 @rule("real", phase="merging", x="... k", v="o k", u="p k", b="o", d="p")
 def two_sibling_linears(x: Term, v: Term, u: Term, b: Term, d: Term, o: Term, p: Term) -> Equation:
     """Two Linears on one input (key and value) are one, sliced by features."""
-    siblings = [linear(x, v, b), linear(x, u, d)]
+    results = [linear(x, v, b), linear(x, u, d)]
     whole = linear(x, _stacked(5, v, u), _stacked(6, b, d))
-    pairs = zip(siblings, _parts(whole, 6, o, p), strict=True)
-    return *pairs, [runtime(x), constant(v), constant(u), *in_order(*siblings)]
+    pairs = zip(results, _parts(whole, 6, o, p), strict=True)
+    return *pairs, [runtime(x), constant(v), constant(u), *siblings(*results)]
 
 
 @rule("real", phase="merging", x="... k", v="o k", u="p k", z="q k", b="o", d="p", e="q")
@@ -310,10 +310,10 @@ def three_sibling_linears(
     x: Term, v: Term, u: Term, z: Term, b: Term, d: Term, e: Term, o: Term, p: Term, q: Term
 ) -> Equation:
     """Three Linears on one input (query, key and value) are one, sliced by features."""
-    siblings = [linear(x, v, b), linear(x, u, d), linear(x, z, e)]
+    results = [linear(x, v, b), linear(x, u, d), linear(x, z, e)]
     whole = linear(x, _stacked(5, v, u, z), _stacked(6, b, d, e))
-    pairs = zip(siblings, _parts(whole, 6, o, p, q), strict=True)
-    return *pairs, [runtime(x), *map(constant, (v, u, z)), *in_order(*siblings)]
+    pairs = zip(results, _parts(whole, 6, o, p, q), strict=True)
+    return *pairs, [runtime(x), *map(constant, (v, u, z)), *siblings(*results)]
 
 
 HEADS_FIRST = (0, 1, 2, 3, 5, 4, 6)
@@ -331,7 +331,7 @@ def projections_of_heads(
 ) -> Equation:  # fmt: skip
     """Query, key and value split into heads are thirds of one projection that is split and moved once."""
     projected = ((v, b, heads), (u, d, alike), (z, e, same))
-    siblings = [permute(reshape(linear(x, w, c), to), HEADS_FIRST) for w, c, to in projected]
+    results = [permute(reshape(linear(x, w, c), to), HEADS_FIRST) for w, c, to in projected]
     thirds = reshape(linear(x, _stacked(5, v, u, z), _stacked(6, b, d, e)), dims(n, s, 3, heads[5], heads[6]))
     whole = permute(thirds, PARTS_FIRST)
     parts = [reshape(part, dims(n, heads[5], s, heads[6])) for part in _parts(whole, 2, 1, 1, 1)]
@@ -339,7 +339,7 @@ def projections_of_heads(
     split_alike = [
         to[i] == size for to in (heads, alike, same) for i, size in ((0, 4), (3, n), (4, s), (5, heads[5]))
     ]
-    return *zip(siblings, parts, strict=True), [*map(constant, (v, u, z)), *split_alike, *in_order(*siblings)]
+    return *zip(results, parts, strict=True), [*map(constant, (v, u, z)), *split_alike, *siblings(*results)]
 
 
 EXPANDED: dict[str, Any] = {
