@@ -52,20 +52,34 @@ PRELUDE = f"""
 (function shape (T) VI :no-merge)
 (function dtype (T) String :merge old)
 (function row-of (T) i64 :merge (min old new))
-(relation const (T)) (relation dynamic (T))
+(relation const (T)) (relation dynamic (T)) (relation nonnegative (T))
 (relation over (T T)) (relation siblings (T T))
 (relation fired (i64 T))
 (relation row-Nil (i64)) (relation row-Snoc (i64 i64 i64))
 (relation row-shape (i64 i64)) (relation row-dtype (i64 String)) (relation row-const (i64)) (relation row-dynamic (i64))
+(relation row-nonnegative (i64))
 (rule ((row-Nil i)) ((union (NodeList i) (Nil))) :ruleset load)
 (rule ((row-Snoc i l x)) ((union (NodeList i) (Snoc (NodeList l) (Node x)))) :ruleset load)
 (rule ((row-shape i v) (= s (vector v))) ((set (shape (Node i)) s)) :ruleset load)
 (rule ((row-dtype i d)) ((set (dtype (Node i)) d)) :ruleset load)
 (rule ((row-const i)) ((const (Node i))) :ruleset load)
 (rule ((row-dynamic i)) ((dynamic (Node i))) :ruleset load)
+(rule ((row-nonnegative i)) ((nonnegative (Node i))) :ruleset load)
 (rule ((= i (row-of d)) (over x d) (over x e) (= j (row-of e)) (< i j) (< (- j i) {NEAR}))
       ((siblings d e)) :ruleset kin)
 """
+
+
+NONNEGATIVE: dict[str, tuple[str, ...]] = {
+    "scalar": ("(>= a0 0.0)",),
+    "unary": ('(set-contains (set-of "exp" "rsqrt" "sqrt" "sigmoid") a0)',),
+    "binary": ('(set-contains (set-of "add" "div" "mul") a0)',),
+    "reshape": (),
+    "permute": (),
+    "expand": (),
+    "slice": (),
+}
+"""Operators without a negative element where their operands have none, and under which conditions."""
 
 
 def declarations(operators: Iterable[Operator]) -> str:
@@ -111,6 +125,9 @@ def _declare(o: Operator) -> list[str]:
         lines.append(
             f"(rule ((= e {term}) {' '.join(facts)} (= r {result})) ((set (shape e) r)) :ruleset analysis)"
         )
+    if o.name in NONNEGATIVE:
+        facts = [*NONNEGATIVE[o.name], *(f"(nonnegative a{i})" for i, s in enumerate(sorts) if s == "T")]
+        lines.append(f"(rule ((= e {term}) {' '.join(facts)}) ((nonnegative e)) :ruleset analysis)")
     if o.integer == "compute":
         lines.append(f"(rule ((= e {term})) ((over a{first_operand(o)} e)) :ruleset kin)")
     if o.name in ("unary", "reshape", "permute"):
@@ -341,6 +358,8 @@ def _tables(
             tables.setdefault("row-dtype", []).append((number, str(meta.dtype).removeprefix("torch.")))
         if row.operator.name == "parameter":
             tables.setdefault("row-const", []).append((number,))
+        if number in lowered.nonnegative:
+            tables.setdefault("row-nonnegative", []).append((number,))
         if row.operator.name in ("input", "opaque"):
             tables.setdefault("row-dynamic", []).append((number,))
     return tables, vectors

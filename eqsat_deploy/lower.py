@@ -88,10 +88,15 @@ class Hole:
     index: int
 
 
+PER_CHANNEL = 1 << 16
+"""Elements up to which the signs of a parameter are looked at."""
+
+
 @dataclass
 class Lowered:
     """The graph as rows, and the tables their indices point into.
 
+    `nonnegative` are rows of small parameters without a negative element.
     `origin` maps a row to the FX node it first came from: its name, and the path of the module it ran in.
     `outputs` are row numbers, or plain values where the model returns something that is no tensor.
     """
@@ -100,6 +105,7 @@ class Lowered:
     rows: list[Row] = field(default_factory=list)
     metas: list[Tensor | None] = field(default_factory=list)
     constants: list[bool] = field(default_factory=list)
+    nonnegative: set[int] = field(default_factory=set)
     parameters: list[tuple[str, Tensor]] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     origin: dict[int, tuple[str, str]] = field(default_factory=dict)
@@ -218,7 +224,10 @@ class _Lowering(Rows):
         if index == len(self.lowered.parameters):
             self.lowered.parameters.append((name, tensor))
         meta = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-        return self.add(Row(parameter, (index,)), meta, constant=True)
+        term = self.add(Row(parameter, (index,)), meta, constant=True)
+        if tensor.is_floating_point() and tensor.numel() <= PER_CHANNEL and bool((tensor >= 0).all()):
+            self.lowered.nonnegative.add(term.row)
+        return term
 
     def _output(self, node: fx.Node, value: Any) -> Any:
         if not isinstance(value, fx.Node):

@@ -169,6 +169,11 @@ def runtime(x: Any) -> Any:
     return Guard(f"(dynamic {_plain(x)})") if isinstance(x, Pattern) else True
 
 
+def nonnegative(x: Any) -> Any:
+    """Guard: no element of `x` is negative, whatever the inputs. A fact about these very parameters."""
+    return Guard(f"(nonnegative {_plain(x)})") if isinstance(x, Pattern) else True
+
+
 def one_of(value: Any, *names: str) -> Any:
     """Guard: a string attribute is one of these."""
     if isinstance(value, Expr):
@@ -301,7 +306,7 @@ class Rule:
 
 def _stage(fact: str) -> int:
     """Tables, then sizes, then what is computed from them: egglog 13.2 panics on some other orders."""
-    if re.match(r"\((= e\d+ |= s_\w+ \(shape|const|dynamic)", fact):
+    if re.match(r"\((= e\d+ |= s_\w+ \(shape|const|dynamic|nonnegative)", fact):
         return 0
     return 1 if re.match(r"\(= \S+ \(vec-get s_", fact) else 2
 

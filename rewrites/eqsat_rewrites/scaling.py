@@ -35,6 +35,7 @@ from eqsat_deploy.rules import (
     integer,
     integers,
     name,
+    nonnegative,
     number,
     one_of,
     rule,
@@ -271,6 +272,18 @@ def shift_through_average_pool(
     return add(pooled, t), shifted, [constant(t), shape(t)[0] <= 4, padding[0] == 0, padding[1] == 0]
 
 
+@rule("real", x="n c h w", s="1... c 1 1", kernel=POOL["kernel"], stride=POOL["stride"],
+      padding=integers((0, 0), (1, 1)), dilation=integers((1, 1)), ceil=POOL["ceil"], h=(4, 5), w=(4, 5))  # fmt: skip
+def scale_after_max_pool(
+    x: Term, s: Term, kernel: Term, stride: Term, padding: Term, dilation: Term, ceil: Term
+) -> Equation:
+    """A scale that is not negative keeps the order, so maxima of scaled values are scaled maxima."""
+    scaled = max_pool2d(mul(x, s), kernel, stride, padding, dilation, ceil)
+    return mul(max_pool2d(x, kernel, stride, padding, dilation, ceil), s), scaled, [
+        constant(s), nonnegative(s), shape(s)[0] <= 4,
+    ]  # fmt: skip
+
+
 @rule("real", x="n c h w", k=number(0.5, 3.0), kernel=POOL["kernel"], stride=POOL["stride"],
       padding=integers((0, 0), (1, 1)), dilation=integers((1, 1)), ceil=POOL["ceil"], h=(4, 5), w=(4, 5))  # fmt: skip
 def positive_factor_after_max_pool(
@@ -293,16 +306,20 @@ def shift_after_max_pool(
     ]  # fmt: skip
 
 
-@rule("real", x="~ a b", k=number(0.5, 3.0))
-def positive_factor_after_relu(x: Term, k: Term) -> Equation:
-    """A positive factor passes through ReLU, towards the weights before it."""
-    return mul(unary("relu", x), scalar(k)), unary("relu", mul(x, scalar(k))), [k > 0.0]
+@rule("real", x="~ a b", s="~ b")
+def scale_after_relu(x: Term, s: Term) -> Equation:
+    """A scale that is not negative passes through ReLU, towards the weights before it."""
+    return mul(unary("relu", x), s), unary("relu", mul(x, s)), [constant(s), nonnegative(s)]
 
 
-@rule("real", x="~ a b", f=name("leaky_relu(0.1)", "leaky_relu(0.01)"), k=number(0.5, 3.0))
-def positive_factor_after_leaky_relu(x: Term, f: Term, k: Term) -> Equation:
-    """A positive factor passes through a leaky ReLU of any slope."""
-    return mul(unary(f, x), scalar(k)), unary(f, mul(x, scalar(k))), [k > 0.0, starts_with(f, "leaky_relu(")]
+@rule("real", x="~ a b", s="~ b", f=name("leaky_relu(0.1)", "leaky_relu(0.01)"))
+def scale_after_leaky_relu(x: Term, f: Term, s: Term) -> Equation:
+    """A scale that is not negative passes through a leaky ReLU of any slope."""
+    return (
+        mul(unary(f, x), s),
+        unary(f, mul(x, s)),
+        [constant(s), nonnegative(s), starts_with(f, "leaky_relu(")],
+    )
 
 
 MEANS = integers((0, 0, 0, 0, 0, 1, 1), (0, 0, 0, 0, 0, 0, 1), (0, 0, 0, 0, 0, 1, 0))

@@ -109,3 +109,16 @@ def test_a_number_has_no_precision_of_its_own():
     model = randomized(nn.Sequential(nn.Conv2d(3, 8, 3), _SingleChannel(), nn.Conv2d(8, 4, 3)))
     result = optimized(model, image(2, 3, 8, 8), cost="kernels")
     assert_same(model, result, image(3, 3, 8, 8))
+
+
+def test_a_batch_norm_after_relu_scales_the_convolution_before_it_where_no_factor_is_negative():
+    model = randomized(
+        nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(4), nn.MaxPool2d(2))
+    )
+    x = image(2, 3, 8, 8)
+    for factors, kept in (([0.5, 1.0, 2.0, 0.0], []), ([0.5, 1.0, -2.0, 0.1], ["BatchNorm2d"])):
+        model[2].weight.data = torch.tensor(factors)
+        found = optimized(model, x, cost="flops")
+        assert called(found) == ["Conv2d", *kept]
+        assert not functions(found)["mul"]
+        assert_same(model, found, x)

@@ -147,6 +147,7 @@ def evaluate(tree: Tree, values: dict[str, Tensor], modulus: int | None = None) 
 
 def tensors(sample: Sample, generator: torch.Generator, *, integers: bool = False) -> dict[str, Tensor]:
     values = {}
+    nonnegative = _guarded(sample.rule, "nonnegative")
     for name, shape in sample.shapes.items():
         if INDEX.match(name):
             values[name] = torch.randint(0, 2, shape, generator=generator)
@@ -154,7 +155,7 @@ def tensors(sample: Sample, generator: torch.Generator, *, integers: bool = Fals
             values[name] = _some(name == "kept", shape, generator)
         elif integers:
             values[name] = torch.randint(0, PRIME, shape, generator=generator).double()
-        elif POSITIVE.search(name):
+        elif POSITIVE.search(name) or name in nonnegative:
             values[name] = torch.rand(shape, generator=generator, dtype=torch.float64) + 0.1
         else:
             values[name] = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -322,7 +323,7 @@ def neighbours(sample: Sample) -> Iterator[tuple[bool, Sample]]:
 
 
 def _guarded(rule: Rule, relation: str) -> set[str]:
-    """Tensor arguments that a guard asks to be constant (`const`) or not (`dynamic`)."""
+    """Tensor arguments that a guard asks to be constant (`const`) or not (`dynamic`), or `nonnegative`."""
     texts = [
         g.text for g in rule._patterns()[1] if isinstance(g, Guard) and g.text.startswith(f"({relation} ")
     ]
@@ -335,13 +336,17 @@ def constants(rule: Rule) -> frozenset[str]:
 
 @dataclass
 class Case:
-    """Trees to put into an e-graph, which of their variables are constant, and whether the rule must act there."""
+    """Trees to put into an e-graph, which of their variables are constant, and whether the rule must act there.
+
+    `negative` is a variable that has negative elements though the rule asks for none.
+    """
 
     sample: Sample
     held: frozenset[str]
     expected: bool
     why: str = ""
     reverse: bool = False
+    negative: str = ""
 
 
 def fired(rule: Rule, cases: list[Case]) -> list[bool]:
@@ -349,21 +354,30 @@ def fired(rule: Rule, cases: list[Case]) -> list[bool]:
     lowered = Lowered(cast(Any, None))
     seen: dict[Any, int] = {}
 
-    def add(tree: Tree, held: frozenset[str]) -> int:
+    def add(tree: Tree, held: frozenset[str], signed: frozenset[str]) -> int:
         leaf = isinstance(tree.head, str)
-        key = (tree.key(), tree.head in held if leaf else held & _variables(tree))
+        known = (held, signed) if leaf else (held & _variables(tree), signed & _variables(tree))
+        key = (tree.key(), *(tree.head in k if leaf else k for k in known))
         if key not in seen:
             if isinstance(tree.head, str):
                 row = Row(parameter if tree.head in held else input_, (len(lowered.rows),))
             else:
                 operands, attributes = tree.head.split(tree.args)
-                row = Row(tree.head, tree.head.join(tuple(add(o, held) for o in operands), attributes))
+                row = Row(
+                    tree.head, tree.head.join(tuple(add(o, held, signed) for o in operands), attributes)
+                )
             seen[key] = len(lowered.rows)
+            if leaf and tree.head in signed:
+                lowered.nonnegative.add(len(lowered.rows))
             lowered.rows.append(row)
             lowered.metas.append(tree.meta)
         return seen[key]
 
-    roots = [[add(pair[case.reverse], case.held) for pair in case.sample.pairs] for case in cases]
+    signs = _guarded(rule, "nonnegative")
+    roots = [
+        [add(pair[case.reverse], case.held, frozenset(signs - {case.negative})) for pair in case.sample.pairs]
+        for case in cases
+    ]
     try:
         saturation = saturate(lowered, [rule])
     except EqsatError as error:
@@ -394,6 +408,10 @@ def check_guards(rule: Rule, seed: int, count: int = 2) -> int:
             Case(sample, frozenset(change({name})), False, f", where ({relation} {name}) does not hold")
             for name in sorted(_guarded(rule, relation))
         ]
+    outside += [
+        Case(sample, held, False, f", where {name} has negative elements", negative=name)
+        for name in sorted(_guarded(rule, "nonnegative"))
+    ]
     _expect(replace(rule, both=False), [*inside, *outside])
     if rule.both:
         _expect(rule, [replace(case, reverse=True) for case in inside])
