@@ -312,12 +312,16 @@ def _stack(tensors: Sequence[Any], dim: int = 0) -> Any:
 def _pad(x: Any, widths: Sequence[int], *rest: Any) -> Any:
     mode, value = (rest[0], rest[1] if len(rest) > 1 else None) if rest and isinstance(rest[0], str) else (
         "constant", rest[0] if rest else 0.0)  # fmt: skip
-    if any(w < 0 for w in widths):
-        raise Unsupported("negative padding")
-    if not any(widths):
-        return x
     if mode != "constant":
         return _pad_edges(x, widths, str(mode))
+    for index in range(len(widths) // 2):
+        if widths[2 * index] < 0 or widths[2 * index + 1] < 0:  # what is negative is cut off
+            axis = len(x.shape) - 1 - index
+            start, stop = max(0, -widths[2 * index]), x.shape[axis] - max(0, -widths[2 * index + 1])
+            x = cut(x, axis, start, stop)
+    widths = [max(0, w) for w in widths]
+    if not any(widths):
+        return x
     low, high = [0] * SLOTS, [0] * SLOTS
     for index in range(len(widths) // 2):
         low[SLOTS - 1 - index], high[SLOTS - 1 - index] = widths[2 * index], widths[2 * index + 1]
@@ -326,6 +330,10 @@ def _pad(x: Any, widths: Sequence[int], *rest: Any) -> Any:
 
 def _pad_edges(x: Any, widths: Sequence[int], mode: str) -> Any:
     """Edges of the last one or two axes; a sequence is an image of height one."""
+    if any(w < 0 for w in widths):
+        raise Unsupported(f"negative padding of mode {mode!r}")
+    if not any(widths):
+        return x
     if len(widths) == 2 and len(x.shape) == 3:
         image = to_shape(x, [*x.shape[:2], 1, x.shape[2]])
         padded = _pad_edges(image, [*widths, 0, 0], mode)

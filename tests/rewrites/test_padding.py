@@ -80,3 +80,12 @@ def test_same_padding_of_timm_becomes_padding_of_convolutions():
     assert pads(module) == 0, module.code
     assert called(module).count("Conv2d") == sum(isinstance(m, nn.Conv2d) for m in model.modules())
     assert_same(model, module, x)
+
+
+@pytest.mark.parametrize("widths", [(-1, 1, -1, 1), (-1, -2), (0, 0, 2, -3)])
+def test_a_negative_width_cuts_off(widths):
+    model = randomized(Padded(widths, nn.Conv2d(8, 4, 3)))
+    x = image(2, 3, 14, 14)
+    module = optimized(model, x)
+    assert not module.report.opaque
+    assert_same(model, module, x)
