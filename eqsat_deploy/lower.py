@@ -181,6 +181,15 @@ class Rows:
             self.seen[key] = Term(number, meta, constant)
         return self.seen[key]
 
+    def forget(self, since: int) -> None:
+        """Drop the rows from `since` on, which nothing reads."""
+        lowered = self.lowered
+        for row in range(since, len(lowered.rows)):
+            self.seen.popitem()  # one for every row, in their order
+            lowered.origin.pop(row)
+            lowered.nonnegative.discard(row)
+        del lowered.rows[since:], lowered.metas[since:], lowered.constants[since:]
+
 
 class _Lowering(Rows):
     """Visits FX nodes in order and interprets operators as rows."""
@@ -248,10 +257,12 @@ class _Lowering(Rows):
         if _has_unknown((args, kwargs)):
             return self._opaque(node, args, kwargs, value, UNKNOWN)
         if importer is not None:
+            before = len(self.lowered.rows)
             try:
                 return self._checked(node, _call_importer(importer, node.target, args, kwargs), value)
             except Unsupported as unsupported:
                 reason = unsupported.reason
+                self.forget(before)  # what it was half taken apart into
         else:
             reason = "the language has no such operator"
         return self._opaque(node, args, kwargs, value, reason)

@@ -8,6 +8,7 @@ from torch.export import Dim
 
 from eqsat_deploy.language import BATCH
 from eqsat_deploy.lower import lower
+from eqsat_deploy.soundness import check_egraph
 from tests.support.models import Aliasing, Attends, Opaque, Residual, Tied, Transformer, image, randomized
 from tests.support.stages import captured, kinds, lowered
 
@@ -144,3 +145,10 @@ def test_rows_remember_where_they_came_from():
     low = lowered(randomized(Residual()), image())
     paths = {low.origin[i][1] for i, row in enumerate(low.rows) if row.operator.name == "conv2d"}
     assert paths == {"stem.0", "conv"}
+
+
+def test_an_operator_that_is_refused_once_it_is_taken_apart_leaves_no_row():
+    model = Function(lambda x: F.pad(x.permute(1, 2, 0), [0, 1]))  # a size of the batch and one
+    low = lowered(model, image(2, 3, 4))
+    assert kinds(low) == ["input", "permute", "opaque"]
+    assert check_egraph(model, image(2, 3, 4)).ok
