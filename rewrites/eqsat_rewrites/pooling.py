@@ -12,12 +12,15 @@ from eqsat_deploy.language import (
     avg_pool2d,
     conv2d,
     linear,
+    matmul,
     max_pool2d,
+    ones,
     permute,
     reduce_,
     replace,
     vec,
 )  # fmt: skip
+from eqsat_deploy.language.shapes import encode
 from eqsat_deploy.rules import Equation, Term, integer, integers, name, rule, shape
 from eqsat_rewrites.layout import CHANNELS_FIRST, CHANNELS_LAST
 
@@ -41,6 +44,25 @@ def average_pool_of_all_is_mean(
     return avg_pool2d(x, vec(h, w), stride, padding, ceil, include_pad), reduce_("mean", x, OVER_MAP), [
         padding[0] == 0, padding[1] == 0, ceil == 0,
     ]  # fmt: skip
+
+
+@rule("real", x="~ n p k", column=integers(lambda d: [encode((d["k"], 1))]), dt=name("float64"))
+def product_with_ones_is_sum(x: Term, column: Term, dt: Term) -> Equation:
+    """A product with a column of ones is a sum: means are written so as well. Engines time both alike, and a reduction
+    can be moved."""
+    total = reduce_("sum", x, (0, 0, 0, 0, 0, 0, 1))
+    return (
+        matmul(x, ones(column, dt)),
+        total,
+        [column[0] == 2, column[6] == 1, shape(x)[0] >= 2, dt != "bool"],
+    )
+
+
+@rule("real", x="~ n p k", row=integers(lambda d: [encode((1, d["p"]))]), dt=name("float64"))
+def product_of_ones_is_sum(x: Term, row: Term, dt: Term) -> Equation:
+    """A product of a row of ones is a sum over the last axis but one."""
+    total = reduce_("sum", x, (0, 0, 0, 0, 0, 1, 0))
+    return matmul(ones(row, dt), x), total, [row[0] == 2, row[5] == 1, shape(x)[0] >= 2, dt != "bool"]
 
 
 @rule("exact", x="n c h w", stride=integers((1, 1), (7, 7)), padding=UNPADDED, ceil=integer(0), **MAP)

@@ -51,3 +51,26 @@ def test_a_convnext_that_is_averaged_computes_its_last_linear_once():
     assert_same(model, found, x)
     assert {"mean-of-sum"} <= {u.name for u in found.report.rules if u.used}
     assert called(found).count("Linear") + called(found).count("Conv2d") == 3
+
+
+class MeanByProduct(nn.Module):
+    """Tokens averaged by a product with ones, as pooling under a mask writes it, then a Linear."""
+
+    def __init__(self, left: bool) -> None:
+        super().__init__()
+        self.left, self.last, self.head = left, nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.last(x)
+        pooled = torch.ones(1, 5) @ x * (1 / 5) if self.left else (x.mT @ torch.ones(5, 1) / 5).mT
+        return self.head(pooled[:, 0])
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_a_mean_written_as_a_product_is_taken_before_the_linear_that_it_follows(left):
+    model, x = randomized(MeanByProduct(left)), torch.randn(2, 5, 6)
+    found = optimized(model, x, cost="flops")
+    assert_same(model, found, x)
+    assert "matmul" not in found.code
+    (mean,) = [n for n in found.graph.nodes if "mean" in n.name]
+    assert mean.args[0].op == "placeholder", "averaged first"
