@@ -146,6 +146,11 @@ def _alive(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node in alive]
 
 
+def _beside_the_batch(size: int) -> bool:
+    """Whether a size is a multiple of the batch and a number, such as what a padded batch has: none is written so."""
+    return size % BATCH != 0 and size > BATCH // 2 and (size + PER_CHANNEL // 2) % BATCH < PER_CHANNEL
+
+
 class Rows:
     """Interprets operators as hash-consed rows of a `Lowered`; `current` is the origin that new rows get."""
 
@@ -165,6 +170,8 @@ class Rows:
         meta = torch.empty(value.shape, dtype=value.dtype, device="meta")
         if meta.dim() > MAX_RANK:
             raise Unsupported(f"rank above {MAX_RANK}")
+        if any(_beside_the_batch(d) for d in meta.shape):
+            raise Unsupported(UNKNOWN)
         row = operator.join(tuple(o.row for o in operands), attributes)
         batched = any(d % BATCH == 0 for d in meta.shape if d)
         return self.add(Row(operator, row), meta, not batched and all(o.constant for o in operands))

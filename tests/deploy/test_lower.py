@@ -10,7 +10,7 @@ from eqsat_deploy.language import BATCH
 from eqsat_deploy.lower import lower
 from eqsat_deploy.soundness import check_egraph
 from tests.support.models import Aliasing, Attends, Opaque, Residual, Tied, Transformer, image, randomized
-from tests.support.stages import captured, kinds, lowered
+from tests.support.stages import assert_same, captured, kinds, lowered, optimized
 
 
 class Function(nn.Module):
@@ -152,3 +152,21 @@ def test_an_operator_that_is_refused_once_it_is_taken_apart_leaves_no_row():
     low = lowered(model, image(2, 3, 4))
     assert kinds(low) == ["input", "permute", "opaque"]
     assert check_egraph(model, image(2, 3, 4)).ok
+
+
+def test_attention_over_the_batch_with_a_key_of_its_own_stays_whole():
+    """Positions are the batch, and there is one key more: no operator has a size of the batch and one."""
+
+    class OverTheBatch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, add_zero_attn=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attention(x, x, x, need_weights=False)[0]
+
+    model, x = randomized(OverTheBatch()), image(2, 5, 8)
+    low = lowered(model, x)
+    assert kinds(low).count("opaque") == 1
+    assert check_egraph(model, x).ok
+    assert_same(model, optimized(model, x), x)
