@@ -382,7 +382,7 @@ def vit(batch: int, dtype: str) -> list[Kernel]:
         # NVIDIA/TensorRT, tools/tensorflow-quantization model zoo: A100, TensorRT 8.4, batch 1, milliseconds.
         ("A100", resnet((3, 4, 6, 3), "int8"), 0.46),
         ("A100", resnet((3, 4, 23, 3), "int8"), 0.84),
-        # embedl-deploy's public documentation: L4, TensorRT 10.9, batch 1.
+        # A deployment library's public documentation: L4, TensorRT 10.9, batch 1.
         ("L4", resnet((3, 4, 6, 3), "int8"), 0.218),
         ("L4", resnet((3, 4, 6, 3), "float16"), 0.267),
         # NVIDIA/FasterTransformer, ViT guide: A100, batch 8 and 32.
