@@ -90,6 +90,8 @@ class Hole:
 
 PER_CHANNEL = 1 << 16
 """Elements up to which the signs of a parameter are looked at."""
+BESIDE = 1 << 15
+"""The largest number that a size beside a multiple of the batch is told by."""
 
 
 @dataclass
@@ -148,7 +150,7 @@ def _alive(graph: fx.Graph) -> list[fx.Node]:
 
 def _beside_the_batch(size: int) -> bool:
     """Whether a size is a multiple of the batch and a number, such as what a padded batch has: none is written so."""
-    return size % BATCH != 0 and size > BATCH // 2 and (size + PER_CHANNEL // 2) % BATCH < PER_CHANNEL
+    return size % BATCH != 0 and size > BATCH // 2 and (size + BESIDE) % BATCH < 2 * BESIDE
 
 
 class Rows:

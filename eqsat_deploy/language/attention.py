@@ -17,18 +17,11 @@ from eqsat_deploy.language.movement import concat, cut, expand_to, pad, to_order
 from eqsat_deploy.language.normalization import reduce_, softmax
 from eqsat_deploy.language.operator import IMPORTERS, Ints, Unsupported, aten, operator
 from eqsat_deploy.language.pointwise import add, mul
-from eqsat_deploy.language.shapes import SLOTS
-
-
-def _numel(shape: Ints) -> float:
-    total = 1.0
-    for dimension in shape:
-        total *= dimension
-    return total
+from eqsat_deploy.language.shapes import SLOTS, elements
 
 
 def _scores_flops(out: Ints, q: Ints, k: Ints, *_: Any) -> float:
-    return 4.0 * _numel(q) * k[-2]
+    return 4.0 * elements(q) * k[-2]
 
 
 def _attended(q: Any, v: Any) -> Any:
@@ -78,7 +71,7 @@ class PackedAttention(nn.Module):
 
 @operator(
     shape=lambda qkv, heads, scale: replace(qkv, 6, qkv[6] // 3),
-    flops=lambda out, qkv, heads, scale: 4.0 * _numel(out) * out[-2],
+    flops=lambda out, qkv, heads, scale: 4.0 * elements(out) * out[-2],
     module=lambda heads, scale: PackedAttention(heads, scale),
 )
 def packed_attention(qkv: Tensor, heads: int, scale: float) -> Tensor:
@@ -108,7 +101,7 @@ class SelfAttention(nn.Module):
 
 
 def _mha_flops(out: Ints, x: Ints, *_: Any) -> float:
-    return 8.0 * _numel(x) * x[-1] + 4.0 * _numel(x) * x[-2]
+    return 8.0 * elements(x) * x[-1] + 4.0 * elements(x) * x[-2]
 
 
 @operator(

@@ -12,14 +12,7 @@ from torch import Tensor, nn
 from eqsat_deploy.language.expressions import maximum, replace, vec
 from eqsat_deploy.language.leaves import zeros_like
 from eqsat_deploy.language.operator import Ints, Unsupported, aten, operator
-from eqsat_deploy.language.shapes import SLOTS
-
-
-def _numel(shape: Sequence[int]) -> float:
-    total = 1.0
-    for dimension in shape:
-        total *= dimension
-    return total
+from eqsat_deploy.language.shapes import SLOTS, elements
 
 
 def conv_size(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Any:
@@ -46,7 +39,7 @@ def _conv2d_module(
 
 
 def _conv2d_flops(out: Ints, x: Ints, w: Ints, *_: Any) -> float:
-    return 2.0 * _numel(out) * _numel(w[1:])
+    return 2.0 * elements(out) * elements(w[1:])
 
 
 @operator(
@@ -86,7 +79,7 @@ def _transposed_size(size: Any, kernel: Any, stride: Any, padding: Any, extra: A
         _transposed_size(x[6], w[6], stride[1], padding[1], output_padding[1], dilation[1]),
     ),
     epilogue=True, integer="compute", linear=True, module=_conv_transpose2d_module,
-    flops=lambda out, x, w, *_: 2.0 * _numel(x) * _numel(w[1:]),
+    flops=lambda out, x, w, *_: 2.0 * elements(x) * elements(w[1:]),
 )  # fmt: skip
 def conv_transpose2d(
     x: Tensor, w: Tensor, b: Tensor, stride: Ints, padding: Ints, output_padding: Ints, dilation: Ints,
@@ -103,7 +96,7 @@ def _linear_module(w: Tensor, b: Tensor) -> nn.Module:
 @operator(
     shape=lambda x, w, b: replace(x, 6, w[5]),
     epilogue=True, integer="compute", linear=True, module=_linear_module,
-    flops=lambda out, x, w, *_: 2.0 * _numel(out) * w[1],
+    flops=lambda out, x, w, *_: 2.0 * elements(out) * w[1],
 )  # fmt: skip
 def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     """x @ w.T + b over the last axis; weight (out, in), bias (out)."""
@@ -113,7 +106,7 @@ def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 @operator(
     shape=lambda a, b: vec(*(maximum(a[i], b[i]) for i in range(5)), a[5], b[6]),
     epilogue=True, linear=True,
-    flops=lambda out, a, b: 2.0 * _numel(out) * a[-1],
+    flops=lambda out, a, b: 2.0 * elements(out) * a[-1],
 )  # fmt: skip
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """Matrix product over the last two axes, leading axes broadcast. Both of rank two or more."""

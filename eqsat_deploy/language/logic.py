@@ -9,8 +9,8 @@ import torch
 
 from eqsat_deploy.language.expressions import broadcast
 from eqsat_deploy.language.leaves import ones, scalar
-from eqsat_deploy.language.operator import Ints, Unsupported, aten, operator
-from eqsat_deploy.language.pointwise import cast
+from eqsat_deploy.language.operator import Unsupported, aten, operator
+from eqsat_deploy.language.pointwise import cast_to, per_element
 from eqsat_deploy.language.shapes import encode
 
 COMPARISONS: dict[str, Callable[..., Any]] = {
@@ -25,20 +25,13 @@ COMPARISONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _count(out: Ints, *_: Any) -> float:
-    total = 1.0
-    for dimension in out:
-        total *= dimension
-    return total
-
-
-@operator(shape=lambda f, a, b: broadcast(a, b), flops=_count)
+@operator(shape=lambda f, a, b: broadcast(a, b), flops=per_element)
 def compare(f: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """A boolean of two tensors, with broadcasting: `eq`, `ge`, `gt`, `le`, `lt`, `ne`; `and`, `or` of booleans."""
     return COMPARISONS[f](a, b)  # type: ignore[no-any-return]
 
 
-@operator(shape=lambda condition, a, b: broadcast(condition, broadcast(a, b)), flops=_count)
+@operator(shape=lambda condition, a, b: broadcast(condition, broadcast(a, b)), flops=per_element)
 def where(condition: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """`a` where the condition (booleans) is true, `b` elsewhere, with broadcasting."""
     return torch.where(condition, a, b)
@@ -46,7 +39,7 @@ def where(condition: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Te
 
 def number_of(dtype: torch.dtype, value: float) -> Any:
     """A number of a dtype: what a condition chooses would be float64 otherwise."""
-    return cast(scalar(float(value)), str(dtype).removeprefix("torch."))
+    return cast_to(scalar(float(value)), dtype)
 
 
 def mask_bias(removed: Any, like: Any) -> Any:

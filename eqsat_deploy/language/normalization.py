@@ -14,7 +14,7 @@ from eqsat_deploy.language.expressions import vec
 from eqsat_deploy.language.leaves import scalar, zeros_like
 from eqsat_deploy.language.movement import to_shape
 from eqsat_deploy.language.operator import Ints, Unsupported, aten, operator
-from eqsat_deploy.language.pointwise import add, cast, mul, sub, unary
+from eqsat_deploy.language.pointwise import add, cast_to, mul, sub, unary
 from eqsat_deploy.language.shapes import BATCH, SLOTS, axis, slot
 
 REDUCTIONS = {"amax": torch.amax, "amin": torch.amin, "mean": torch.mean, "sum": torch.sum}
@@ -268,7 +268,7 @@ aten("amin.default")(_import_reduction("amin"))
 @aten("cumsum.default")
 def _cumsum(x: Any, dim: int, *, dtype: torch.dtype | None = None) -> Any:
     dtype = dtype or (x.dtype if x.dtype.is_floating_point else torch.int64)
-    x = x if x.dtype == dtype else cast(x, str(dtype).removeprefix("torch."))
+    x = x if x.dtype == dtype else cast_to(x, dtype)
     return cumsum(x, slot(dim, len(x.shape)))
 
 

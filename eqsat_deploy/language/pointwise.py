@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from eqsat_deploy.language.expressions import broadcast
 from eqsat_deploy.language.leaves import scalar
 from eqsat_deploy.language.operator import Unsupported, aten, operator
+from eqsat_deploy.language.shapes import elements
 
 UNARY: dict[str, Callable[..., Any]] = {
     "abs": torch.abs,
@@ -72,21 +73,19 @@ def parse_function(f: str) -> tuple[str, tuple[float, ...]]:
     return match[1], tuple(float(a) for a in match[2].split(",")) if match[2] else ()
 
 
-def _count(out: tuple[int, ...], *_: Any) -> float:
-    total = 1.0
-    for dimension in out:
-        total *= dimension
-    return total
+def per_element(out: tuple[int, ...], *_: Any) -> float:
+    """One operation for every element of the result."""
+    return elements(out)
 
 
-@operator(shape=lambda f, x: x, epilogue=True, integer="never", flops=_count)
+@operator(shape=lambda f, x: x, epilogue=True, integer="never", flops=per_element)
 def unary(f: str, x: torch.Tensor) -> torch.Tensor:
     """A unary function, its constants in its name: `relu`, `clamp(0.0,6.0)`."""
     name, constants = parse_function(f)
     return UNARY[name](x, *constants)  # type: ignore[no-any-return]
 
 
-@operator(shape=lambda f, a, b: broadcast(a, b), epilogue=True, integer="pointwise", flops=_count)
+@operator(shape=lambda f, a, b: broadcast(a, b), epilogue=True, integer="pointwise", flops=per_element)
 def binary(f: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """A binary function with broadcasting: `add`, `sub`, `mul`, `div`, `maximum`, `minimum`, `pow`."""
     return BINARY[f](a, b)  # type: ignore[no-any-return]
@@ -203,12 +202,17 @@ def _pow(x: Any, exponent: float) -> Any:
     return unary(f"pow({float(exponent)})", x)
 
 
+def cast_to(x: Any, dtype: torch.dtype) -> Any:
+    """`cast` to a dtype of torch."""
+    return cast(x, str(dtype).removeprefix("torch."))
+
+
 def _promoted(x: Any, other: Any) -> Any:
     """Booleans or integers beside a floating tensor are converted to its dtype, as torch does."""
     numbers = any(isinstance(value, int | float) for value in (x, other))
     if numbers or x.dtype.is_floating_point or not other.dtype.is_floating_point:
         return x
-    return cast(x, str(other.dtype).removeprefix("torch."))
+    return cast_to(x, other.dtype)
 
 
 def _import_binary(f: str) -> Callable[..., Any]:
@@ -264,4 +268,4 @@ def _to(x: Any, *args: Any, dtype: torch.dtype | None = None, **kwargs: Any) -> 
         dtype = arg if isinstance(arg, torch.dtype) else getattr(arg, "dtype", dtype)
     if dtype is None or dtype == x.dtype:
         return x
-    return cast(x, str(dtype).removeprefix("torch."))
+    return cast_to(x, dtype)

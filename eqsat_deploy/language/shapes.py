@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from math import prod
 from typing import Any
 
 BATCH = 1_000_003
@@ -86,3 +87,8 @@ def reshape_sizes(encoded: Sequence[int]) -> list[int]:
     if sum(d % BATCH == 0 for d in dims) == 1:
         return [-1 if d % BATCH == 0 else d for d in dims]
     return sizes(encoded)
+
+
+def elements(shape: Sequence[int]) -> float:
+    """How many elements a tensor of a torch shape has; as a float, as counts of operations are."""
+    return prod(shape, start=1.0)

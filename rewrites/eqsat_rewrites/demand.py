@@ -22,6 +22,7 @@ from eqsat_deploy.language import (
     unary,
 )  # fmt: skip
 from eqsat_deploy.rules import Equation, Term, integer, integers, name, number, rule, shape
+from eqsat_rewrites.layout import CHANNELS_FIRST, TRANSPOSED
 
 FUNCTIONS = name("relu", "gelu", "hardswish")
 SLOT = integer(4, 5)
@@ -106,7 +107,7 @@ def slice_of_layer_norm(
 
 
 @rule("exact", phase="demand", x="~ a b c", a=LONG, b=LONG, c=LONG,
-      order=integers((0, 1, 2, 3, 4, 6, 5), (0, 1, 2, 3, 6, 4, 5)), slot=integer(4, 5, 6), start=integer(0, 1),
+      order=integers(TRANSPOSED, CHANNELS_FIRST), slot=integer(4, 5, 6), start=integer(0, 1),
       stop=integer(2, 3), step=integer(1))  # fmt: skip
 def slice_of_permute(x: Term, order: Term, slot: Term, start: Term, stop: Term, step: Term) -> Equation:
     """Part of a permuted tensor is the permuted part."""

@@ -35,6 +35,7 @@ from eqsat_deploy.language import (
     zeros,
 )  # fmt: skip
 from eqsat_deploy.rules import Equation, Term, constant, integer, integers, name, number, rule, shape
+from eqsat_rewrites.layout import TRANSPOSED
 
 HEADS_FIRST = (0, 1, 2, 3, 5, 4, 6)
 
@@ -55,7 +56,6 @@ def packed_attention_as_scaled_dot_product(
 
 # -- the chain of products ---------------------------------------------------------------------------------
 
-SWAP = (0, 1, 2, 3, 4, 6, 5)
 CHAIN: dict[str, Any] = {"q": "... s e", "t": "... e k", "v": "... k f"}
 SCORES: dict[str, Any] = {"q": "... s e", "t": "... e k"}
 NUMBERS = number(0.5, 2.0)
@@ -80,13 +80,17 @@ def fits_scores(mask: Term, q: Term, t: Term) -> list[Any]:
 @rule("real", **CHAIN)
 def chain_is_attention(q: Term, t: Term, v: Term) -> Equation:
     """Product, softmax, product is attention (Vaswani et al. 2017, equation 1)."""
-    return matmul(softmax(matmul(q, t), 6), v), attention(q, permute(t, SWAP), v, 1.0), of_one_rank(q, t, v)
+    return (
+        matmul(softmax(matmul(q, t), 6), v),
+        attention(q, permute(t, TRANSPOSED), v, 1.0),
+        of_one_rank(q, t, v),
+    )
 
 
 @rule("real", **CHAIN, m="~ s k")
 def masked_chain_is_attention(q: Term, t: Term, v: Term, m: Term) -> Equation:
     """With a mask, or a bias of relative positions, added to the scores it is masked attention."""
-    attended = masked_attention(q, permute(t, SWAP), v, m, 1.0)
+    attended = masked_attention(q, permute(t, TRANSPOSED), v, m, 1.0)
     return (
         matmul(softmax(add(matmul(q, t), m), 6), v),
         attended,
@@ -98,7 +102,7 @@ def masked_chain_is_attention(q: Term, t: Term, v: Term, m: Term) -> Equation:
 def attention_beside_its_weights(q: Term, t: Term, v: Term, scale: Term) -> Equation:
     """Where the weights of attention are computed anyway, it is their product with the values."""
     weights = softmax(matmul(mul(q, scalar(scale)), t), 6)
-    product = (attention(q, permute(t, SWAP), v, scale), matmul(weights, v))
+    product = (attention(q, permute(t, TRANSPOSED), v, scale), matmul(weights, v))
     return product, (weights, weights), of_one_rank(q, t, v)
 
 

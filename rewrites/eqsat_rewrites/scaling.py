@@ -254,6 +254,11 @@ POOL: dict[str, Any] = {
 }  # fmt: skip
 
 
+MAX_POOL: dict[str, Any] = {k: v for k, v in POOL.items() if k != "include_pad"} | {
+    "dilation": integers((1, 1))
+}
+
+
 @rule("real", both=True, x="n c h w", s="1... c 1 1", **POOL)
 def scale_through_average_pool(
     x: Term, s: Term, kernel: Term, stride: Term, padding: Term, ceil: Term, include_pad: Term
@@ -272,8 +277,7 @@ def shift_through_average_pool(
     return add(pooled, t), shifted, [constant(t), shape(t)[0] <= 4, padding[0] == 0, padding[1] == 0]
 
 
-@rule("real", x="n c h w", s="1... c 1 1", kernel=POOL["kernel"], stride=POOL["stride"],
-      padding=integers((0, 0), (1, 1)), dilation=integers((1, 1)), ceil=POOL["ceil"], h=(4, 5), w=(4, 5))  # fmt: skip
+@rule("real", x="n c h w", s="1... c 1 1", **MAX_POOL)
 def scale_after_max_pool(
     x: Term, s: Term, kernel: Term, stride: Term, padding: Term, dilation: Term, ceil: Term
 ) -> Equation:
@@ -284,8 +288,7 @@ def scale_after_max_pool(
     ]  # fmt: skip
 
 
-@rule("real", x="n c h w", k=number(0.5, 3.0), kernel=POOL["kernel"], stride=POOL["stride"],
-      padding=integers((0, 0), (1, 1)), dilation=integers((1, 1)), ceil=POOL["ceil"], h=(4, 5), w=(4, 5))  # fmt: skip
+@rule("real", x="n c h w", k=number(0.5, 3.0), **MAX_POOL)
 def positive_factor_after_max_pool(
     x: Term, k: Term, kernel: Term, stride: Term, padding: Term, dilation: Term, ceil: Term
 ) -> Equation:
@@ -294,8 +297,7 @@ def positive_factor_after_max_pool(
     return mul(max_pool2d(x, kernel, stride, padding, dilation, ceil), scalar(k)), scaled, [k > 0.0]
 
 
-@rule("exact", x="n c h w", t="1... c 1 1", kernel=POOL["kernel"], stride=POOL["stride"],
-      padding=integers((0, 0), (1, 1)), dilation=integers((1, 1)), ceil=POOL["ceil"], h=(4, 5), w=(4, 5))  # fmt: skip
+@rule("exact", x="n c h w", t="1... c 1 1", **MAX_POOL)
 def shift_after_max_pool(
     x: Term, t: Term, kernel: Term, stride: Term, padding: Term, dilation: Term, ceil: Term
 ) -> Equation:

@@ -18,6 +18,7 @@ from eqsat_deploy.language import (
 from eqsat_deploy.language.linear import conv_size
 from eqsat_deploy.language.shapes import SLOTS
 from eqsat_deploy.rules import Equation, Term, constant, dtype, integer, integers, name, rule, shape
+from eqsat_rewrites.layout import TRANSPOSED
 
 NONE = (0,) * SLOTS
 # Of five axes the first two, or the second two, change places.
@@ -65,7 +66,7 @@ def shuffle_after_depthwise(
     ordered = reshape(
         permute(reshape(weight, dims(second, first, 1, kh, kw)), SWAP_FIRST), dims(c, 1, kh, kw)
     )
-    bias = reshape(permute(reshape(b, dims(second, first)), (0, 1, 2, 3, 4, 6, 5)), dims(c))
+    bias = reshape(permute(reshape(b, dims(second, first)), TRANSPOSED), dims(c))
     sizes = [
         conv_size(s, k, stride[i], padding[i], dilation[i]) for i, (s, k) in enumerate(((h, kh), (w, kw)))
     ]
@@ -81,7 +82,7 @@ def shuffle_after_channels(
     x: Term, t: Term, split: Term, f: Term, n: Term, c: Term, h: Term, w: Term
 ) -> Equation:
     """Scaling or shifting shuffled channels can come before the shuffle."""
-    ordered = reshape(permute(reshape(t, dims(split[4], split[3])), (0, 1, 2, 3, 4, 6, 5)), dims(c, 1, 1))
+    ordered = reshape(permute(reshape(t, dims(split[4], split[3])), TRANSPOSED), dims(c, 1, 1))
     shuffled = binary(f, _shuffled(x, split, n, c, h, w), t)
     return shuffled, _shuffled(binary(f, x, ordered), split, n, c, h, w), [
         *_splits(split, n, h, w), constant(t), shape(t)[0] <= 4,
