@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from eqsat_deploy.deployment import record
 from eqsat_deploy.engines.openvino import OpenVINOEngine
 from eqsat_deploy.quantization import quantize
 from tests.deploy.placing import ADDS, POOLS, WEIGHTED, Attention, images, place, torchvision_model, traced
@@ -99,7 +100,7 @@ def compare(name: str) -> list[str]:
     contestants: dict[str, Callable[[Tensor], Tensor]] = {}
     floats: dict[str, int] = {}
     for label, readers in PLACEMENTS.items():
-        module.meta["placement"] = place(module, readers)
+        record(module, placement=place(module, readers))
         engine = OpenVINOEngine.build(quantize(module, data))
         contestants[label] = engine
         anchors = [la for la in engine.layers() if la.type in ("Convolution", "FullyConnected")]
@@ -127,7 +128,7 @@ def calibration(name: str, count: int) -> list[str]:
     """Seconds to quantize with `count` images: ours by observer and batch size, and NNCF's."""
     model = model_of(name)
     module = traced(copy.deepcopy(model), torch.zeros(1, 3, 224, 224))
-    module.meta["placement"] = place(module, WEIGHTED + ADDS + POOLS)
+    record(module, placement=place(module, WEIGHTED + ADDS + POOLS))
     single = list(images(count, size=224, batch=1))
     rows = []
     for size in (1, 10):

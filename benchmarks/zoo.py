@@ -27,6 +27,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -139,16 +140,16 @@ def _differs(captured: Captured, module: nn.Module) -> bool:
     return False
 
 
-def isolated(spec: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The row of one model, computed in a process of its own, forked from one that has the libraries loaded."""
+def isolated(work: Callable[[str], dict[str, Any]], spec: str, *, timeout: float) -> dict[str, Any]:
+    """`work(spec)`, the row of one model, in a process of its own, forked from one that has the libraries loaded."""
     received, sent = FORKS.Pipe(duplex=False)
-    process = FORKS.Process(target=_send, args=(sent, spec, arguments))
+    process = FORKS.Process(target=_send, args=(sent, work, spec))
     start = time.perf_counter()
     process.start()
     sent.close()
     try:
-        if not received.poll(arguments.timeout):
-            return {"model": spec, "status": f"no result after {arguments.timeout:g} s", "error": "timeout"}
+        if not received.poll(timeout):
+            return {"model": spec, "status": f"no result after {timeout:g} s", "error": "timeout"}
         row: dict[str, Any] = received.recv()
     except EOFError:
         process.join()
@@ -172,14 +173,13 @@ def versions() -> dict[str, str]:
     return found | ({"commit": commit.stdout.strip()} if commit.returncode == 0 else {})
 
 
-def _send(pipe: Connection, spec: str, arguments: argparse.Namespace) -> None:
+def _send(pipe: Connection, work: Callable[[str], dict[str, Any]], spec: str) -> None:
     """What the process of a model does: its row, or why there is none."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
         os.dup2(nowhere.fileno(), sys.stderr.fileno())
     try:
-        row = survey(spec, cost=arguments.cost, seed=arguments.seed, threads=arguments.threads,
-                     side=arguments.side)  # fmt: skip
+        row = work(spec)
     except Exception as error:  # whatever goes wrong with somebody's model is the row's status
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         notes = "; ".join(getattr(error, "__notes__", []))
@@ -219,8 +219,10 @@ def main() -> int:
         rows = json.loads(arguments.json.read_text())
     known = {row["model"] for row in rows}
     missing = [spec for spec in expand(arguments.models) if spec not in known]
+    work = partial(survey, cost=arguments.cost, seed=arguments.seed, threads=arguments.threads,
+                   side=arguments.side)  # fmt: skip
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for row in pool.map(partial(isolated, arguments=arguments), missing):
+        for row in pool.map(partial(isolated, work, timeout=arguments.timeout), missing):
             rows.append(row)
             print(_line(row), flush=True)
             if arguments.json:

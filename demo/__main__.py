@@ -18,6 +18,7 @@ import eqsat_deploy as eqd
 from demo.data import Digits, digits
 from demo.models import ConvNet, VisionTransformer
 from demo.training import accuracy, train
+from eqsat_deploy.deployment import comparable
 from eqsat_deploy.engines import Batch, find_engine
 from eqsat_deploy.engines.race import race
 from eqsat_deploy.optimizer import TARGET
@@ -56,7 +57,7 @@ def run(name: str, model: nn.Module, data: Digits, folder: Path, *, epochs: int,
     with stages(f"{name}: build"):
         engine = quantized.build(batch=BATCH)
     with stages(f"{name}: measure"):
-        plain = find_engine().build(optimized.meta["plain"].module(), batch=Batch(typical=BATCH))
+        plain = find_engine().build(comparable(optimized), batch=Batch(typical=BATCH))
         with torch.no_grad():
             contestants = {"torch": model, "float": plain, "int8": engine}
             timings = race(contestants, (data.test_images[:BATCH],), seconds=seconds, runs=10_000)

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from eqsat_deploy.engines.base import Engine, Signature, find_engine
+from eqsat_deploy.deployment import Signature
+from eqsat_deploy.engines.base import Engine, find_engine
 from eqsat_deploy.errors import ArtifactError, EngineError, EqsatError, UnknownNameError
 
 FORMAT = 1

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from eqsat_deploy.build import is_quantized
-from eqsat_deploy.engines import Batch, Engine, find_engine
+from eqsat_deploy.deployment import Batch, comparable
+from eqsat_deploy.engines import Engine, find_engine
 from eqsat_deploy.engines.race import Timing, race
 from eqsat_deploy.module import OptimizedModule
 from eqsat_deploy.stages import Stages
@@ -45,15 +46,16 @@ def compare(
     maker, sizes = find_engine(engine), Batch(typical=batch)
     stages = Stages()
     precision = "INT8" if is_quantized(quantized) else "float"
-    forms: dict[str, Callable[[], fx.GraphModule]] = {}
-    forms[f"plain, {maker.name} float"] = optimized.meta["plain"].module
-    if baseline and precision == "INT8":
-        forms[f"plain, {maker.name} INT8"] = quantized.meta["plain"].module
-    forms[f"chosen, {maker.name} {precision}"] = lambda: quantized
+    forms: dict[str, fx.GraphModule] = {}
+    if (plain := comparable(optimized)) is not None:
+        forms[f"plain, {maker.name} float"] = plain
+    if baseline and precision == "INT8" and (plain := comparable(quantized)) is not None:
+        forms[f"plain, {maker.name} INT8"] = plain
+    forms[f"chosen, {maker.name} {precision}"] = quantized
     engines: dict[str, Engine] = {}
-    for name, make in forms.items():
+    for name, form in forms.items():
         with stages(f"build {name}"):
-            engines[name] = maker.build(make(), batch=sizes)
+            engines[name] = maker.build(form, batch=sizes)
     inputs = next(iter(engines.values())).signature.zeros(batch)
     with stages("race"), torch.no_grad():
         return race({TORCH: model, **engines}, inputs, seconds=seconds, runs=10_000)

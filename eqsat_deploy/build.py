@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import fx
 
-from eqsat_deploy.engines import Batch, Engine, find_engine
+from eqsat_deploy.deployment import Batch, comparable, deployment
+from eqsat_deploy.engines import Engine, find_engine
 from eqsat_deploy.errors import EqsatError
 from eqsat_deploy.module import OptimizedModule
-from eqsat_deploy.placement import Placement
 from eqsat_deploy.stages import Stages
 
 CHOSEN, PLAIN = "chosen", "plain"
@@ -55,9 +55,10 @@ def build(
     with stages("build"):
         built = {CHOSEN: maker.build(module, batch=sizes, options=options)}
     latency: dict[str, float] = {}
-    if baseline and "plain" in module.meta:
+    plain = comparable(module) if baseline else None
+    if plain is not None:
         with stages("baseline"):
-            built |= _plain(lambda: maker.build(module.meta["plain"].module(), batch=sizes, options=options))
+            built |= _plain(lambda: maker.build(plain, batch=sizes, options=options))
         if PLAIN in built:
             with stages("race"):
                 latency = _race(built, sizes)
@@ -76,8 +77,7 @@ def is_quantized(module: fx.GraphModule) -> bool:
 
 def _expected_int8(module: OptimizedModule) -> list[str]:
     """Anchors of the kernels that are to compute in INT8."""
-    placement: Placement = module.meta["placement"]
-    return [kernel.anchor for kernel in placement.kernels if kernel.precision == "int8"]
+    return [kernel.anchor for kernel in deployment(module).placement.kernels if kernel.precision == "int8"]
 
 
 def _plain(make: Callable[[], Engine]) -> dict[str, Engine]:

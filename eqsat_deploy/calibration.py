@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eqsat_deploy.deployment import InputSpec
 from eqsat_deploy.errors import InputError, QuantizationError
-from eqsat_deploy.placement import InputSpec
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
 # Channel means and deviations of ImageNet, which torchvision's and most of timm's models were trained with.

@@ -20,8 +20,8 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
 
 from eqsat_deploy.attention import keep_attention_whole
+from eqsat_deploy.deployment import InputSpec
 from eqsat_deploy.errors import CaptureError, InputError
-from eqsat_deploy.placement import InputSpec
 
 BATCH_DIMENSION = Dim("batch")
 FUNCTIONAL_IN_PLACE = frozenset({"relu_", "relu6_", "hardtanh_", "silu_", "hardswish_", "hardsigmoid_", "sigmoid_",

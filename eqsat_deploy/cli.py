@@ -459,13 +459,14 @@ def _check_build(args: argparse.Namespace) -> None:
 
 def _quantize(args: argparse.Namespace, model: Any, optimized: Any) -> Any:
     from eqsat_deploy.calibration import load_batches
+    from eqsat_deploy.deployment import deployment
     from eqsat_deploy.stages import Stages
 
     if args.float:
         return optimized
     with Stages()("calibrate"):
         batches = load_batches(
-            args.calibration, optimized.meta["inputs"], normalization=_normalization(model)
+            args.calibration, deployment(optimized).inputs, normalization=_normalization(model)
         )
         return optimized.quantize(batches, observer=args.observer)
 

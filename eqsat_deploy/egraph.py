@@ -18,7 +18,7 @@ from typing import Any
 from egglog import bindings
 
 from eqsat_deploy.errors import EqsatError, RuleError
-from eqsat_deploy.language import OPERATORS, Expr, Operator
+from eqsat_deploy.language import OPERATORS, Expr, Guard, Operator
 from eqsat_deploy.language.expressions import literal
 from eqsat_deploy.language.shapes import BATCH, SLOTS, encode
 from eqsat_deploy.lower import Lowered
@@ -70,18 +70,6 @@ PRELUDE = f"""
 """
 
 
-NONNEGATIVE: dict[str, tuple[str, ...]] = {
-    "scalar": ("(>= a0 0.0)",),
-    "unary": ('(set-contains (set-of "exp" "rsqrt" "sqrt" "sigmoid") a0)',),
-    "binary": ('(set-contains (set-of "add" "div" "mul") a0)',),
-    "reshape": (),
-    "permute": (),
-    "expand": (),
-    "slice": (),
-}
-"""Operators without a negative element where their operands have none, and under which conditions."""
-
-
 def declarations(operators: Iterable[Operator]) -> str:
     """Constructors, row loaders and analysis rules of the operators."""
     return "\n".join(line for o in operators for line in _declare(o))
@@ -101,8 +89,7 @@ def _declare(o: Operator) -> list[str]:
         bound = [
             f"(Node a{i})" if s == "T" else f"w{i}" if s == "VI" else f"a{i}" for i, s in enumerate(sorts)
         ]
-    # a slice has no number: parts of one tensor are no siblings of each other, nor of the whole
-    numbered = "" if o.name == "slice" else "(set (row-of (Node i)) i)"
+    numbered = "(set (row-of (Node i)) i)" if o.numbered else ""
     lines = [
         f"(constructor {name} ({' '.join(sorts)}) T)",
         f"(relation row-{name} (i64 {' '.join(columns)}))",
@@ -125,8 +112,10 @@ def _declare(o: Operator) -> list[str]:
         lines.append(
             f"(rule ((= e {term}) {' '.join(facts)} (= r {result})) ((set (shape e) r)) :ruleset analysis)"
         )
-    if o.name in NONNEGATIVE:
-        facts = [*NONNEGATIVE[o.name], *(f"(nonnegative a{i})" for i, s in enumerate(sorts) if s == "T")]
+    if o.nonnegative is not None:
+        condition = o.nonnegative(*(Expr(f"a{i}", s) for i, s in enumerate(sorts) if s != "T"))
+        facts = [condition.text] if isinstance(condition, Guard) else []
+        facts += [f"(nonnegative a{i})" for i, s in enumerate(sorts) if s == "T"]
         lines.append(f"(rule ((= e {term}) {' '.join(facts)}) ((nonnegative e)) :ruleset analysis)")
     if o.integer == "compute":
         lines.append(f"(rule ((= e {term})) ((over a{first_operand(o)} e)) :ruleset kin)")

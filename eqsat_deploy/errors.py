@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from difflib import get_close_matches
-
-SHOWN = 30
-"""Of how many known names all are listed beside the near misses of an unknown one."""
-
-
-class EqsatError(Exception):
-    """Base of all errors of eqsat-deploy."""
+from eqsat_extraction.errors import EqsatError as EqsatError
+from eqsat_extraction.errors import RegistrationError as RegistrationError
+from eqsat_extraction.errors import UnknownNameError as UnknownNameError
 
 
 class CaptureError(EqsatError):
@@ -19,19 +13,6 @@ class CaptureError(EqsatError):
 
 class InputError(EqsatError):
     """Example inputs, calibration batches or arguments do not fit the model."""
-
-
-class UnknownNameError(EqsatError):
-    """A name (cost model, rule, engine, extractor, model) is not known; the message lists near misses."""
-
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        names = sorted(known)
-        near = get_close_matches(name, names, n=3, cutoff=0.5)
-        said = [f"did you mean {' or '.join(map(repr, near))}?"] if near else []
-        if len(names) <= SHOWN or not near:
-            more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            said.append(f"known: {', '.join(names[:SHOWN]) or 'none'}{more}")
-        super().__init__(f"unknown {kind} {name!r}: {' '.join(said)}")
 
 
 class RuleError(EqsatError):

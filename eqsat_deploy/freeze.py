@@ -214,7 +214,8 @@ class _Freezer:
             left = []
             for number, node in pending:
                 known = classes[number]
-                known.dtype = known.dtype or self._dtype_of(node)
+                assert node.operator is not None
+                known.dtype = known.dtype or node.operator.dtype(*self._known(node))
                 if known.dtype == torch.float64 and known.shape and self._of_numbers(node):
                     known.dtype = (
                         floating  # a number has no precision of its own, whatever shape it was given
@@ -230,23 +231,12 @@ class _Freezer:
     def _of_numbers(self, node: ENode) -> bool:
         return bool(node.operands) and all(self.space.classes[o].shape == () for o in node.operands)
 
-    def _dtype_of(self, node: ENode) -> torch.dtype | None:
-        if node.kind == "cast":
-            return getattr(torch, node.attributes[0])  # type: ignore[no-any-return]
-        if node.kind == "compare":
-            return torch.bool
-        if node.kind == "scalar":
-            return torch.float64
-        if node.kind in ("zeros", "ones"):
-            return getattr(torch, node.attributes[1])  # type: ignore[no-any-return]
-        if node.kind == "identity_matrix":
-            return torch.float32
-        if node.kind in UNKNOWN_SHAPE:
-            return None
-        read = node.operands[1:] if node.kind == "where" else node.operands
-        operands = [self.space.classes[o] for o in read[:: -1 if node.kind == "embedding" else 1]]
-        ranked = [o for o in operands if o.shape] or operands
-        return ranked[0].dtype
+    def _known(self, node: ENode) -> tuple[Any, ...]:
+        """The arguments of an e-node, its operands as what is known of their e-classes."""
+        assert node.operator is not None
+        if node.kind == "opaque":
+            return node.args
+        return node.operator.join(tuple(self.space.classes[o] for o in node.operands), node.attributes)
 
     # -- kernels -------------------------------------------------------------------------------------------
 

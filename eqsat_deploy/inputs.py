@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from eqsat_deploy.deployment import KEY
 from eqsat_deploy.errors import InputError
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -113,12 +114,12 @@ def _transformers(model: nn.Module) -> Any:
 
 
 def _rebuilt(model: nn.Module) -> Any:
-    specs = getattr(model, "meta", {}).get("inputs") if isinstance(model, fx.GraphModule) else None
-    if not specs:
+    found = getattr(model, "meta", {}).get(KEY)
+    if found is None:
         return None
     shapes = [
         torch.empty([2 if s is None else s for s in spec.shape], dtype=spec.dtype, device="meta")
-        for spec in specs
+        for spec in found.inputs
     ]
     return tuple(_like(shape, model) for shape in shapes)
 

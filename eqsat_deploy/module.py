@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
+from eqsat_deploy.deployment import deployment
 from eqsat_deploy.errors import InputError
-from eqsat_deploy.placement import InputSpec
 from eqsat_deploy.report import Report
 
 
 class OptimizedModule(fx.GraphModule):
-    """The chosen form. Calls check that inputs have the shapes and dtypes it was specialized to.
-
-    `meta` holds `inputs`, `placement`, `report` and, where it is known, `plain`: the form an engine reaches by
-    itself, for comparison.
-    """
+    """The chosen form, with its record (`deployment`). Calls check that inputs have the shapes and dtypes it was
+    specialized to."""
 
     def __init__(
         self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "Optimized"
@@ -38,7 +34,9 @@ class OptimizedModule(fx.GraphModule):
     @property
     def report(self) -> Report:
         """What the optimization found."""
-        return self.meta["report"]  # type: ignore[no-any-return]
+        report = deployment(self).report
+        assert report is not None
+        return report
 
     def quantize(self, batches: Iterable[Any], **options: Any) -> OptimizedModule:
         """Calibrate on `batches` and put Q/DQ where the extraction placed them; see `quantization.quantize`.
@@ -48,11 +46,8 @@ class OptimizedModule(fx.GraphModule):
         """
         from eqsat_deploy.quantization import quantize
 
-        batches = list(batches)
-        quantized = with_meta(quantize(self, batches, **options))
-        plain = self.meta.get("plain")
-        if plain is not None:
-            quantized.meta["plain"] = Plain(lambda: quantize(plain.module(), batches, **options))
+        quantized = quantize(self, batches, **options)
+        assert isinstance(quantized, OptimizedModule)
         return quantized
 
     def build(self, engine: str = "auto", **options: Any) -> Any:
@@ -66,29 +61,10 @@ class OptimizedModule(fx.GraphModule):
         return build(self, engine, **options)
 
 
-@dataclass(frozen=True)
-class Plain:
-    """The form that an engine reaches by itself, made when it is asked for. Immutable, so copies share it."""
-
-    module: Callable[[], fx.GraphModule]
-
-    def __deepcopy__(self, memo: Mapping[int, Any]) -> Plain:
-        return self
-
-
-def with_meta(module: fx.GraphModule) -> OptimizedModule:
-    """`module` as an `OptimizedModule` with the same graph, submodules and meta."""
-    if isinstance(module, OptimizedModule):
-        return module
-    optimized = OptimizedModule(module, module.graph, "Optimized")
-    optimized.meta = dict(module.meta)
-    return optimized.train(module.training)
-
-
 def _check_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Shapes other than the batch are specialized: another height would be silently wrong, so it is an error."""
     assert isinstance(module, fx.GraphModule)
-    specs: tuple[InputSpec, ...] = module.meta.get("inputs", ())
+    specs = deployment(module).inputs
     if kwargs:
         try:
             args = tuple(inspect.signature(module.forward).bind(*args, **kwargs).arguments.values())

@@ -16,13 +16,14 @@ from torch.export import ExportedProgram
 
 from eqsat_deploy.capture import capture
 from eqsat_deploy.conversions import exact_anchor, prefer_converted
+from eqsat_deploy.deployment import fingerprint, record
 from eqsat_deploy.errors import ExtractionError, RuleError, UnknownNameError
 from eqsat_deploy.freeze import ENode, Space, freeze
 from eqsat_deploy.inputs import example_arguments
 from eqsat_deploy.lower import Lowered, lower
-from eqsat_deploy.module import OptimizedModule, Plain
-from eqsat_deploy.price import FREE, Priced, price
-from eqsat_deploy.rebuild import VIEWS, rebuild
+from eqsat_deploy.module import OptimizedModule
+from eqsat_deploy.price import Priced, is_launch, price
+from eqsat_deploy.rebuild import rebuild
 from eqsat_deploy.report import Report, RuleUse
 from eqsat_deploy.rules import EgglogRule, select
 from eqsat_deploy.saturate import Budget, saturate
@@ -115,14 +116,13 @@ def optimize(
         priced, solution = plain_priced, replace(plain_solution, bound=solution.bound)
     with stages("rebuild"), no_collection():
         optimized = _module(priced, solution, type(model).__name__)
+        plain = _module(plain_priced, plain_solution, "Plain")
     verified = None
     if check:
         with stages("verify"):
             verified = verify(captured, optimized)
-    optimized.meta["plain"] = Plain(lambda: _module(plain_priced, plain_solution, "Plain"))
-    optimized.meta["report"] = _report(
-        model, searched, priced, solution, plain_priced, plain_solution, verified, stages
-    )
+    report = _report(model, searched, priced, solution, plain_priced, plain_solution, verified, stages)
+    record(optimized, report=report, plain=plain, fingerprint=fingerprint(optimized))
     return optimized
 
 
@@ -133,15 +133,12 @@ def find_cost(cost: str | CostModel) -> CostModel:
         UnknownNameError: no such cost model is registered.
     """
     from eqsat_deploy.doctor import auto_cost, roofline_device
-    from eqsat_extraction.cost_models import cost_models, find_cost_model
+    from eqsat_extraction.cost_models import find_cost_model
 
     if not isinstance(cost, str):
         return cost
     if cost == "auto":
         cost = auto_cost()
-    known = cost_models()
-    if cost not in known:
-        raise UnknownNameError("cost model", cost, [*known, "auto"])
     device = roofline_device() if cost.startswith("trt_") else None
     return find_cost_model(cost) if device is None else find_cost_model(cost, device=device)
 
@@ -196,8 +193,8 @@ def known_extractor(name: str) -> None:
     """
     from eqsat_extraction import extractors
 
-    if name not in extractors():
-        raise UnknownNameError("extractor", name, extractors())
+    if (known := extractors()) and name not in known:
+        raise UnknownNameError("extractor", name, known)
 
 
 def _extract(
@@ -252,15 +249,14 @@ def _plain_is_among(rules: Iterable[EgglogRule]) -> bool:
 def _module(priced: Priced, solution: Solution, name: str) -> OptimizedModule:
     rebuilt = rebuild(priced, solution)
     module = OptimizedModule(rebuilt.root, rebuilt.graph, f"Optimized{name}")
-    module.meta |= {"inputs": rebuilt.inputs, "placement": rebuilt.placement}
+    record(module, inputs=rebuilt.inputs, placement=rebuilt.placement)
     return module.eval()
 
 
 def launches(priced: Priced, solution: Solution) -> list[int]:
     """Chosen choices that are kernel launches, as indices."""
     choices = priced.space.choices
-    free = VIEWS | FREE
-    return [i for i in solution.order(priced.egraph) if choices[i][1].kind not in free]
+    return [i for i in solution.order(priced.egraph) if is_launch(choices[i][1])]
 
 
 def _report(

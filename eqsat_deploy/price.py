@@ -11,15 +11,9 @@ import torch
 
 from eqsat_deploy.errors import ExtractionError
 from eqsat_deploy.freeze import CONCAT, CONSTANT, QUANTIZE, EClass, ENode, Space
-from eqsat_deploy.language.shapes import BATCH, SLOTS
+from eqsat_deploy.language.shapes import BATCH
 from eqsat_extraction import EGraph
-from eqsat_extraction.kernel import CostModel, Epilogue, Kernel, TensorSpec
-
-FREE = frozenset({"input", "parameter", CONSTANT, "result", "scalar", "zeros", "ones", "identity_matrix"})
-NAMES = {"self_attention": "multihead_attention", "masked_attention": "attention", "causal_attention": "attention",
-         "log_softmax": "softmax",
-         CONCAT: "concat"}  # fmt: skip
-
+from eqsat_extraction.kernel import CostModel, Epilogue, Kernel, Kind, TensorSpec
 
 # Among forms that a cost model cannot tell apart, the one with fewer steps: a folded bias before an added one, no mask
 # before a mask of zeros.
@@ -46,7 +40,7 @@ def price(space: Space, model: CostModel, *, batch: int = 1) -> Priced:
     known: dict[Kernel, float] = {}
     costs = np.empty(len(space.choices))
     for index, (number, node) in enumerate(space.choices):
-        if node.kind in FREE:
+        if is_leaf(node):
             costs[index] = 0.0
         elif not model.int8 and _is_integer(space, number, node):
             costs[index] = inf
@@ -59,6 +53,16 @@ def price(space: Space, model: CostModel, *, batch: int = 1) -> Priced:
     labels = tuple(describe(node) for _, node in space.choices)
     egraph = EGraph.build(nodes, space.roots, len(space.classes), ops=labels)
     return Priced(space, egraph, costs, model, batch)
+
+
+def is_leaf(node: ENode) -> bool:
+    """Whether a choice is there before anything runs: an input, a parameter, a constant."""
+    return node.kind == CONSTANT or (node.operator is not None and node.operator.kind is Kind.LEAF)
+
+
+def is_launch(node: ENode) -> bool:
+    """Whether a choice is a kernel that runs, and not a leaf or a view."""
+    return not is_leaf(node) and (node.operator is None or node.operator.kind is not Kind.VIEW)
 
 
 def _is_integer(space: Space, number: int, node: ENode) -> bool:
@@ -98,13 +102,9 @@ def _spec(known: EClass, float_dtype: str, batch: int) -> TensorSpec:
 
 def operator_name(node: ENode) -> str:
     """The name a cost model knows a kernel's anchor by."""
-    if node.kind == "unary":
-        return _function(node.attributes[0])
-    if node.kind in ("binary", "reduce"):
-        return str(node.attributes[0])
-    if node.kind == "standardize":
-        return "layer_norm" if node.attributes[0] == SLOTS - 1 else "channel_norm"
-    return NAMES.get(node.kind, node.kind)
+    if node.operator is None or node.kind == "opaque":
+        return node.kind
+    return node.operator.kernel_name(node.attributes)
 
 
 def _function(function: str) -> str:

@@ -11,17 +11,14 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from eqsat_deploy.attention import rebuild_attention
+from eqsat_deploy.deployment import InputSpec, PlacedKernel, Placement, Quantizer
 from eqsat_deploy.freeze import CONCAT, CONSTANT, QUANTIZE, ENode, Space
 from eqsat_deploy.language.operator import Evaluate, interpreted_by
 from eqsat_deploy.language.pointwise import BINARY, unary
 from eqsat_deploy.language.shapes import BATCH, axis, batch_size
 from eqsat_deploy.lower import Hole, Term
-from eqsat_deploy.placement import InputSpec, PlacedKernel, Placement, Quantizer
-from eqsat_deploy.price import Priced
+from eqsat_deploy.price import Priced, is_launch
 from eqsat_extraction import Solution
-
-VIEWS = frozenset({"reshape", "result"})
-OPTIONAL_BIAS = {"conv2d": 2, "conv_transpose2d": 2, "linear": 2}
 
 
 @dataclass(frozen=True)
@@ -178,7 +175,7 @@ class _Rebuilder:
         quantized = self.space.classes[number].quantized_of is not None
         if quantized and (node.steps or not self._hands_on(node)):
             self.quantizers[number] = value.node.name
-        if node.kind in VIEWS:
+        if not is_launch(node):
             return
         floating = self.priced.model.float_dtype
         precision = "int8" if node.integer else floating
@@ -207,12 +204,14 @@ class _Rebuilder:
             data = [self._value(o).node for o in node.operands[: node.operator.module_operands]]
             return self._proxy(self.graph.call_module(target, tuple(data)), rank)
         operands = [self._scalar(o) if node.kind == "binary" else self._value(o) for o in node.operands
-                    ] if node.kind not in OPTIONAL_BIAS else self._with_bias(node)  # fmt: skip
+                    ] if node.operator.bias is None else self._with_bias(node)  # fmt: skip
         emitted = node.operator.body(*node.operator.join(tuple(operands), node.attributes))
         return self._proxy(emitted.node, rank)
 
     def _with_bias(self, node: ENode) -> list[Any]:
-        position = OPTIONAL_BIAS[node.kind]
+        assert node.operator is not None
+        assert node.operator.bias is not None
+        position = node.operator.operand_names.index(node.operator.bias)
         bias = node.operands[position]
         none = self.space.classes[bias].constant and not self.constants[bias].any()
         return [None if i == position and none else self._value(o) for i, o in enumerate(node.operands)]

@@ -21,6 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from eqsat_deploy.errors import RuleError
 from eqsat_deploy.language.expressions import Expr, Guard, literal
+from eqsat_deploy.language.expressions import one_of as one_of
 from eqsat_deploy.language.operator import Operator, interpreted_by
 from eqsat_deploy.language.shapes import SLOTS, encode
 
@@ -172,13 +173,6 @@ def runtime(x: Any) -> Any:
 def nonnegative(x: Any) -> Any:
     """Guard: no element of `x` is negative, whatever the inputs. A fact about these very parameters."""
     return Guard(f"(nonnegative {_plain(x)})") if isinstance(x, Pattern) else True
-
-
-def one_of(value: Any, *names: str) -> Any:
-    """Guard: a string attribute is one of these."""
-    if isinstance(value, Expr):
-        return Guard(f"(set-contains (set-of {' '.join(map(literal, names))}) {value.text})")
-    return value in names
 
 
 def starts_with(value: Any, prefix: str) -> Any:

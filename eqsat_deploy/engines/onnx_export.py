@@ -28,7 +28,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
-from eqsat_deploy.engines.base import DEFAULT_BATCH, Batch, Signature, flat_outputs
+from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature, flat_outputs
 from eqsat_deploy.engines.program import export_program, node_origins
 from eqsat_deploy.errors import EngineError, UnknownNameError
 from eqsat_deploy.quantization import (
@@ -74,12 +74,12 @@ def export_onnx(
     """`module` as a serialized ONNX model for `lane` ("tensorrt", "onnxruntime"); always the same bytes.
 
     Inputs and outputs have the module's shapes and dtypes, and a symbolic `batch` dimension. Inputs are named
-    as in `meta["inputs"]`, outputs `output_0`, `output_1`, ... in the order of `flat_outputs`.
+    as in its record, outputs `output_0`, `output_1`, ... in the order of `flat_outputs`.
     Quantizers become what the lane has an encoding for: symmetric int8 for TensorRT, uint8 for ONNX Runtime.
     `module` is left as it is.
 
     Args:
-        module: a rebuilt or quantized module with `meta["inputs"]`.
+        module: a rebuilt or quantized module.
         lane: the runtime that will read the file.
         batch: the typical size must be one the module accepts.
         opset: ONNX opset, 21 unless given; 23 keeps attention as one operator.

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, fx
 
-from eqsat_deploy.engines.base import DEFAULT_BATCH, Batch, Engine, Layer, Signature, check_options
+from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
+from eqsat_deploy.engines.base import Engine, Layer, check_options
 from eqsat_deploy.engines.onnx_export import export_onnx, missing_packages, nodes_of
 from eqsat_deploy.errors import EngineError
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram, default_decompositions
 
-from eqsat_deploy.engines.base import DEFAULT_BATCH, Batch, Engine, Layer, Signature, check_options
+from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
+from eqsat_deploy.engines.base import Engine, Layer, check_options
 from eqsat_deploy.engines.program import export_program, node_origins
 from eqsat_deploy.errors import EngineError
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize

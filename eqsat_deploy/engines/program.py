@@ -12,7 +12,8 @@ import torch.fx.traceback
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
-from eqsat_deploy.engines.base import Signature, flat_module
+from eqsat_deploy.deployment import Signature
+from eqsat_deploy.engines.base import flat_module
 from eqsat_deploy.errors import EngineError
 
 

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, cuda, fx
 
-from eqsat_deploy.engines.base import DEFAULT_BATCH, Batch, Engine, Layer, Signature, check_options
+from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
+from eqsat_deploy.engines.base import Engine, Layer, check_options
 from eqsat_deploy.engines.onnx_export import (
     ATTENTION_OPSET,
     OPSET,

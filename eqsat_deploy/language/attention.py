@@ -18,6 +18,7 @@ from eqsat_deploy.language.normalization import reduce_, softmax
 from eqsat_deploy.language.operator import IMPORTERS, Ints, Unsupported, aten, operator
 from eqsat_deploy.language.pointwise import add, mul
 from eqsat_deploy.language.shapes import SLOTS, elements
+from eqsat_extraction.kernel import Kind
 
 
 def _scores_flops(out: Ints, q: Ints, k: Ints, *_: Any) -> float:
@@ -28,19 +29,29 @@ def _attended(q: Any, v: Any) -> Any:
     return vec(*(maximum(q[i], v[i]) for i in range(5)), q[5], v[6])
 
 
-@operator(shape=lambda q, k, v, scale: _attended(q, v), flops=_scores_flops)
+@operator(Kind.ATTENTION, shape=lambda q, k, v, scale: _attended(q, v), flops=_scores_flops)
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """softmax(scale * q @ k.T) @ v over the last two axes (positions, features)."""
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
-@operator(shape=lambda q, k, v, mask, scale: _attended(q, v), flops=_scores_flops)
+@operator(
+    Kind.ATTENTION,
+    called=lambda *_: "attention",
+    shape=lambda q, k, v, mask, scale: _attended(q, v),
+    flops=_scores_flops,
+)
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
     """softmax(scale * q @ k.T + mask) @ v; a boolean mask keeps where it is true."""
     return F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
 
 
-@operator(shape=lambda q, k, v, scale: _attended(q, v), flops=_scores_flops)
+@operator(
+    Kind.ATTENTION,
+    called=lambda *_: "attention",
+    shape=lambda q, k, v, scale: _attended(q, v),
+    flops=_scores_flops,
+)
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Attention of each position to itself and to those before it."""
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
@@ -70,6 +81,7 @@ class PackedAttention(nn.Module):
 
 
 @operator(
+    Kind.WHOLE_ATTENTION,
     shape=lambda qkv, heads, scale: replace(qkv, 6, qkv[6] // 3),
     flops=lambda out, qkv, heads, scale: 4.0 * elements(out) * out[-2],
     module=lambda heads, scale: PackedAttention(heads, scale),
@@ -105,6 +117,8 @@ def _mha_flops(out: Ints, x: Ints, *_: Any) -> float:
 
 
 @operator(
+    Kind.WHOLE_ATTENTION,
+    called=lambda *_: "multihead_attention",
     shape=lambda x, in_w, in_b, out_w, out_b, heads: x,
     flops=_mha_flops,
     module=_mha_module,

@@ -86,6 +86,13 @@ class Expr:
         return hash((self.text, self.sort))
 
 
+def one_of(value: Any, *names: str) -> Any:
+    """Guard: a string attribute is one of these."""
+    if isinstance(value, Expr):
+        return Guard(f"(set-contains (set-of {' '.join(map(literal, names))}) {value.text})")
+    return value in names
+
+
 def literal(value: Any) -> str:
     """The egglog text of a Python value: number, string, tuple of ints, or an expression already."""
     match value:

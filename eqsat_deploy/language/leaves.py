@@ -7,47 +7,53 @@ from typing import Any
 import torch
 
 from eqsat_deploy.language.expressions import dims
-from eqsat_deploy.language.operator import Ints, operator
+from eqsat_deploy.language.operator import Ints, operator, unknown
 from eqsat_deploy.language.shapes import encode, sizes
+from eqsat_extraction.kernel import Kind
 
 
-@operator(shape=None, role="leaf")
+@operator(Kind.LEAF, dtype=unknown, shape=None)
 def input_(index: int) -> Any:
     """The index-th input of the model."""
     raise LookupError("an input has no value of its own")
 
 
-@operator(shape=None, role="leaf")
+@operator(Kind.LEAF, dtype=unknown, shape=None)
 def parameter(index: int) -> Any:
     """The index-th parameter, buffer or constant of the model."""
     raise LookupError("a parameter has no value of its own")
 
 
-@operator(shape=None)
+@operator(Kind.OPAQUE, dtype=unknown, shape=None)
 def opaque(index: int, operands: Ints) -> Any:
     """The index-th call that the language does not model. Never matched by a rule."""
     raise LookupError("an opaque call has no body of its own")
 
 
-@operator(shape=None, role="view")
+@operator(Kind.LEAF, dtype=unknown, shape=None)
 def result(x: torch.Tensor, index: int) -> Any:
     """One result of an opaque call that has several."""
     return x[index]
 
 
-@operator(shape=lambda value: dims(), role="leaf")
+@operator(
+    Kind.LEAF,
+    dtype=lambda value: torch.float64,
+    nonnegative=lambda value: value >= 0.0,
+    shape=lambda value: dims(),
+)
 def scalar(value: float) -> torch.Tensor:
     """A number. It takes the precision of what it meets, as a Python number does."""
     return torch.tensor(value, dtype=torch.float64)
 
 
-@operator(shape=lambda shape, dtype: shape, role="leaf")
+@operator(Kind.LEAF, dtype=lambda shape, dtype: getattr(torch, dtype), shape=lambda shape, dtype: shape)
 def zeros(shape: Ints, dtype: str) -> torch.Tensor:
     """Zeros of torch's `dtype`; what a missing bias stands for, so that no rule needs a second form."""
     return torch.zeros(sizes(shape), dtype=getattr(torch, dtype))
 
 
-@operator(shape=lambda shape, dtype: shape, role="leaf")
+@operator(Kind.LEAF, dtype=lambda shape, dtype: getattr(torch, dtype), shape=lambda shape, dtype: shape)
 def ones(shape: Ints, dtype: str) -> torch.Tensor:
     """Ones of torch's `dtype`: as `bool`, a mask that keeps all."""
     return torch.ones(sizes(shape), dtype=getattr(torch, dtype))
@@ -58,7 +64,7 @@ def zeros_like(x: Any, *shape: int) -> Any:
     return zeros(encode(shape), str(x.dtype).removeprefix("torch."))
 
 
-@operator(shape=lambda size: dims(size, size), role="leaf")
+@operator(Kind.LEAF, dtype=lambda size: torch.float32, shape=lambda size: dims(size, size))
 def identity_matrix(size: int) -> torch.Tensor:
     """Ones on the diagonal of a size x size matrix."""
     return torch.eye(size)

@@ -13,6 +13,7 @@ from eqsat_deploy.language.expressions import maximum, replace, vec
 from eqsat_deploy.language.leaves import zeros_like
 from eqsat_deploy.language.operator import Ints, Unsupported, aten, operator
 from eqsat_deploy.language.shapes import SLOTS, elements
+from eqsat_extraction.kernel import Kind
 
 
 def conv_size(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any) -> Any:
@@ -43,6 +44,7 @@ def _conv2d_flops(out: Ints, x: Ints, w: Ints, *_: Any) -> float:
 
 
 @operator(
+    Kind.CONVOLUTION, bias="b", channels=0,
     shape=lambda x, w, b, stride, padding, dilation, groups: vec(
         4, 1, 1, x[3], w[3],
         conv_size(x[5], w[5], stride[0], padding[0], dilation[0]),
@@ -73,6 +75,7 @@ def _transposed_size(size: Any, kernel: Any, stride: Any, padding: Any, extra: A
 
 
 @operator(
+    Kind.CONVOLUTION, bias="b", channels=1,
     shape=lambda x, w, b, stride, padding, output_padding, dilation, groups: vec(
         4, 1, 1, x[3], w[4] * groups,
         _transposed_size(x[5], w[5], stride[0], padding[0], output_padding[0], dilation[0]),
@@ -94,6 +97,7 @@ def _linear_module(w: Tensor, b: Tensor) -> nn.Module:
 
 
 @operator(
+    Kind.PRODUCT, bias="b", channels=0,
     shape=lambda x, w, b: replace(x, 6, w[5]),
     epilogue=True, integer="compute", linear=True, module=_linear_module,
     flops=lambda out, x, w, *_: 2.0 * elements(out) * w[1],
@@ -104,6 +108,7 @@ def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 
 @operator(
+    Kind.PRODUCT, channels=-1,
     shape=lambda a, b: vec(*(maximum(a[i], b[i]) for i in range(5)), a[5], b[6]),
     epilogue=True, linear=True,
     flops=lambda out, a, b: 2.0 * elements(out) * a[-1],
@@ -120,6 +125,8 @@ def _embedding_module(w: Tensor) -> nn.Module:
 
 
 @operator(
+    Kind.LOOKUP,
+    dtype=lambda index, w: w.dtype,
     shape=lambda index, w: vec(index[0] + 1, *(index[i] for i in range(2, SLOTS)), w[6]),
     module=_embedding_module,
     flops=lambda out, *_: 0.0,

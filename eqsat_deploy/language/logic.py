@@ -9,9 +9,10 @@ import torch
 
 from eqsat_deploy.language.expressions import broadcast
 from eqsat_deploy.language.leaves import ones, scalar
-from eqsat_deploy.language.operator import Unsupported, aten, operator
+from eqsat_deploy.language.operator import Unsupported, aten, of_operands, operator
 from eqsat_deploy.language.pointwise import cast_to, per_element
 from eqsat_deploy.language.shapes import encode
+from eqsat_extraction.kernel import Kind
 
 COMPARISONS: dict[str, Callable[..., Any]] = {
     "and": torch.logical_and,
@@ -25,13 +26,20 @@ COMPARISONS: dict[str, Callable[..., Any]] = {
 }
 
 
-@operator(shape=lambda f, a, b: broadcast(a, b), flops=per_element)
+@operator(
+    Kind.POINTWISE, dtype=lambda f, a, b: torch.bool, shape=lambda f, a, b: broadcast(a, b), flops=per_element
+)
 def compare(f: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """A boolean of two tensors, with broadcasting: `eq`, `ge`, `gt`, `le`, `lt`, `ne`; `and`, `or` of booleans."""
     return COMPARISONS[f](a, b)  # type: ignore[no-any-return]
 
 
-@operator(shape=lambda condition, a, b: broadcast(condition, broadcast(a, b)), flops=per_element)
+@operator(
+    Kind.POINTWISE,
+    dtype=lambda condition, a, b: of_operands(a, b),
+    shape=lambda condition, a, b: broadcast(condition, broadcast(a, b)),
+    flops=per_element,
+)
 def where(condition: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """`a` where the condition (booleans) is true, `b` elsewhere, with broadcasting."""
     return torch.where(condition, a, b)

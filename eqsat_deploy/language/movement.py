@@ -23,29 +23,41 @@ from eqsat_deploy.language.shapes import (
     sizes,
     slot,
 )  # fmt: skip
+from eqsat_extraction.kernel import Kind
 
 MAX_WINDOWS = 32  # each is a slice
 
 
-@operator(shape=lambda x, shape: shape, role="view", integer="commute", linear=True)
+@operator(
+    Kind.VIEW, nonnegative=lambda shape: True, shape=lambda x, shape: shape, integer="commute", linear=True
+)
 def reshape(x: torch.Tensor, shape: Ints) -> torch.Tensor:
     """Another shape over the same elements in row-major order."""
     return torch.reshape(x, reshape_sizes(shape))
 
 
-@operator(shape=lambda x, order: gather(x, order), integer="commute", linear=True)
+@operator(
+    Kind.MOVEMENT,
+    nonnegative=lambda order: True,
+    shape=lambda x, order: gather(x, order),
+    integer="commute",
+    linear=True,
+)
 def permute(x: torch.Tensor, order: Ints) -> torch.Tensor:
     """Axes in another order: slot i of the result is slot `order[i]` of `x`."""
     return torch.permute(x, axes(order, x.dim()))
 
 
-@operator(shape=lambda x, shape: shape, integer="never", linear=True)
+@operator(Kind.MOVEMENT, nonnegative=lambda shape: True, shape=lambda x, shape: shape, linear=True)
 def expand(x: torch.Tensor, shape: Ints) -> torch.Tensor:
     """`x` repeated along axes of size one, up to `shape`."""
     return x.expand(sizes(shape))
 
 
 @operator(
+    Kind.MOVEMENT,
+    nonnegative=lambda *_: True,
+    numbered=False,
     shape=lambda x, slot, start, stop, step: replace(x, slot, (stop - start + step - 1) // step),
     integer="commute",
     linear=True,
@@ -57,15 +69,15 @@ def slice_(x: torch.Tensor, slot: int, start: int, stop: int, step: int) -> torc
     return torch.ops.aten.slice.Tensor(x, axis(slot, x.dim()), start, stop, step)  # type: ignore[no-any-return]
 
 
-@operator(shape=lambda slot, a, b: replace(a, slot, a[slot] + b[slot]), linear=True)
+@operator(Kind.CONCAT, shape=lambda slot, a, b: replace(a, slot, a[slot] + b[slot]), linear=True)
 def concat(slot: int, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """`a` then `b` along the axis in `slot`. Longer lists nest to the left."""
     return torch.cat([a, b], dim=axis(slot, a.dim()))
 
 
 @operator(
+    Kind.MOVEMENT,
     shape=lambda x, low, high, value: vec(x[0], *(x[i] + low[i] + high[i] for i in range(1, SLOTS))),
-    integer="never",
 )
 def pad(x: torch.Tensor, low: Ints, high: Ints, value: float) -> torch.Tensor:
     """`value` around `x`: `low[i]` elements before and `high[i]` after, along the axis in slot i."""
@@ -77,19 +89,22 @@ def pad(x: torch.Tensor, low: Ints, high: Ints, value: float) -> torch.Tensor:
     return F.pad(x, widths, value=value)
 
 
-@operator(shape=lambda x, slot, shift: x, linear=True)
+@operator(Kind.MOVEMENT, shape=lambda x, slot, shift: x, linear=True)
 def roll(x: torch.Tensor, slot: int, shift: int) -> torch.Tensor:
     """`x` shifted cyclically along the axis in `slot`."""
     return torch.roll(x, shift, axis(slot, x.dim()))
 
 
-@operator(shape=lambda x, index, slot: replace(x, slot, index[6]), linear=True, flops=lambda *_: 0.0)
+@operator(
+    Kind.LOOKUP, shape=lambda x, index, slot: replace(x, slot, index[6]), linear=True, flops=lambda *_: 0.0
+)
 def take(x: torch.Tensor, index: torch.Tensor, slot: int) -> torch.Tensor:
     """The elements of `x` at `index` (integers, one axis) along the axis in `slot`, negative ones from the end."""
     return x[(slice(None),) * axis(slot, x.dim()) + (index,)]
 
 
 @operator(
+    Kind.MOVEMENT,
     shape=lambda x, mode, low, high: vec(
         4, 1, 1, x[3], x[4], x[5] + low[0] + high[0], x[6] + low[1] + high[1]
     ),

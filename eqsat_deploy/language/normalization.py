@@ -16,6 +16,7 @@ from eqsat_deploy.language.movement import to_shape
 from eqsat_deploy.language.operator import Ints, Unsupported, aten, operator
 from eqsat_deploy.language.pointwise import add, cast_to, mul, sub, unary
 from eqsat_deploy.language.shapes import BATCH, SLOTS, axis, slot
+from eqsat_extraction.kernel import Kind
 
 REDUCTIONS = {"amax": torch.amax, "amin": torch.amin, "mean": torch.mean, "sum": torch.sum}
 
@@ -46,6 +47,7 @@ def _batch_norm_module(w: Tensor, b: Tensor, mean: Tensor, variance: Tensor, eps
 
 
 @operator(
+    Kind.POINTWISE, requantizes=True,
     shape=lambda x, w, b, mean, variance, eps: x, flops=_per_element(2), epilogue=True,
     module=_batch_norm_module,
 )  # fmt: skip
@@ -60,7 +62,14 @@ def _layer_norm_module(w: Tensor, b: Tensor, eps: float) -> nn.Module:
     return module
 
 
-@operator(shape=lambda x, w, b, eps: x, flops=_per_element(8), module=_layer_norm_module, epilogue=True)
+@operator(
+    Kind.NORMALIZATION,
+    requantizes=True,
+    shape=lambda x, w, b, eps: x,
+    flops=_per_element(8),
+    module=_layer_norm_module,
+    epilogue=True,
+)
 def layer_norm(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
     """Layer normalization over the last axes, as many as `w` has."""
     return F.layer_norm(x, w.shape, w, b, eps)
@@ -83,6 +92,7 @@ class ChannelNorm(nn.Module):
 
 
 @operator(
+    Kind.NORMALIZATION,
     shape=lambda x, w, b, eps: x, flops=_per_element(8), epilogue=True,
     module=lambda w, b, eps: ChannelNorm(w, b, eps),
 )  # fmt: skip
@@ -100,7 +110,13 @@ def _rms_norm_module(w: Tensor, eps: float) -> nn.Module:
     return module
 
 
-@operator(shape=lambda x, w, eps: x, flops=_per_element(5), module=_rms_norm_module, epilogue=True)
+@operator(
+    Kind.NORMALIZATION,
+    shape=lambda x, w, eps: x,
+    flops=_per_element(5),
+    module=_rms_norm_module,
+    epilogue=True,
+)
 def rms_norm(x: Tensor, w: Tensor, eps: float) -> Tensor:
     """Division by the root mean square over the last axes, as many as `w` has (Zhang and Sennrich 2019)."""
     return F.rms_norm(x, w.shape, w, eps)
@@ -127,6 +143,9 @@ class Standardize(nn.Module):
 
 
 @operator(
+    Kind.NORMALIZATION,
+    requantizes=True,
+    called=lambda slot, eps: "layer_norm" if slot == SLOTS - 1 else "channel_norm",
     shape=lambda x, slot, eps: x, flops=_per_element(6), epilogue=True,
     module=lambda slot, eps: Standardize(slot - SLOTS, eps),
 )  # fmt: skip
@@ -141,25 +160,29 @@ def _group_norm_module(w: Tensor, b: Tensor, groups: int, eps: float) -> nn.Modu
     return module
 
 
-@operator(shape=lambda x, w, b, groups, eps: x, flops=_per_element(8), module=_group_norm_module)
+@operator(
+    Kind.NORMALIZATION, shape=lambda x, w, b, groups, eps: x, flops=_per_element(8), module=_group_norm_module
+)
 def group_norm(x: Tensor, w: Tensor, b: Tensor, groups: int, eps: float) -> Tensor:
     """Group normalization of axis 1, affine part (channels)."""
     return F.group_norm(x, groups, w, b, eps)
 
 
-@operator(shape=lambda x, slot: x, flops=_per_element(5))
+@operator(Kind.NORMALIZATION, shape=lambda x, slot: x, flops=_per_element(5))
 def softmax(x: Tensor, slot: int) -> Tensor:
     """Softmax along the axis in `slot`."""
     return F.softmax(x, dim=axis(slot, x.dim()))
 
 
-@operator(shape=lambda x, slot: x, flops=_per_element(5))
+@operator(Kind.NORMALIZATION, called=lambda slot: "softmax", shape=lambda x, slot: x, flops=_per_element(5))
 def log_softmax(x: Tensor, slot: int) -> Tensor:
     """Logarithm of the softmax along the axis in `slot`, computed without the softmax, which may round to zero."""
     return F.log_softmax(x, dim=axis(slot, x.dim()))
 
 
 @operator(
+    Kind.REDUCTION,
+    called=lambda kind, axes: kind,
     shape=lambda kind, x, axes: vec(x[0], *(x[i] + (1 - x[i]) * axes[i] for i in range(1, SLOTS))),
     flops=lambda out, kind, x, axes: _per_element(1)(out, x),
     integer="pointwise",
@@ -170,7 +193,7 @@ def reduce_(kind: str, x: Tensor, axes: Ints) -> Tensor:
     return REDUCTIONS[kind](x, dim=dims, keepdim=True)  # type: ignore[operator,no-any-return]
 
 
-@operator(shape=lambda x, slot: x, linear=True, flops=_per_element(1))
+@operator(Kind.REDUCTION, shape=lambda x, slot: x, linear=True, flops=_per_element(1))
 def cumsum(x: Tensor, slot: int) -> Tensor:
     """Sums of the elements so far along the axis in `slot`, in the dtype of `x`."""
     return torch.cumsum(x, axis(slot, x.dim()), dtype=x.dtype)

@@ -16,6 +16,8 @@ from typing import Any, Protocol, get_type_hints
 
 import torch
 
+from eqsat_extraction.kernel import Kind
+
 Ints = tuple[int, ...]
 SORTS: dict[Any, str] = {torch.Tensor: "T", int: "i64", float: "f64", str: "String", Ints: "VI"}
 
@@ -53,11 +55,24 @@ def interpreted_by(interpreter: Interpreter) -> Iterator[None]:
 class Operator:
     """A declared operator.
 
-    `role` says what extraction may do with a node of it: a `kernel` is a launch with a price, a `view` moves
-    no data, a `leaf` is an input, parameter or literal. `epilogue` marks kernels whose result may pass
-    through further pointwise steps before it is written. `integer` says how an INT8 target treats it: `compute`
-    (INT8 operands, float or INT8 result), `pointwise` (INT8 in and out only), `commute` (quantizing its input
-    is quantizing its output), or `never`.
+    Attributes:
+        name: what it is called in the language; `constructor` in the e-graph.
+        parameters: names and egglog sorts of operands (`T`) and attributes, in order.
+        body: what it computes, in torch.
+        shape: the encoded result shape; None for what has no shape of its own.
+        kind: what a launch of it is to a target. A `Kind.VIEW` moves no data, a `Kind.LEAF` is no launch at all.
+        dtype: the result's dtype, from `Known` operands and attributes in order; None where only torch can tell.
+        epilogue: whether further pointwise steps may pass over its result before it is written.
+        integer: how an INT8 target treats it: `compute` (INT8 operands, float or INT8 result), `pointwise` (INT8 in
+            and out only), `commute` (quantizing its input is quantizing its output), or `never`.
+        requantizes: whether a kernel of it that computes in float may write INT8 codes itself.
+        linear: whether it is linear in its operands together or in each.
+        nonnegative: under which condition on its attributes no element is negative where none of its operands' is.
+        bias: the operand that may be missing, written as zeros.
+        channels: the axis of the weight, its second operand, along which the results' channels lie.
+        numbered: whether its results are counted among what siblings are found among.
+        called: the name that cost models and people know a kernel of it by, from its attributes.
+        flops, module, module_operands: see `operator`.
     """
 
     name: str
@@ -65,10 +80,17 @@ class Operator:
     parameters: tuple[tuple[str, str], ...]
     body: Callable[..., Any]
     shape: Callable[..., Any] | None
-    role: str = "kernel"
+    kind: Kind
+    dtype: Callable[..., torch.dtype | None]
     epilogue: bool = False
     integer: str = "never"
+    requantizes: bool = False
     linear: bool = False
+    nonnegative: Callable[..., Any] | None = None
+    bias: str | None = None
+    channels: int | None = None
+    numbered: bool = True
+    called: Callable[..., str] | None = None
     flops: Callable[..., float] | None = None
     module: Callable[..., torch.nn.Module | None] | None = None
     module_operands: int = 1
@@ -88,9 +110,18 @@ class Operator:
         return sum(sort == "T" for _, sort in self.parameters)
 
     @property
+    def operand_names(self) -> tuple[str, ...]:
+        """Names of the tensor operands, in order."""
+        return tuple(name for name, sort in self.parameters if sort == "T")
+
+    @property
     def attribute_names(self) -> tuple[str, ...]:
         """Names of what is not a tensor operand, in order."""
         return tuple(name for name, sort in self.parameters if sort != "T")
+
+    def kernel_name(self, attributes: tuple[Any, ...]) -> str:
+        """What a kernel of it is called: `relu` of a `unary`."""
+        return self.name if self.called is None else self.called(*attributes)
 
     def join(self, operands: tuple[Any, ...], attributes: tuple[Any, ...]) -> tuple[Any, ...]:
         """Operands and attributes interleaved into declaration order."""
@@ -107,13 +138,45 @@ OPERATORS: dict[str, Operator] = {}
 BY_CONSTRUCTOR: dict[str, Operator] = {}
 
 
+class Known(Protocol):
+    """What is known of an operand before it has a value."""
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Its shape; None where it is not known before the model runs."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Its dtype; None where it is not known yet."""
+        ...
+
+
+def of_operands(*args: Any) -> torch.dtype | None:
+    """The dtype of the first operand that has axes: a number takes the precision of what it meets."""
+    operands = [a for a in args if hasattr(a, "dtype")]
+    ranked = [o for o in operands if o.shape] or operands
+    return ranked[0].dtype if ranked else None
+
+
+def unknown(*args: Any) -> None:
+    """No dtype of its own: torch says what it is."""
+
+
 def operator(
+    kind: Kind,
     *,
     shape: Callable[..., Any] | None,
-    role: str = "kernel",
+    dtype: Callable[..., torch.dtype | None] = of_operands,
     epilogue: bool = False,
     integer: str = "never",
+    requantizes: bool = False,
     linear: bool = False,
+    nonnegative: Callable[..., Any] | None = None,
+    bias: str | None = None,
+    channels: int | None = None,
+    numbered: bool = True,
+    called: Callable[..., str] | None = None,
     flops: Callable[..., float] | None = None,
     module: Callable[..., torch.nn.Module | None] | None = None,
     module_operands: int = 1,
@@ -133,8 +196,8 @@ def operator(
         name = body.__name__.strip("_")
         constructor = "".join(part.capitalize() for part in name.split("_"))
         declared = Operator(
-            name, constructor, parameters, body, shape, role, epilogue, integer, linear, flops, module,
-            module_operands, inspect.getdoc(body) or "",
+            name, constructor, parameters, body, shape, kind, dtype, epilogue, integer, requantizes, linear,
+            nonnegative, bias, channels, numbered, called, flops, module, module_operands, inspect.getdoc(body) or "",
         )  # fmt: skip
         if name in OPERATORS or constructor in BY_CONSTRUCTOR:
             raise ValueError(f"operator {name!r} is declared twice")

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from eqsat_deploy.language.expressions import broadcast
+from eqsat_deploy.language.expressions import broadcast, one_of
 from eqsat_deploy.language.leaves import scalar
 from eqsat_deploy.language.operator import Unsupported, aten, operator
 from eqsat_deploy.language.shapes import elements
+from eqsat_extraction.kernel import Kind
 
 UNARY: dict[str, Callable[..., Any]] = {
     "abs": torch.abs,
@@ -73,25 +74,51 @@ def parse_function(f: str) -> tuple[str, tuple[float, ...]]:
     return match[1], tuple(float(a) for a in match[2].split(",")) if match[2] else ()
 
 
+NONNEGATIVE = ("exp", "rsqrt", "sqrt", "sigmoid")
+"""Functions without a negative value where their argument is not negative."""
+
+
+def base_name(f: str) -> str:
+    """A function without its constants: `clamp` of `clamp(0.0,6.0)`."""
+    return f.partition("(")[0]
+
+
 def per_element(out: tuple[int, ...], *_: Any) -> float:
     """One operation for every element of the result."""
     return elements(out)
 
 
-@operator(shape=lambda f, x: x, epilogue=True, integer="never", flops=per_element)
+@operator(
+    Kind.POINTWISE,
+    requantizes=True,
+    called=lambda f: base_name(f),
+    nonnegative=lambda f: one_of(f, *NONNEGATIVE),
+    shape=lambda f, x: x,
+    epilogue=True,
+    flops=per_element,
+)
 def unary(f: str, x: torch.Tensor) -> torch.Tensor:
     """A unary function, its constants in its name: `relu`, `clamp(0.0,6.0)`."""
     name, constants = parse_function(f)
     return UNARY[name](x, *constants)  # type: ignore[no-any-return]
 
 
-@operator(shape=lambda f, a, b: broadcast(a, b), epilogue=True, integer="pointwise", flops=per_element)
+@operator(
+    Kind.POINTWISE,
+    requantizes=True,
+    called=lambda f: f,
+    nonnegative=lambda f: one_of(f, "add", "div", "mul"),
+    shape=lambda f, a, b: broadcast(a, b),
+    epilogue=True,
+    integer="pointwise",
+    flops=per_element,
+)
 def binary(f: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """A binary function with broadcasting: `add`, `sub`, `mul`, `div`, `maximum`, `minimum`, `pow`."""
     return BINARY[f](a, b)  # type: ignore[no-any-return]
 
 
-@operator(shape=lambda x, dtype: x)
+@operator(Kind.POINTWISE, dtype=lambda x, dtype: getattr(torch, dtype), shape=lambda x, dtype: x)
 def cast(x: torch.Tensor, dtype: str) -> torch.Tensor:
     """Conversion to another dtype, by torch's name."""
     return x.to(getattr(torch, dtype))

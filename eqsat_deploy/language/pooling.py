@@ -11,6 +11,7 @@ from torch import Tensor
 from eqsat_deploy.language.expressions import minimum, vec
 from eqsat_deploy.language.linear import conv_size
 from eqsat_deploy.language.operator import Ints, Unsupported, aten, operator
+from eqsat_extraction.kernel import Kind
 
 
 def pool_size(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: Any) -> Any:
@@ -27,6 +28,7 @@ def _window(out: Ints, x: Ints, kernel: Ints, *_: Any) -> float:
 
 
 @operator(
+    Kind.POOL,
     shape=lambda x, kernel, stride, padding, dilation, ceil: vec(
         4, 1, 1, x[3], x[4],
         pool_size(x[5], kernel[0], stride[0], padding[0], dilation[0], ceil),
@@ -40,6 +42,7 @@ def max_pool2d(x: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: I
 
 
 @operator(
+    Kind.POOL,
     shape=lambda x, kernel, stride, padding, ceil, include_pad: vec(
         4, 1, 1, x[3], x[4],
         pool_size(x[5], kernel[0], stride[0], padding[0], 1, ceil),
@@ -53,6 +56,7 @@ def avg_pool2d(x: Tensor, kernel: Ints, stride: Ints, padding: Ints, ceil: int, 
 
 
 @operator(
+    Kind.REDUCTION,
     shape=lambda x, size: vec(4, 1, 1, x[3], x[4], size[0], size[1]),
     integer="pointwise",
     flops=lambda out, x, size: float(x[0] * x[1] * x[2] * x[3]),

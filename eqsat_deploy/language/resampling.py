@@ -11,11 +11,13 @@ from torch import Tensor
 from eqsat_deploy.language.expressions import vec
 from eqsat_deploy.language.linear import conv_size
 from eqsat_deploy.language.operator import Ints, Unsupported, aten, operator
+from eqsat_extraction.kernel import Kind
 
 ALIGNABLE = frozenset({"bilinear", "bicubic"})
 
 
 @operator(
+    Kind.RESAMPLING,
     shape=lambda x, mode, size, align: vec(4, 1, 1, x[3], x[4], size[0], size[1]),
     flops=lambda out, *_: 8.0 * out[0] * out[1] * out[2] * out[3],
 )
@@ -25,6 +27,7 @@ def resize(x: Tensor, mode: str, size: Ints, align: int) -> Tensor:
 
 
 @operator(
+    Kind.RESAMPLING,
     shape=lambda x, kernel, stride, padding, dilation: vec(
         3, 1, 1, 1, x[3], x[4] * kernel[0] * kernel[1],
         conv_size(x[5], kernel[0], stride[0], padding[0], dilation[0])
@@ -37,6 +40,7 @@ def unfold(x: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints)
 
 
 @operator(
+    Kind.RESAMPLING,
     shape=lambda x, size, kernel, stride, padding, dilation: vec(
         4, 1, 1, x[4], x[5] // (kernel[0] * kernel[1]), size[0], size[1]
     ),

@@ -13,9 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from eqsat_deploy.engines.base import Signature
+from eqsat_deploy.deployment import (
+    InputSpec,
+    Placement,
+    Quantizer,
+    Signature,
+    comparable,
+    deployment,
+    fingerprint,
+    record,
+)
 from eqsat_deploy.errors import InputError, QuantizationError, UnknownNameError
-from eqsat_deploy.placement import InputSpec, Placement, Quantizer
 from eqsat_deploy.quantization.fake_quantize import (
     FakeQuantize,
     QuantizedConv2d,
@@ -55,14 +63,14 @@ def quantize(
     unsigned: bool = True,
     learnable: bool = False,
 ) -> fx.GraphModule:
-    """A copy of `module` that rounds to INT8 exactly where its `meta["placement"]` says so.
+    """A copy of `module` that rounds to INT8 exactly where its record says so.
 
     Every `Quantizer` becomes one `FakeQuantize` between the tensor and its readers, and the anchor of every
     int8 kernel rounds its weight per output channel; biases stay float. Quantizers whose tensors meet in one
     concatenation share a grid. `meta` is kept. Training the result is quantization-aware training.
 
     Args:
-        module: a rebuilt module, with `meta["inputs"]` and `meta["placement"]`; it is not changed.
+        module: a rebuilt module; it is not changed.
         batches: calibration data, one forward pass each: a tensor, a tuple or list of inputs, a dict of
             inputs by name, or a pair of one of these and labels. Any batch size.
         observer: `minmax`, `percentile`, `entropy`, `mse`, or a function returning a new `Observer`.
@@ -77,25 +85,37 @@ def quantize(
             the node; a placement that names what the module does not have.
         UnknownNameError: no observer of that name.
     """
-    make_observer = _observer_factory(observer)
-    for key in ("inputs", "placement"):
-        if key not in module.meta:
-            raise QuantizationError(f"the module has no meta[{key!r}]: quantize what optimize() returned")
-    placement: Placement = module.meta["placement"]
-    quantized = copy.deepcopy(module).eval()
-    quantized.meta = dict(module.meta)
-    nodes = _Nodes({node.name: node for node in quantized.graph.nodes})
-    watches = _insert_watches(quantized, nodes, placement, make_observer)
-    quantized.recompile()
-    _calibrate(quantized, batches)
-    for target, watch in watches.items():
-        grid = watch.checked().grid(symmetric=symmetric, unsigned=unsigned)
-        setattr(quantized, target, FakeQuantize.of_grid(grid, learnable=learnable).to(_device(quantized)))
-    for kernel in placement.kernels:
-        if kernel.precision == "int8":
-            _quantize_weight(quantized, nodes[kernel.anchor], learnable)
-    quantized.recompile()
+    plain = comparable(module)
+    forms = [_Watched(form, _observer_factory(observer)) for form in (module, plain) if form is not None]
+    _calibrate([form.module for form in forms], deployment(module).inputs, batches)
+    quantized, *others = [form.quantized(symmetric, unsigned, learnable) for form in forms]
+    record(quantized, plain=next(iter(others), None), fingerprint=fingerprint(quantized))
     return quantized
+
+
+class _Watched:
+    """A copy of a module whose quantizers are to be, with a watch where each will stand."""
+
+    def __init__(self, module: fx.GraphModule, make_observer: Callable[[], Observer]) -> None:
+        self.placement = deployment(module).placement
+        self.module = copy.deepcopy(module).eval()
+        self.module.meta = dict(module.meta)
+        self.nodes = _Nodes({node.name: node for node in self.module.graph.nodes})
+        self.watches = _insert_watches(self.module, self.nodes, self.placement, make_observer)
+        self.module.recompile()
+
+    def quantized(self, symmetric: bool, unsigned: bool, learnable: bool) -> fx.GraphModule:
+        """The copy, watches replaced by what they have seen."""
+        for target, watch in self.watches.items():
+            grid = watch.checked().grid(symmetric=symmetric, unsigned=unsigned)
+            setattr(
+                self.module, target, FakeQuantize.of_grid(grid, learnable=learnable).to(_device(self.module))
+            )
+        for kernel in self.placement.kernels:
+            if kernel.precision == "int8":
+                _quantize_weight(self.module, self.nodes[kernel.anchor], learnable)
+        self.module.recompile()
+        return self.module
 
 
 class _Nodes(dict[str, fx.Node]):
@@ -225,9 +245,10 @@ def _quantize_weight(module: fx.GraphModule, anchor: fx.Node, learnable: bool) -
         )
 
 
-def _calibrate(module: fx.GraphModule, batches: Iterable[Any]) -> None:
-    signature = Signature(tuple(module.meta["inputs"]), None)
-    device = _device(module)
+def _calibrate(modules: Sequence[nn.Module], specs: tuple[InputSpec, ...], batches: Iterable[Any]) -> None:
+    """Run every batch, once, through all the modules."""
+    signature = Signature(specs, None)
+    device = _device(modules[0])
     count = 0
     with torch.no_grad():
         for count, batch in enumerate(batches, 1):
@@ -241,7 +262,8 @@ def _calibrate(module: fx.GraphModule, batches: Iterable[Any]) -> None:
                     raise QuantizationError(
                         f"calibration batch {count}: {spec.name!r} has NaN or infinite values"
                     )
-            module(*(value.to(device) for value in inputs))
+            for module in modules:
+                module(*(value.to(device) for value in inputs))
     if count == 0:
         raise QuantizationError(
             "no calibration batches: pass an iterable of inputs (a generator is used up after one pass)"

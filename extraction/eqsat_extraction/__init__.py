@@ -13,7 +13,17 @@ from importlib.metadata import EntryPoint
 from numpy.typing import ArrayLike
 
 from .egraph import EGraph, Floats
-from .errors import CostError, EGraphError, ExtractionError, GymFormatWarning, InfeasibleError, SolutionError
+from .errors import (
+    CostError,
+    EGraphError,
+    EqsatError,
+    ExtractionError,
+    GymFormatWarning,
+    InfeasibleError,
+    RegistrationError,
+    SolutionError,
+    UnknownNameError,
+)
 from .extractor import Extractor, Optimal
 from .gym import dump_json, load_json
 from .solution import Solution
@@ -22,13 +32,16 @@ __all__ = [
     "CostError",
     "EGraph",
     "EGraphError",
+    "EqsatError",
     "ExtractionError",
     "Extractor",
     "GymFormatWarning",
     "InfeasibleError",
     "Optimal",
+    "RegistrationError",
     "Solution",
     "SolutionError",
+    "UnknownNameError",
     "anytime",
     "dump_json",
     "extract",
@@ -138,7 +151,7 @@ def anytime(
     optimal, `time_limit` seconds have passed (kept within a second; compiling, once per installation, is not
     counted) or `work_limit` units of work are spent; under a work limit without a time limit, one seed gives one
     sequence. Stop iterating to interrupt it.
-    Raises `CostError`, `InfeasibleError`, or `ExtractionError` for an unknown extractor.
+    Raises `CostError`, `InfeasibleError`, or `UnknownNameError`.
     """
     prices = egraph.check_costs(costs)
     if isinstance(extractor, str):

@@ -7,14 +7,12 @@ Every extractor, built in or not, is an entry point of the group `eqsat_deploy.e
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Literal, Protocol, runtime_checkable
 
 from .egraph import EGraph, Floats
-from .errors import ExtractionError
+from .registry import Registry
 from .solution import Solution
-
-GROUP = "eqsat_deploy.extractors"
 
 Optimal = Literal["tree", "dag", "neither", "anytime"]
 """`tree`: least tree cost. `dag`: least cost, shared parts once, unless a limit stops it. `neither`: a
@@ -47,39 +45,25 @@ class Extractor(Protocol):
         ...
 
 
+EXTRACTORS: Registry[Extractor] = Registry(
+    "eqsat_deploy.extractors",
+    "extractor",
+    lambda found: not isinstance(found, type) and isinstance(found, Extractor),
+    "name, optimal and solutions(...)",
+)
+
+
 def extractors() -> dict[str, EntryPoint]:
     """The registered extractors by name, in alphabetical order; none of them is imported.
 
-    Raises `ExtractionError`, naming both, when two packages register one name.
+    Raises `RegistrationError`, naming both, when two packages register one name.
     """
-    found: dict[str, EntryPoint] = {}
-    for entry in entry_points(group=GROUP):
-        other = found.setdefault(entry.name, entry)
-        if other != entry:
-            raise ExtractionError(
-                f"two extractors are called {entry.name!r}: {other.value} and {entry.value}; "
-                "uninstall one of the packages or rename its entry point"
-            )
-    return dict(sorted(found.items()))
+    return EXTRACTORS.entries()
 
 
 def find_extractor(name: str) -> Extractor:
     """The extractor called `name`.
 
-    Raises `ExtractionError` for a name that is not registered and for an entry point that is something else.
+    Raises `UnknownNameError`, and `RegistrationError` for an entry point that is something else.
     """
-    known = extractors()
-    if name not in known:
-        raise ExtractionError(
-            f"unknown extractor {name!r}; known: {', '.join(known)}"
-            if known
-            else f"no entry point of group {GROUP!r} is installed: pip install eqsat-deploy"
-        )
-    loaded = known[name].load()
-    extractor = loaded if not isinstance(loaded, type) and isinstance(loaded, Extractor) else loaded()
-    if not isinstance(extractor, Extractor):
-        raise ExtractionError(
-            f"extractor {name!r} ({known[name].value}) made a {type(extractor).__name__}, not an Extractor: "
-            "it needs name, optimal and solutions(...)"
-        )
-    return extractor
+    return EXTRACTORS.find(name)

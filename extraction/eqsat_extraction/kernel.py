@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from math import prod
 from typing import Protocol, runtime_checkable
 
@@ -10,6 +11,27 @@ ITEM_BYTES = {
     "float64": 8, "int64": 8, "float32": 4, "int32": 4, "float16": 2, "bfloat16": 2,
     "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
 }  # fmt: skip
+
+
+class Kind(StrEnum):
+    """What a launch is to a target, whatever its operator is called: the row of a price table it belongs to."""
+
+    CONVOLUTION = "convolution"
+    PRODUCT = "product"
+    ATTENTION = "attention"
+    WHOLE_ATTENTION = "whole attention"  # with what is around the scaled dot products
+    NORMALIZATION = "normalization"
+    REDUCTION = "reduction"
+    POOL = "pool"
+    POINTWISE = "pointwise"
+    MOVEMENT = "movement"
+    CONCAT = "concat"
+    RESAMPLING = "resampling"
+    LOOKUP = "lookup"
+    CONVERSION = "conversion"  # between float and INT8
+    OPAQUE = "opaque"
+    VIEW = "view"  # other sizes over the same bytes
+    LEAF = "leaf"  # there before anything runs
 
 
 @dataclass(frozen=True)

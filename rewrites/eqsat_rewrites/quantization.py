@@ -79,11 +79,8 @@ requantized = TextRule(
 (rule ((integer-kernel e a p) (= q (Quant e))) ((union q (QRun a p))) :ruleset quantization)""",
 )  # fmt: skip
 
-WRITES_INT8 = ("unary", "binary", "layer_norm", "standardize", "batch_norm")
 
-
-def _written(name: str) -> str:
-    operator = OPERATORS[name]
+def _written(operator: Operator) -> str:
     variables = " ".join(f"a{i}" for i in range(len(operator.parameters)))
     return f"""
 (rule ((= q (Quant e)) (= e (Run a p)) (= a (A{operator.constructor} {variables})))
@@ -93,7 +90,7 @@ def _written(name: str) -> str:
 written = TextRule(
     "float-requantized", "quantization", "approximate", "quantization",
     "A pointwise or normalization kernel that computes in float may write INT8 codes itself.",
-    "".join(map(_written, WRITES_INT8)),
+    "".join(_written(o) for o in OPERATORS.values() if o.requantizes),
 )  # fmt: skip
 
 pointwise = TextRule(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
-from eqsat_deploy.placement import InputSpec, PlacedKernel, Placement, Quantizer
+from eqsat_deploy.deployment import InputSpec, PlacedKernel, Placement, Quantizer, record
 
 WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, F.linear, F.conv2d)
 ADDS = (torch.add, operator.add, operator.iadd)
@@ -25,16 +25,16 @@ VIEWS = (
 
 
 def traced(model: nn.Module, *example: Tensor, fold: bool = True) -> fx.GraphModule:
-    """`model` in eval mode as a graph with `meta["inputs"]`, BatchNorm folded into convolutions."""
+    """`model` in eval mode as a graph with its record, BatchNorm folded into convolutions."""
     module = fuse(model.eval(), inplace=True) if fold else model.eval()
     if not isinstance(module, fx.GraphModule):
         module = fx.symbolic_trace(module)
     names = [node.name for node in module.graph.nodes if node.op == "placeholder"]
-    module.meta["inputs"] = tuple(
+    inputs = tuple(
         InputSpec(name, (None, *value.shape[1:]), value.dtype)
         for name, value in zip(names, example, strict=True)
     )
-    module.meta["placement"] = Placement()
+    record(module, inputs=inputs)
     return module
 
 
@@ -67,8 +67,8 @@ def place(
 
 
 def int8(module: fx.GraphModule, readers: Collection[Any] = WEIGHTED) -> fx.GraphModule:
-    """`module` with that placement in its meta."""
-    module.meta["placement"] = place(module, readers)
+    """`module` with that placement in its record."""
+    record(module, placement=place(module, readers))
     return module
 
 

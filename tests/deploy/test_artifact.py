@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from eqsat_deploy import artifact
+from eqsat_deploy.deployment import DEFAULT_BATCH
 from eqsat_deploy.engines import Batch, Engine, Layer, Signature
-from eqsat_deploy.engines.base import DEFAULT_BATCH
 from eqsat_deploy.engines.openvino import OpenVINOEngine
 from eqsat_deploy.errors import ArtifactError, EngineError
 from eqsat_deploy.quantization import quantize

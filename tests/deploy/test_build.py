@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from eqsat_deploy.build import CHOSEN, PLAIN, build, is_quantized
-from eqsat_deploy.engines import Batch, Engine
-from eqsat_deploy.engines.base import Layer, Signature
+from eqsat_deploy.deployment import Signature, deployment
+from eqsat_deploy.engines import Batch, Engine, Layer
 from eqsat_deploy.errors import EngineError, UnknownNameError
 from tests.support.models import Residual, image, randomized
 from tests.support.stages import optimized
@@ -51,7 +51,7 @@ class Eager(Engine):
         raise NotImplementedError
 
     def layers(self, *inputs):
-        kernels = self.module.meta["placement"].kernels
+        kernels = deployment(self.module).placement.kernels
         return tuple(Layer(k.anchor, "kernel", k.precision, 1.0, k.nodes) for k in kernels)
 
     @property

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from eqsat_deploy.calibration import load_batches
+from eqsat_deploy.deployment import InputSpec
 from eqsat_deploy.errors import InputError, QuantizationError
-from eqsat_deploy.placement import InputSpec
 
 IMAGE = InputSpec("x", (None, 3, 4, 6), torch.float32)
 TOKENS = InputSpec("ids", (None, 5), torch.int64)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eqsat_deploy.engines.base import DEFAULT_BATCH, Signature
+from eqsat_deploy.deployment import DEFAULT_BATCH, Signature
 from eqsat_deploy.engines.onnx_export import export_onnx
 from eqsat_deploy.engines.program import export_program
 from eqsat_deploy.verify import relative_error

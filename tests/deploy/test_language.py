@@ -23,6 +23,7 @@ from eqsat_deploy.language.shapes import (
     sizes,
     slot,
 )  # fmt: skip
+from eqsat_extraction.kernel import Kind
 
 SHAPES = st.lists(st.integers(1, 9), min_size=0, max_size=6).map(tuple)
 
@@ -164,4 +165,4 @@ def test_unknown_functions_and_second_declarations_are_errors():
 
     relu_like.__name__ = "conv2d"
     with pytest.raises(ValueError, match="declared twice"):
-        operator(shape=lambda x: x)(relu_like)
+        operator(Kind.POINTWISE, shape=lambda x: x)(relu_like)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from eqsat_deploy.deployment import comparable
 from eqsat_deploy.errors import InputError
-from eqsat_deploy.module import OptimizedModule, with_meta
+from eqsat_deploy.module import OptimizedModule
 from tests.support.models import Residual, Several, image, randomized
 from tests.support.stages import assert_same, optimized
 
@@ -63,22 +64,22 @@ def test_copies_keep_the_check_and_the_report(residual):
         twin(image(2, 3, 9, 9))
 
 
-def test_meta_survives_a_plain_graph_module(residual):
-    plain = torch.fx.GraphModule(residual, residual.graph)
-    plain.meta = dict(residual.meta)
-    again = with_meta(plain)
-    assert again.report is residual.report
-    assert with_meta(again) is again
-    assert_same(residual, again, image(3, 3, 8, 8), tolerance=0.0)
+def test_the_plain_form_computes_the_same(residual):
+    assert_same(residual, comparable(residual), image(3, 3, 8, 8))
 
 
-def test_the_plain_form_is_made_when_asked_for(residual):
-    assert_same(residual, residual.meta["plain"].module(), image(3, 3, 8, 8))
+def test_the_plain_form_is_no_comparison_once_the_weights_have_changed(residual):
+    quantized = residual.quantize([image(4, 3, 8, 8)])
+    assert comparable(quantized) is not None
+    with torch.no_grad():
+        next(quantized.parameters()).mul_(1.5)
+    assert comparable(quantized) is None
+    assert comparable(quantized.quantize([image(4, 3, 8, 8)])) is None
 
 
 def test_quantized_modules_keep_report_and_plain_form(residual):
     quantized = residual.quantize([image(4, 3, 8, 8)])
     assert quantized.report is not None
-    assert quantized.meta["plain"].module() is not None
+    assert comparable(quantized) is not None
     with pytest.raises(InputError):
         quantized(image(2, 3, 9, 9))

@@ -9,8 +9,10 @@ from math import inf, isfinite
 import pytest
 
 from eqsat_extraction import cost_models as registry
-from eqsat_extraction.cost_models import CostModelError, counting, find_cost_model, roofline
+from eqsat_extraction import registry as lookup
+from eqsat_extraction.cost_models import COST_MODELS, CostModelError, counting, find_cost_model, roofline
 from eqsat_extraction.cost_models.onnxruntime import ort_int8
+from eqsat_extraction.errors import RegistrationError, UnknownNameError
 from eqsat_extraction.kernel import CostModel, Epilogue, Kernel, TensorSpec
 
 BUILT_IN = {
@@ -28,8 +30,8 @@ def installed(monkeypatch):
     """Replaces the installed entry points by those of a dict of name to value, built-in ones by default."""
 
     def install(*pairs: tuple[str, str]) -> None:
-        entries = [EntryPoint(name, value, registry.GROUP) for name, value in pairs]
-        monkeypatch.setattr(registry, "entry_points", lambda group: entries)
+        entries = [EntryPoint(name, value, COST_MODELS.group) for name, value in pairs]
+        monkeypatch.setattr(lookup, "entry_points", lambda group: entries)
 
     install(*BUILT_IN.items())
     return install
@@ -87,20 +89,20 @@ def test_listing_is_alphabetical_and_imports_nothing(installed):
 
 def test_two_models_of_one_name_are_an_error_naming_both(installed):
     installed(*BUILT_IN.items(), ("flops", "someone.elses:flops"))
-    with pytest.raises(CostModelError, match=r"counting:flops.*someone\.elses:flops"):
+    with pytest.raises(RegistrationError, match=r"counting:flops.*someone\.elses:flops"):
         find_cost_model("kernels")
 
 
 def test_unknown_model_lists_the_known_ones(installed):
     with pytest.raises(
-        CostModelError, match=r"trt_int9.*bytes, flops, kernels, ort_int8, trt_fp16, trt_int8"
+        UnknownNameError, match=r"trt_int9.*bytes, flops, kernels, ort_int8, trt_fp16, trt_int8"
     ):
         find_cost_model("trt_int9")
 
 
 def test_entry_point_that_makes_something_else_is_refused(installed):
     installed(("odd", "builtins:dict"))
-    with pytest.raises(CostModelError, match="dict"):
+    with pytest.raises(RegistrationError, match="dict"):
         find_cost_model("odd")
 
 

@@ -11,11 +11,14 @@ from eqsat_extraction import (
     EGraph,
     ExtractionError,
     Extractor,
+    RegistrationError,
+    UnknownNameError,
     extract,
-    extractor,
     extractors,
     find_extractor,
+    registry,
 )
+from eqsat_extraction.extractor import EXTRACTORS
 from tests.extraction.strategies import random_problem
 
 HERE = __name__
@@ -41,8 +44,13 @@ def register(monkeypatch):
     monkeypatch.setitem(sys.modules, HERE, sys.modules[Mine.__module__])
 
     def add(*pairs: tuple[str, str]) -> None:
-        entries = [EntryPoint(*pair, extractor.GROUP) for pair in (*BUILT_IN.items(), *pairs)]
-        monkeypatch.setattr(extractor, "entry_points", lambda group: entries)
+        entries = [EntryPoint(*pair, EXTRACTORS.group) for pair in (*BUILT_IN.items(), *pairs)]
+        others = registry.entry_points
+        monkeypatch.setattr(
+            registry,
+            "entry_points",
+            lambda group: entries if group == EXTRACTORS.group else others(group=group),
+        )
 
     return add
 
@@ -79,15 +87,15 @@ def test_built_in_extractors_register_like_any_other(register, name):
 
 def test_mistakes_are_named(register, monkeypatch):
     register(("tree", f"{HERE}:Mine"))
-    with pytest.raises(ExtractionError, match=f"'tree': {BUILT_IN['tree']} and {HERE}:Mine"):
+    with pytest.raises(RegistrationError, match=f"'tree': {BUILT_IN['tree']} and {HERE}:Mine"):
         extractors()
     register(("odd", "builtins:dict"))
-    with pytest.raises(ExtractionError, match=r"'odd' .* made a dict, not an Extractor"):
+    with pytest.raises(RegistrationError, match=r"'odd' .* is a dict: it needs name"):
         find_extractor("odd")
-    with pytest.raises(ExtractionError, match="unknown extractor 'gredy'; known: auto, greedy"):
+    with pytest.raises(UnknownNameError, match="unknown extractor 'gredy': did you mean 'greedy'"):
         find_extractor("gredy")
-    monkeypatch.setattr(extractor, "entry_points", lambda group: [])
-    with pytest.raises(ExtractionError, match="pip install"):
+    monkeypatch.setattr(registry, "entry_points", lambda group: [])
+    with pytest.raises(RegistrationError, match="pip install"):
         find_extractor("auto")
 
 

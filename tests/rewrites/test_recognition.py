@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eqsat_deploy.deployment import deployment
 from tests.support.models import image, randomized
 from tests.support.stages import assert_same, called, optimized
 
@@ -214,7 +215,7 @@ def test_the_gelu_of_clip_is_one_step_of_the_linear_before_it():
     pixels = inputs("transformers:clip_vision")
     module = optimized(model, pixels, cost="openvino_fp32")
     assert "quick-gelu-from-sigmoid" in module.report.used_rules()
-    steps = [k.nodes[1:] for k in module.meta["placement"].kernels if k.anchor.endswith("fc1")]
+    steps = [k.nodes[1:] for k in deployment(module).placement.kernels if k.anchor.endswith("fc1")]
     assert [[name.split("_")[0] for name in names] for names in steps] == [["mul", "sigmoid", "mul"]] * 3
     assert_same(model, module, **pixels)
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import fx, nn
 
+from eqsat_deploy.deployment import Batch, InputSpec, Signature, flat_outputs, record
 from eqsat_deploy.engines import base
-from eqsat_deploy.engines.base import Batch, Engine, Signature, find_engine, flat_module, flat_outputs
-from eqsat_deploy.errors import EngineError, UnknownNameError
-from eqsat_deploy.placement import InputSpec
+from eqsat_deploy.engines.base import Engine, find_engine, flat_module
+from eqsat_deploy.errors import EngineError, InputError, UnknownNameError
 
 
 class Ready(Engine):
@@ -107,13 +107,13 @@ def test_a_signature_goes_through_json(outputs: Any) -> None:
 
 @pytest.mark.parametrize("sizes", [(0, 1, 2), (2, 1, 3), (1, 4, 3)])
 def test_batches_are_ordered(sizes: tuple[int, int, int]) -> None:
-    with pytest.raises(EngineError, match="minimum <= typical <= maximum"):
+    with pytest.raises(InputError, match="minimum <= typical <= maximum"):
         Batch(*sizes)
 
 
 def test_inputs_must_agree_on_the_batch() -> None:
     inputs = tuple(InputSpec(name, (None, 2), torch.float32) for name in "ab")
-    with pytest.raises(base.InputError, match="disagree on the batch size"):
+    with pytest.raises(InputError, match="disagree on the batch size"):
         Signature(inputs, 0).check([torch.zeros(2, 2), torch.zeros(3, 2)])
 
 
@@ -129,7 +129,7 @@ class Many(nn.Module):
 
 def test_a_flat_module_returns_each_output_once_and_shares_parameters() -> None:
     module = fx.symbolic_trace(Many())
-    module.meta["inputs"] = (InputSpec("x", (None, 2), torch.float32),)
+    record(module, inputs=(InputSpec("x", (None, 2), torch.float32),))
     flat = flat_module(module)
     assert [node.name for node in flat_outputs(module)] == ["layer", "x"]
     assert Signature.of(module, Batch()).outputs == {"a": (0, 1), "b": 0, "c": None}
@@ -146,6 +146,6 @@ def test_outputs_that_are_no_tensors_are_refused() -> None:
             return x, 3
 
     module = fx.symbolic_trace(Constant())
-    module.meta["inputs"] = ()
-    with pytest.raises(EngineError, match="the module returns 3"):
+    record(module, inputs=())
+    with pytest.raises(InputError, match="the module returns 3"):
         Signature.of(module, Batch())

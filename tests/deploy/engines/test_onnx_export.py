@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from eqsat_deploy.deployment import Quantizer, deployment, record
 from eqsat_deploy.engines import Batch
 from eqsat_deploy.engines.onnx_export import export_onnx, nodes_of
 from eqsat_deploy.errors import EngineError, UnknownNameError
-from eqsat_deploy.placement import Quantizer
 from eqsat_deploy.quantization import QuantizedConv2d, quantize
 from tests.deploy.placing import ADDS, WEIGHTED, Attention, Residual, images, int8, traced
 
@@ -224,12 +224,12 @@ class Unquantized(nn.Module):
 
 def test_the_residual_edge_is_quantized_for_onnxruntime_alone_without_clipping() -> None:
     model = int8(module(Unquantized))
-    placement = model.meta["placement"]
+    placement = deployment(model).placement
     quantizers = (
         Quantizer(q.tensor, (*q.readers, "add") if q.tensor == "relu" else q.readers)
         for q in placement.quantizers
     )
-    model.meta["placement"] = replace(placement, quantizers=tuple(quantizers))
+    record(model, placement=replace(placement, quantizers=tuple(quantizers)))
     model = quantize(model, images(3))
     assert "second_quantize" not in {node.name for node in parsed(model, "tensorrt").graph.node}
     file = parsed(model, "onnxruntime")

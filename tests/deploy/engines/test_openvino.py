@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from eqsat_deploy.deployment import DEFAULT_BATCH, deployment
 from eqsat_deploy.engines import Batch, Layer
-from eqsat_deploy.engines.base import DEFAULT_BATCH
 from eqsat_deploy.engines.openvino import OpenVINOEngine
 from eqsat_deploy.errors import EngineError, InputError, UnknownNameError
 from eqsat_deploy.quantization import quantize
@@ -64,7 +64,7 @@ def test_a_quantized_module_runs_in_int8_where_placed(module: fx.GraphModule) ->
         with torch.no_grad():
             # Integer accumulation and rounding ties aside, this is what the quantized module computes.
             assert sqnr(quantized(x), engine(x)) > 30
-    placed = {kernel.anchor for kernel in module.meta["placement"].kernels}
+    placed = {kernel.anchor for kernel in deployment(module).placement.kernels}
     found = {node: layer for layer in engine.layers() for node in layer.nodes}
     weighted = [node.name for node in module.graph.nodes if node.op == "call_module" and node.name in placed]
     weighted = [name for name in weighted if "norm" not in name]

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from eqsat_deploy.errors import QuantizationError, UnknownNameError
-from eqsat_deploy.placement import InputSpec, PlacedKernel, Placement, Quantizer
+from eqsat_deploy.deployment import InputSpec, PlacedKernel, Placement, Quantizer, deployment, record
+from eqsat_deploy.errors import InputError, QuantizationError, UnknownNameError
 from eqsat_deploy.quantization import FakeQuantize, MinMax, QuantizedConv2d, QuantizedLinear, quantize
 from tests.deploy.placing import ADDS, WEIGHTED, Attention, Residual, images, int8, traced
 
@@ -56,12 +56,12 @@ def test_outputs_stay_close(model: type[nn.Module], symmetric: bool, observer: A
 def test_quantizers_stand_exactly_where_placed(residual: fx.GraphModule) -> None:
     quantized = quantize(residual, images(2))
     nodes = {node.name: node for node in quantized.graph.nodes}
-    for quantizer in residual.meta["placement"].quantizers:
+    for quantizer in deployment(residual).placement.quantizers:
         inserted = nodes[f"{quantizer.tensor}_quantizer"]
         assert inserted.all_input_nodes == [nodes[quantizer.tensor]]
         assert {user.name for user in inserted.users} == set(quantizer.readers)
         assert isinstance(quantized.get_submodule(str(inserted.target)), FakeQuantize)
-    assert len(nodes) == len(residual.graph.nodes) + len(residual.meta["placement"].quantizers)
+    assert len(nodes) == len(residual.graph.nodes) + len(deployment(residual).placement.quantizers)
     assert isinstance(quantized.stem, QuantizedConv2d)
     assert isinstance(quantized.head, QuantizedLinear)
 
@@ -97,8 +97,8 @@ def test_the_result_survives_copies_state_dicts_export_and_moves(residual: fx.Gr
     x = images(1, batch=3)[0]
     expected = quantized(x)
     twin = copy.deepcopy(quantized)
-    assert twin.meta["placement"] == residual.meta["placement"]
-    assert twin.meta["inputs"] == residual.meta["inputs"]
+    assert deployment(twin).placement == deployment(residual).placement
+    assert deployment(twin).inputs == deployment(residual).inputs
     assert torch.equal(twin(x), expected)
 
     other = quantize(residual, [0.3 * batch for batch in images(2)])
@@ -197,13 +197,13 @@ def test_unknown_observers_list_the_known() -> None:
 def test_a_placement_that_does_not_fit_is_an_error(
     residual: fx.GraphModule, placement: Placement, message: str
 ) -> None:
-    residual.meta["placement"] = placement
+    record(residual, placement=placement)
     with pytest.raises(QuantizationError, match=message):
         quantize(residual, images(1))
 
 
 def test_a_module_from_elsewhere_is_an_error() -> None:
-    with pytest.raises(QuantizationError, match=r"no meta\['inputs'\]"):
+    with pytest.raises(InputError, match="carries no record"):
         quantize(fx.symbolic_trace(Residual()), images(1))
 
 
@@ -223,7 +223,7 @@ class Joined(nn.Module):
 def test_tensors_that_meet_in_a_concatenation_share_a_grid() -> None:
     module = traced(Joined(), torch.zeros(1, 4))
     readers = {"relu": ("cat", "cat_1"), "mul": ("cat",), "sigmoid": ("permute",)}
-    module.meta["placement"] = Placement(tuple(Quantizer(name, reads) for name, reads in readers.items()))
+    record(module, placement=Placement(tuple(Quantizer(name, reads) for name, reads in readers.items())))
     quantized = quantize(module, [torch.randn(16, 4)])
     targets = {node.target for node in quantized.graph.nodes if node.name.endswith("_quantizer")}
     assert targets == {"relu_quantizer"}
@@ -263,9 +263,8 @@ def test_float_readers_keep_the_float_tensor() -> None:
             return operator.add(self.layer(x), x)
 
     module = traced(Two(), torch.zeros(1, 4))
-    module.meta["placement"] = Placement(
-        (Quantizer("x", ("layer",)),), (PlacedKernel("layer", ("layer",), "int8", "float32", 0.0),)
-    )
+    kernels = (PlacedKernel("layer", ("layer",), "int8", "float32", 0.0),)
+    record(module, placement=Placement((Quantizer("x", ("layer",)),), kernels))
     quantized = quantize(module, [torch.randn(8, 4)])
     add = next(node for node in quantized.graph.nodes if node.target is operator.add)
     assert [node.name for node in add.all_input_nodes] == ["layer", "x"]
@@ -281,6 +280,6 @@ def test_integer_inputs_are_not_checked_for_nan() -> None:
             return self.layer(self.table(ids))
 
     module = traced(Embed(), torch.zeros(1, 3, dtype=torch.int64))
-    assert module.meta["inputs"] == (InputSpec("ids", (None, 3), torch.int64),)
+    assert deployment(module).inputs == (InputSpec("ids", (None, 3), torch.int64),)
     quantized = quantize(int8(module), [torch.randint(0, 10, (5, 3))])
     assert quantized(torch.randint(0, 10, (2, 3))).shape == (2, 3, 2)

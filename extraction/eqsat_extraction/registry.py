@@ -1,0 +1,78 @@
+"""What is found by name: entry points of one group, of whoever installed them.
+
+Built-in ones register through the same entry points as anybody else's. Finding one imports no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar
+
+from .errors import RegistrationError, UnknownNameError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Registry(Generic[T]):
+    """The entry points of `group`, each of which is a `kind` or a callable that makes one.
+
+    `fits` says whether an object is one, and `needs` what it has to have, for the message where it is not.
+    """
+
+    group: str
+    kind: str
+    fits: Callable[[object], bool]
+    needs: str
+
+    def entries(self) -> dict[str, EntryPoint]:
+        """The entry points by name, in alphabetical order, not yet imported.
+
+        Raises:
+            RegistrationError: two packages register one name; the message names both.
+        """
+        found: dict[str, EntryPoint] = {}
+        for entry in entry_points(group=self.group):
+            other = found.setdefault(entry.name, entry)
+            if other != entry:
+                raise RegistrationError(
+                    f"two {self.kind}s are called {entry.name!r}: {_origin(other)} and {_origin(entry)}; uninstall one "
+                    "of the packages or rename its entry point"
+                )
+        return dict(sorted(found.items()))
+
+    def find(self, name: str, **options: Any) -> T:
+        """The one called `name`, made with `options` where its entry point is a callable that makes it.
+
+        Raises:
+            UnknownNameError: none is called so; the message lists near misses.
+            RegistrationError: nothing is registered, or its entry point cannot be imported, or is something else.
+        """
+        known = self.entries()
+        if not known:
+            raise RegistrationError(
+                f"no {self.kind} is registered: entry points exist only for installed packages; pip install "
+                "eqsat-deploy, or `pip install -e .` in the checkout"
+            )
+        if name not in known:
+            raise UnknownNameError(self.kind, name, known)
+        entry = known[name]
+        try:
+            found = entry.load()
+        except Exception as error:  # whatever importing somebody's module raises
+            raise RegistrationError(
+                f"{self.kind} {name!r} ({_origin(entry)}) cannot be imported: {error}"
+            ) from error
+        if not self.fits(found) and callable(found):
+            found = found(**options)
+        if not self.fits(found):
+            raise RegistrationError(
+                f"{self.kind} {name!r} ({_origin(entry)}) is a {type(found).__name__}: it needs {self.needs}"
+            )
+        return found  # type: ignore[no-any-return]
+
+
+def _origin(entry: EntryPoint) -> str:
+    return f"{entry.value} of {entry.dist.name}" if entry.dist is not None else entry.value
