@@ -1,0 +1,1 @@
+"""Targets: what is priced, quantized and built for, one declaration each."""

@@ -1,0 +1,14 @@
+"""Which INT8 codes a target's kernels read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class IntegerGrid:
+    """The activations' codes: symmetric int8, or more where `unsigned` (uint8 for what is never negative) or
+    `asymmetric` (zero points other than 0) kernels exist. Weights are symmetric int8 per output channel."""
+
+    unsigned: bool = False
+    asymmetric: bool = False
