@@ -18,16 +18,111 @@ from typing import Any
 from egglog import bindings
 
 from eqsat_deploy.errors import EqsatError, RuleError
-from eqsat_deploy.language import OPERATORS, Expr, Guard, Operator
-from eqsat_deploy.language.expressions import literal
+from eqsat_deploy.language import OPERATORS, Operator
+from eqsat_deploy.language.expressions import Call, Comparison, Guard, OneOf, StartsWith, Variable
 from eqsat_deploy.language.shapes import BATCH, SLOTS, encode
 from eqsat_deploy.lower import Lowered
-from eqsat_deploy.rules import PHASES, EgglogRule
+from eqsat_deploy.rules import facts
+from eqsat_deploy.rules.rule import PHASES, EgglogRule
+
+# -- text --------------------------------------------------------------------------------------------------
+
+HEADS = {"item": "vec-get", "replace": "vec-set", "vec": "vec-of", "==": "="}
+"""What egglog calls a function or comparison, where that is not its own name."""
+
+
+def written(value: Any) -> str:
+    """The egglog text of a term, an expression, or a Python value: a number, a string, a tuple of ints.
+
+    Raises:
+        TypeError: egglog has no such value.
+    """
+    match value:
+        case Variable():
+            return value.name
+        case Call(function="gather", args=(vector, indices)):
+            return f'(unstable-vec-map (unstable-fn "vec-get" {written(vector)}) {written(indices)})'
+        case Call(function="power", args=(base, exponent)):
+            return f"(^ (to-f64 {written(base)}) {written(exponent)})"
+        case Call():
+            return _applied(value.function, *value.args)
+        case facts.Pattern():
+            return _applied(value.constructor, *value.args)
+        case bool():
+            return str(int(value))
+        case int():
+            return str(value)
+        case float():
+            return repr(value)
+        case str():
+            return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        case tuple():
+            return _applied("vec", *value)
+    raise TypeError(f"{value!r} has no egglog literal")
+
+
+def _applied(head: str, *args: Any) -> str:
+    return f"({' '.join([HEADS.get(head, head), *map(written, args)])})"
+
+
+def fact_text(fact: facts.Fact) -> str:
+    """A fact as egglog has it in the body of a rule."""
+    match fact:
+        case facts.Match(root, form):
+            return f"(= {written(root)} {written(form)})"
+        case facts.ShapeOf(tensor):
+            return f"(= {written(fact.variable)} (shape {written(tensor)}))"
+        case facts.Size(value, tensor, slot):
+            return f"(= {written(value)} (vec-get {written(facts.ShapeOf(tensor).variable)} {slot}))"
+        case facts.Define(variable, value):
+            return f"(= {written(variable)} {written(value)})"
+        case facts.Row(relation, terms):
+            return _applied(relation.name, *terms)
+        case Comparison(operator, left, right):
+            return _applied(operator, left, right)
+        case OneOf(value, names):
+            return f"(set-contains (set-of {' '.join(map(written, names))}) {written(value)})"
+        case StartsWith(value, prefix):
+            return f'(= 1 (count-matches (+ "|" {written(value)}) {written("|" + prefix)}))'
+    raise TypeError(f"{fact!r} is no fact")
+
+
+def _action_text(action: facts.Action, index: int) -> str:
+    match action:
+        case facts.Union(root, form):
+            return f"(union {written(root)} {written(form)})"
+        case facts.Fired(root):
+            return f"(fired {index} {written(root)})"
+        case facts.Set(call, value):
+            return f"(set {written(call)} {written(value)})"
+        case facts.Row(relation, terms):
+            return _applied(relation.name, *terms)
+
+
+def rule_text(rule: EgglogRule, index: int) -> str:
+    """A rule as egglog commands; `index` identifies it in `(fired index e-class)`."""
+    return "\n".join(_clause_text(clause, rule.phase, index) for clause in rule.clauses())
+
+
+def _clause_text(clause: facts.Clause, phase: str, index: int) -> str:
+    actions = " ".join(_action_text(action, index) for action in clause.actions)
+    if not clause.facts:
+        return actions
+    body = "\n       ".join(map(fact_text, clause.facts))
+    return f'(rule ({body})\n      ({actions}) :ruleset {phase} :name "{clause.name}")'
+
+
+# -- the program -------------------------------------------------------------------------------------------
 
 COLUMNS = {"i64": "i64", "f64": "f64", "String": "String", "VI": "i64", "T": "i64"}
 
 NEAR = 64
 """Rows of a model within which siblings are joined."""
+
+
+def _declared(constructor: facts.Constructor) -> str:
+    return f"(constructor {constructor.name} ({' '.join(constructor.sorts)}) {constructor.sort})"
+
 
 PRELUDE = f"""
 (ruleset load-vectors) (ruleset load) (ruleset analysis) (ruleset kin)
@@ -35,25 +130,15 @@ PRELUDE = f"""
 (sort VI (Vec i64))
 (sort FII (UnstableFn (i64) i64))
 (sort Names (Set String))
-(sort T) (sort L) (sort A) (sort Ep) (sort Q)
-(constructor Nil () L) (constructor Snoc (L T) L) (constructor NodeList (i64) L)
-(constructor Node (i64) T)
-(constructor Run (A Ep) T)
-(constructor Quant (T) Q)
-(constructor QRun (A Ep) Q)
-(constructor EpNone () Ep)
-(constructor EpUnary (String Ep) Ep)
-(constructor EpBinary (String i64 T Ep) Ep)
-(constructor EpQuant (String i64 Q Ep) Ep)
-(constructor ConcatAll (i64 L) T)
-(relation integer-kernel (T A Ep))
+(sort T) (sort L) (sort A) (sort Ep) (sort Q) (constructor NodeList (i64) L)
+{" ".join(_declared(c) for c in facts.CONSTRUCTORS)}
+{" ".join(f"(relation {r.name} ({' '.join(r.sorts)}))" for r in facts.RELATIONS)}
 (function steps (Ep) i64 :no-merge) (function joins (Ep) i64 :no-merge)
 (function vector (i64) VI :no-merge)
 (function shape (T) VI :no-merge)
 (function dtype (T) String :merge old)
 (function row-of (T) i64 :merge (min old new))
-(relation const (T)) (relation dynamic (T)) (relation nonnegative (T))
-(relation over (T T)) (relation siblings (T T))
+(relation over (T T))
 (relation fired (i64 T))
 (relation row-Nil (i64)) (relation row-Snoc (i64 i64 i64))
 (relation row-shape (i64 i64)) (relation row-dtype (i64 String)) (relation row-const (i64)) (relation row-dynamic (i64))
@@ -82,10 +167,10 @@ def _declare(o: Operator) -> list[str]:
     if o.name == "opaque":
         sorts = ["i64", "L"]
         columns, bound = ["i64", "i64"], ["a0", "(NodeList a1)"]
-        facts: list[str] = []
+        body: list[str] = []
     else:
         columns = [COLUMNS[s] for s in sorts]
-        facts = [f"(= w{i} (vector a{i}))" for i, s in enumerate(sorts) if s == "VI"]
+        body = [f"(= w{i} (vector a{i}))" for i, s in enumerate(sorts) if s == "VI"]
         bound = [
             f"(Node a{i})" if s == "T" else f"w{i}" if s == "VI" else f"a{i}" for i, s in enumerate(sorts)
         ]
@@ -93,49 +178,42 @@ def _declare(o: Operator) -> list[str]:
     lines = [
         f"(constructor {name} ({' '.join(sorts)}) T)",
         f"(relation row-{name} (i64 {' '.join(columns)}))",
-        f"(rule ((row-{name} i {' '.join(variables)}) {' '.join(facts)})"
+        f"(rule ((row-{name} i {' '.join(variables)}) {' '.join(body)})"
         f" ((union (Node i) ({name} {' '.join(bound)})) {numbered}) :ruleset load)",
     ]
     if o.epilogue:
-        lines.append(f"(constructor A{name} ({' '.join(sorts)}) A)")
+        lines.append(_declared(facts.anchor(o)))
     if o.integer in ("compute", "pointwise"):
-        quantized = ["Q" if i == first_operand(o) or (s == "T" and o.integer == "pointwise") else s
-                     for i, s in enumerate(sorts)]  # fmt: skip
-        lines.append(f"(constructor I{name} ({' '.join(quantized)}) A)")
+        lines.append(_declared(facts.integer_anchor(o)))
     if o.integer == "commute":
-        lines.append(f"(constructor Q{name} ({' '.join('Q' if s == 'T' else s for s in sorts)}) Q)")
+        lines.append(_declared(facts.on_codes(o)))
     term = f"({name} {' '.join(variables)})"
     if o.shape is not None:
-        shapes = [Expr(f"s{i}", "VI") if s == "T" else Expr(f"a{i}", s) for i, s in enumerate(sorts)]
-        facts = [f"(= s{i} (shape a{i}))" for i, s in enumerate(sorts) if s == "T"]
-        result = literal(o.shape(*shapes))
+        shapes = [Variable("VI", f"s{i}") if s == "T" else Variable(s, f"a{i}") for i, s in enumerate(sorts)]
+        body = [f"(= s{i} (shape a{i}))" for i, s in enumerate(sorts) if s == "T"]
+        result = written(o.shape(*shapes))
         lines.append(
-            f"(rule ((= e {term}) {' '.join(facts)} (= r {result})) ((set (shape e) r)) :ruleset analysis)"
+            f"(rule ((= e {term}) {' '.join(body)} (= r {result})) ((set (shape e) r)) :ruleset analysis)"
         )
     if o.nonnegative is not None:
-        condition = o.nonnegative(*(Expr(f"a{i}", s) for i, s in enumerate(sorts) if s != "T"))
-        facts = [condition.text] if isinstance(condition, Guard) else []
-        facts += [f"(nonnegative a{i})" for i, s in enumerate(sorts) if s == "T"]
-        lines.append(f"(rule ((= e {term}) {' '.join(facts)}) ((nonnegative e)) :ruleset analysis)")
+        condition = o.nonnegative(*(Variable(s, f"a{i}") for i, s in enumerate(sorts) if s != "T"))
+        body = [fact_text(condition)] if isinstance(condition, Guard) else []
+        body += [f"(nonnegative a{i})" for i, s in enumerate(sorts) if s == "T"]
+        lines.append(f"(rule ((= e {term}) {' '.join(body)}) ((nonnegative e)) :ruleset analysis)")
     if o.integer == "compute":
-        lines.append(f"(rule ((= e {term})) ((over a{first_operand(o)} e)) :ruleset kin)")
+        lines.append(f"(rule ((= e {term})) ((over a{facts.first_operand(o)} e)) :ruleset kin)")
     if o.name in ("unary", "reshape", "permute"):
-        lines.append(f"(rule ((= e {term}) (over x a{first_operand(o)})) ((over x e)) :ruleset kin)")
+        lines.append(f"(rule ((= e {term}) (over x a{facts.first_operand(o)})) ((over x e)) :ruleset kin)")
     if o.name not in ("input", "parameter", "opaque"):
         operands = [f"a{i}" for i, s in enumerate(sorts) if s == "T"]
-        facts = [f"(const {a})" for a in operands]
+        body = [f"(const {a})" for a in operands]
         if o.name == "expand":  # to a shape with the batch: known only when the model runs
             batched = [f"(= 0 (% (vec-get a1 {i}) {BATCH}))" for i in range(1, SLOTS)]
             lines += [f"(rule ((= e {term}) {b}) ((dynamic e)) :ruleset analysis)" for b in batched]
-            facts += [b.replace("(= 0", "(!= 0") for b in batched]
-        lines.append(f"(rule ((= e {term}) {' '.join(facts)}) ((const e)) :ruleset analysis)")
+            body += [b.replace("(= 0", "(!= 0") for b in batched]
+        lines.append(f"(rule ((= e {term}) {' '.join(body)}) ((const e)) :ruleset analysis)")
         lines += [f"(rule ((= e {term}) (dynamic {a})) ((dynamic e)) :ruleset analysis)" for a in operands]
     return lines
-
-
-def first_operand(o: Operator) -> int:
-    """Position of the operand that an integer kernel reads as INT8."""
-    return next(i for i, (_, s) in enumerate(o.parameters) if s == "T")
 
 
 @lru_cache(maxsize=2048)
@@ -172,7 +250,7 @@ class EGraph:
         self._run(declarations(OPERATORS.values()))
         for index, rule in enumerate(self.rules):
             try:
-                self._run(rule.text(index))
+                self._run(rule_text(rule, index))
             except RuleError:
                 raise
             except Exception as error:
@@ -209,7 +287,7 @@ class EGraph:
             for name, rows in tables.items():
                 path = Path(folder) / f"{name}.tsv"
                 path.write_text("".join("\t".join(map(str, r)) + "\n" for r in rows))
-                self._egglog.run_program(*self._egglog.parse_program(f"(input {name} {literal(str(path))})"))
+                self._egglog.run_program(*self._egglog.parse_program(f"(input {name} {written(str(path))})"))
         self._run("(run load-vectors 1) (run load 1)")
 
     def step(self, schedule: str) -> tuple[bool, dict[str, int]]:
@@ -235,14 +313,15 @@ class EGraph:
         functions = self._egglog.freeze().functions.items()
         return sum(len(t.rows) for n, t in functions if t.output_sort == "T" and n not in ("Node", "Run"))
 
-    def holds(self, facts: Iterable[str]) -> bool:
-        """Whether the facts, in egglog's words, hold together for some values of their variables.
+    def holds(self, given: Iterable[facts.Fact]) -> bool:
+        """Whether the facts hold together for some values of their variables.
 
         Raises:
             RuleError: a fact is malformed, or has a variable that none of them binds.
         """
+        text = f"(check {' '.join(map(fact_text, given))})"
         try:
-            self._egglog.run_program(*self._egglog.parse_program(f"(check {' '.join(facts)})"))
+            self._egglog.run_program(*self._egglog.parse_program(text))
         except bindings.EggSmolError as error:
             if "Check failed" in str(error):
                 return False
@@ -266,7 +345,7 @@ class EGraph:
             "VI": vector,
         }
 
-        def rows(table: Any) -> list[Row]:
+        def rows(table: Any) -> list[TableRow]:
             decoders = [decode.get(s) for s in table.input_sorts]
             output = decode.get(table.output_sort)
             return [
@@ -281,7 +360,7 @@ class EGraph:
         return Frozen({n: (tuple(t.input_sorts), t.output_sort, rows(t)) for n, t in tables})
 
 
-Row = tuple[tuple[Any, ...], Any]
+TableRow = tuple[tuple[Any, ...], Any]
 
 
 @dataclass(frozen=True)
@@ -289,9 +368,9 @@ class Frozen:
     """A snapshot of an e-graph: argument sorts, result sort and rows by function. Base values are decoded, values of
     eq-sorts are hashable handles."""
 
-    functions: dict[str, tuple[tuple[str, ...], str, list[Row]]]
+    functions: dict[str, tuple[tuple[str, ...], str, list[TableRow]]]
 
-    def rows(self, function: str) -> list[Row]:
+    def rows(self, function: str) -> list[TableRow]:
         """Arguments and result of every row of a function."""
         return self.functions[function][2] if function in self.functions else []
 

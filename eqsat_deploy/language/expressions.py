@@ -1,7 +1,7 @@
-"""Integer and vector expressions that are plain Python numbers in a value and egglog text in a pattern.
+"""Integer and vector expressions that are plain Python numbers in a value and typed terms in a pattern.
 
 Shape rules, guards and computed attributes are written once with these. Given ints and tuples they compute;
-given an `Expr` they write the egglog term that computes the same.
+given an `Expr` they are the expression that computes the same in the e-graph.
 """
 
 from __future__ import annotations
@@ -10,112 +10,147 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from eqsat_deploy.errors import RuleError
 from eqsat_deploy.language.shapes import SLOTS
 
 
-@dataclass(frozen=True, eq=False)
 class Guard:
-    """A condition in a rule's body, as an egglog fact."""
+    """A condition in a rule's body. It holds or not once a pattern has matched, so Python cannot branch on it."""
 
-    text: str
+    def __bool__(self) -> bool:
+        """Never one: a rule is compiled once, for everything that it will match.
+
+        Raises:
+            RuleError: always.
+        """
+        raise RuleError(
+            "a guard has no truth value while its rule is compiled: instead of `if k == 1:`, `and`, `or`, `not` or "
+            "`in`, return the guard in the list at the end, as in `return left, right, [k == 1]`"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison(Guard):
+    """Guard: `left` compares to `right` by `operator`, spelled as in Python."""
+
+    operator: str
+    left: Any
+    right: Any
+
+
+@dataclass(frozen=True, eq=False)
+class OneOf(Guard):
+    """Guard: a string is one of `names`."""
+
+    value: Any
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class StartsWith(Guard):
+    """Guard: a string starts with `prefix`."""
+
+    value: Any
+    prefix: str
 
 
 @dataclass(frozen=True, eq=False)
 class Expr:
-    """An egglog expression of a base sort: `i64`, `f64`, `String` or `VI` (a vector of i64)."""
+    """A value that is known once a pattern has matched.
 
-    text: str
-    sort: str = "i64"
+    Attributes:
+        sort: `i64`, `f64`, `String` or `VI` (a vector of i64); of a rule's variables also a sort of e-classes.
+    """
 
-    def _binary(self, operator: str, other: Any, swap: bool = False) -> Expr:
-        left, right = (literal(other), self.text) if swap else (self.text, literal(other))
-        return Expr(f"({operator} {left} {right})", self.sort)
+    sort: str
 
     def __add__(self, other: Any) -> Expr:
-        return self._binary("+", other)
+        return Call(self.sort, "+", (self, other))
 
     def __radd__(self, other: Any) -> Expr:
-        return self._binary("+", other, swap=True)
+        return Call(self.sort, "+", (other, self))
 
     def __sub__(self, other: Any) -> Expr:
-        return self._binary("-", other)
+        return Call(self.sort, "-", (self, other))
 
     def __rsub__(self, other: Any) -> Expr:
-        return self._binary("-", other, swap=True)
+        return Call(self.sort, "-", (other, self))
 
     def __mul__(self, other: Any) -> Expr:
-        return self._binary("*", other)
+        return Call(self.sort, "*", (self, other))
 
     def __rmul__(self, other: Any) -> Expr:
-        return self._binary("*", other, swap=True)
+        return Call(self.sort, "*", (other, self))
 
     def __floordiv__(self, other: Any) -> Expr:
-        return self._binary("/", other)
+        return Call(self.sort, "/", (self, other))
 
     def __truediv__(self, other: Any) -> Expr:
-        return self._binary("/", other)
+        return Call(self.sort, "/", (self, other))
 
     def __rtruediv__(self, other: Any) -> Expr:
-        return self._binary("/", other, swap=True)
+        return Call(self.sort, "/", (other, self))
 
     def __mod__(self, other: Any) -> Expr:
-        return self._binary("%", other)
+        return Call(self.sort, "%", (self, other))
 
     def __getitem__(self, index: Any) -> Expr:
-        return Expr(f"(vec-get {self.text} {literal(index)})")
+        return Call("i64", "item", (self, index))
 
     def __eq__(self, other: object) -> Guard:  # type: ignore[override]
-        return Guard(f"(= {self.text} {literal(other)})")
+        return Comparison("==", self, other)
 
     def __ne__(self, other: object) -> Guard:  # type: ignore[override]
-        return Guard(f"(!= {self.text} {literal(other)})")
+        return Comparison("!=", self, other)
 
     def __lt__(self, other: Any) -> Guard:
-        return Guard(f"(< {self.text} {literal(other)})")
+        return Comparison("<", self, other)
 
     def __le__(self, other: Any) -> Guard:
-        return Guard(f"(<= {self.text} {literal(other)})")
+        return Comparison("<=", self, other)
 
     def __gt__(self, other: Any) -> Guard:
-        return Guard(f"(> {self.text} {literal(other)})")
+        return Comparison(">", self, other)
 
     def __ge__(self, other: Any) -> Guard:
-        return Guard(f"(>= {self.text} {literal(other)})")
+        return Comparison(">=", self, other)
 
-    def __hash__(self) -> int:
-        return hash((self.text, self.sort))
+    __hash__ = object.__hash__
+
+
+@dataclass(frozen=True, eq=False)
+class Variable(Expr):
+    """What a pattern binds: an attribute, a dimension, or an e-class."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Call(Expr):
+    """A function of the e-graph, applied: arithmetic, `item`, `replace`, `vec`, `gather`, `max`, `shape`, ..."""
+
+    function: str
+    args: tuple[Any, ...]
+
+
+def is_symbolic(*values: Any) -> bool:
+    """Whether one of these is known only once a pattern has matched."""
+    return any(isinstance(v, Expr) or (isinstance(v, tuple) and is_symbolic(*v)) for v in values)
 
 
 def one_of(value: Any, *names: str) -> Any:
     """Guard: a string attribute is one of these."""
-    if isinstance(value, Expr):
-        return Guard(f"(set-contains (set-of {' '.join(map(literal, names))}) {value.text})")
-    return value in names
+    return OneOf(value, names) if isinstance(value, Expr) else value in names
 
 
-def literal(value: Any) -> str:
-    """The egglog text of a Python value: number, string, tuple of ints, or an expression already."""
-    match value:
-        case Expr():
-            return value.text
-        case bool():
-            return str(int(value))
-        case int():
-            return str(value)
-        case float():
-            return repr(value)
-        case str():
-            return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-        case tuple() | list():
-            return f"(vec-of {' '.join(map(literal, value))})"
-    raise TypeError(f"{value!r} has no egglog literal")
+def starts_with(value: Any, prefix: str) -> Any:
+    """Guard: a string attribute starts so: `leaky_relu(`, whatever its constant."""
+    return StartsWith(value, prefix) if isinstance(value, Expr) else value.startswith(prefix)
 
 
 def vec(*items: Any) -> Any:
     """A vector of integers."""
-    if any(isinstance(item, Expr) for item in items):
-        return Expr(literal(items), "VI")
-    return tuple(int(item) for item in items)
+    return Call("VI", "vec", items) if is_symbolic(*items) else tuple(int(item) for item in items)
 
 
 def dims(*items: Any) -> Any:
@@ -125,23 +160,21 @@ def dims(*items: Any) -> Any:
 
 def replace(vector: Any, index: Any, item: Any) -> Any:
     """`vector` with `item` at `index`."""
-    if any(isinstance(v, Expr) for v in (vector, index, item)):
-        return Expr(f"(vec-set {literal(vector)} {literal(index)} {literal(item)})", "VI")
+    if is_symbolic(vector, index, item):
+        return Call("VI", "replace", (vector, index, item))
     return (*vector[:index], int(item), *vector[index + 1 :])
 
 
 def gather(vector: Any, indices: Any) -> Any:
     """`vector[i]` for every i of `indices`: a permuted shape, or two permutations composed."""
-    if any(isinstance(v, Expr) for v in (vector, indices)):
-        return Expr(f'(unstable-vec-map (unstable-fn "vec-get" {literal(vector)}) {literal(indices)})', "VI")
+    if is_symbolic(vector, indices):
+        return Call("VI", "gather", (vector, indices))
     return tuple(vector[i] for i in indices)
 
 
 def _function(name: str, compute: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     def apply(a: Any, b: Any) -> Any:
-        if isinstance(a, Expr) or isinstance(b, Expr):
-            return Expr(f"({name} {literal(a)} {literal(b)})")
-        return compute(a, b)
+        return Call("i64", name, (a, b)) if is_symbolic(a, b) else compute(a, b)
 
     return apply
 
@@ -165,6 +198,4 @@ def numel(shape: Any, slots: Sequence[int] = range(1, SLOTS)) -> Any:
 
 def power(base: Any, exponent: float) -> Any:
     """`base ** exponent` as a float."""
-    if isinstance(base, Expr):
-        return Expr(f"(^ (to-f64 {base.text}) {exponent!r})", "f64")
-    return float(base) ** exponent
+    return Call("f64", "power", (base, exponent)) if is_symbolic(base) else float(base) ** exponent

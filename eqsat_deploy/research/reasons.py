@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from dataclasses import replace as with_changed
 from typing import Any
 
 from eqsat_deploy.egraph import EGraph
 from eqsat_deploy.errors import InputError, RuleError
 from eqsat_deploy.freeze import ENode, Space
-from eqsat_deploy.language import BATCH, BY_CONSTRUCTOR, SLOTS
+from eqsat_deploy.language import BATCH, SLOTS, Operator
+from eqsat_deploy.language.expressions import Call, Comparison, OneOf, StartsWith, Variable
 from eqsat_deploy.optimizer import registered_rules
 from eqsat_deploy.price import operator_name
 from eqsat_deploy.report.render import to_html, to_text
 from eqsat_deploy.research.exploration import Exploration
 from eqsat_deploy.rules import EgglogRule, select
+from eqsat_deploy.rules.facts import (
+    NODE,
+    QUANT,
+    Clause,
+    Define,
+    Fact,
+    Match,
+    Pattern,
+    Row,
+    ShapeOf,
+    Size,
+    variables,
+)  # fmt: skip
 from eqsat_deploy.saturate import saturated
 
-Expression = str | list[Any]
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[()]|[^\s()]+')
-_MADE_UP = re.compile(r"v\d+|part\d+")  # attributes that a rule computes, and operands that are patterns
-_DEFINED = re.compile(r"v\d+|s_\w+|\w+_\d+")
-_INFIX = {"=": "==", "!=": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">=", "+": "+", "-": "-", "*": "*",
-          "/": "//", "%": "%", "^": "**"}  # fmt: skip
+INFIX = ("+", "-", "*", "/", "%")
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,82 +99,79 @@ def why_not(exploration: Exploration, rule: str | EgglogRule, node: str) -> WhyN
         what, several = ("node", len(others) + 1) if others else ("rule", len(found))
         raise InputError(f"{node if others else rule!r} stands for {several} {what}s: name one of them")
     space = exploration.space
-    bodies = list(_bodies(found[0].text(0)))
-    if not bodies:
+    parts = [(root, part) for part in found[0].clauses() for root in part.roots]
+    if not parts:
         raise RuleError(f"rule {found[0].name!r} has no pattern to test")
     with saturated(space.lowered, space.saturation.rules, space.saturation.budget) as (egraph, *_):
-        tests = [_Test(space, egraph, number, node, body) for body in bodies]
-    closest = max(tests, key=lambda test: (not test.failed, len(test.held)))
+        tests = [_Test(space, egraph, number, node, root, part) for root, part in parts]
+    closest = max(tests, key=lambda test: (test.failed is None, len(test.held)))
     failed, detail = closest.explained()
     return WhyNot(found[0].name, node, tuple(closest.said()), failed, detail)
 
 
-def _bodies(text: str) -> Iterator[tuple[str, list[Any]]]:
-    """The rules of an egglog program: every variable that a rule merges something with, and the rule's facts."""
-    for command in _parse(text):
-        if command[0] == "rule":
-            facts, actions = command[1], command[2]
-            roots = [a[1] for a in actions if a[0] in ("union", "integer-kernel") and isinstance(a[1], str)]
-            yield from ((root, facts) for root in dict.fromkeys(roots))
+@dataclass(frozen=True)
+class _Place:
+    """Where a variable stands: an argument of the pattern that is matched with `reader`."""
 
+    reader: str
+    form: Pattern
+    position: int
 
-def _parse(text: str) -> list[Any]:
-    stack: list[list[Any]] = [[]]
-    for token in _TOKEN.findall(text):
-        if token == "(":
-            stack.append([])
-        elif token == ")":
-            done = stack.pop()
-            stack[-1].append(done)
-        else:
-            stack[-1].append(token)
-    return stack[0]
+    @property
+    def operator(self) -> Operator | None:
+        """The operator that it is an argument of."""
+        return self.form.head if isinstance(self.form.head, Operator) else None
 
-
-def _text(expression: Expression) -> str:
-    return expression if isinstance(expression, str) else f"({' '.join(map(_text, expression))})"
+    @property
+    def argument(self) -> str:
+        """What the operator calls it."""
+        return self.operator.parameters[self.position][0] if self.operator else f"argument {self.position}"
 
 
 class _Test:
-    """One rule body, tested at one e-class."""
+    """One part of a rule, tested at one e-class."""
 
     def __init__(
-        self, space: Space, egraph: EGraph, number: int, node: str, body: tuple[str, list[Any]]
+        self, space: Space, egraph: EGraph, number: int, node: str, root: Variable, part: Clause
     ) -> None:
-        root, facts = body
         self.space, self.number, self.node = space, number, node
-        self.places: dict[str, tuple[str, str, int]] = {}  # variable -> reader, its constructor, position
-        flat = [part for fact in facts for part in self._flat(fact)]
-        codes = [f[2][1] for f in flat if f[:2] == ["=", root] and f[2][0] == "Quant"]
-        self.root = codes[0] if codes else root
-        self.held: list[Expression] = []
-        self.failed: Expression = ""
-        self._run(egraph, f"(= {self.root} (Node {space.row_class.index(number)}))", flat)
+        self.places: dict[str, _Place] = {}
+        self.defined = {f.variable.name: f.value for f in part.facts if isinstance(f, Define)}
+        self.made_up: set[str] = set()  # operands that are patterns
+        flat = [fact for given in part.facts for fact in self._flat(given)]
+        codes = [f.form.args[0] for f in flat if isinstance(f, Match) and f.root.name == root.name
+                 and f.form.head is QUANT]  # fmt: skip
+        self.root: Variable = codes[0] if codes else root
+        self.held: list[Fact] = []
+        self.failed: Fact | None = None
+        self._run(egraph, Match(self.root, NODE(space.row_class.index(number))), flat)
 
-    def _flat(self, fact: Any) -> Iterator[Any]:
+    def _flat(self, fact: Fact) -> Iterator[Fact]:
         """A nested pattern as one fact per operator, outermost first."""
-        if not _is_pattern(fact):
+        if not isinstance(fact, Match):
             yield fact
             return
-        waiting = deque([(fact[1], fact[2])])
+        waiting = deque([fact])
         while waiting:
-            variable, (constructor, *arguments) = waiting.popleft()
-            flat = []
-            for position, argument in enumerate(arguments):
-                if isinstance(argument, list):
-                    inner = f"part{len(self.places)}"
-                    waiting.append((inner, argument))
+            root, form = (match := waiting.popleft()).root, match.form
+            arguments = []
+            for position, argument in enumerate(form.args):
+                if isinstance(argument, Pattern):
+                    inner = Variable("T", f"part{len(self.places)}")
+                    waiting.append(Match(inner, argument))
+                    self.made_up.add(inner.name)
                     argument = inner
-                flat.append(argument)
-                self.places.setdefault(argument, (variable, constructor, position))
-            yield ["=", variable, [constructor, *flat]]
+                arguments.append(argument)
+                if isinstance(argument, Variable):
+                    self.places.setdefault(argument.name, _Place(root.name, form, position))
+            yield Match(root, with_changed(form, args=tuple(arguments)))
 
-    def _run(self, egraph: EGraph, anchor: str, facts: list[Any]) -> None:
+    def _run(self, egraph: EGraph, anchor: Fact, facts: list[Fact]) -> None:
         waiting, late = deque(facts), 0
-        while waiting and not self.failed:
+        while waiting and self.failed is None:
             fact = waiting.popleft()
             try:
-                holds = egraph.holds([anchor, *map(_text, self.held), _text(fact)])
+                holds = egraph.holds([anchor, *self.held, fact])
             except RuleError:  # a variable that a later fact binds
                 late += 1
                 if late > len(waiting) + 1:
@@ -183,95 +189,107 @@ class _Test:
     def said(self) -> Iterator[str]:
         """What holds, in words; without what only names or computes something."""
         for fact in self.held:
-            if not _is_definition(fact) or str(fact[1]) in self.places:
+            names_only = isinstance(fact, ShapeOf | Define)
+            if not names_only or (isinstance(fact, Define) and fact.variable.name in self.places):
                 yield self._sentence(fact)
 
     def explained(self) -> tuple[str, str]:
         """The fact that failed and what is there instead, in words; empty where all hold."""
         fact = self.failed
-        if not fact:
+        if fact is None:
             return "", ""
-        if _is_pattern(fact):
-            held = dict.fromkeys(operator_name(n) for c in self._classes(fact[1]) for n in self._nodes(c))
+        if isinstance(fact, Match):
+            held = dict.fromkeys(
+                operator_name(n) for c in self._classes(fact.root.name) for n in self._nodes(c)
+            )
             return self._sentence(fact), f"it is {', '.join(held) or 'nothing that a rule can see into'}"
-        atoms = dict.fromkeys(a.removeprefix("s_") for a in _atoms(fact))
+        atoms = dict.fromkeys(v.name.removeprefix("s_") for v in variables(fact))
         if not any(self._classes(a) for a in atoms):
             atoms = dict.fromkeys([*atoms, *(v for v in self.places if self._classes(v))])
         there = [f"{self._name(a)} is {v}" for a in atoms if (v := self._value(a))]
         return self._sentence(fact), "; ".join(there)
 
-    def _sentence(self, fact: Any) -> str:
-        if _is_pattern(fact):
-            return f"{self._where(fact[1])} is {self._words(fact[2])}"
-        return self._words(fact)
+    def _sentence(self, fact: Fact) -> str:
+        match fact:
+            case Match(root, form):
+                return f"{self._where(root.name)} is {self._words(form)}"
+            case ShapeOf(tensor):
+                return f"the shape of {self._words(tensor)} is known"
+            case Size(value, tensor, 0):
+                return f"rank of {self._words(tensor)} == {self._words(value)}"
+            case Size(value, tensor, slot):
+                return f"{self._words(tensor)}.shape[{slot - SLOTS}] == {self._words(value)}"
+            case Define(variable, value):
+                return f"{self._name(variable.name)} == {self._words(value)}"
+            case Row(relation, terms):
+                return relation.words.format(*map(self._words, terms))
+            case Comparison(operator, left, right):
+                return f"{self._side(left)} {operator} {self._side(right)}"
+            case OneOf(value, names):
+                return f"{self._words(value)} in ({', '.join(names)})"
+            case StartsWith(value, prefix):
+                return f"{self._words(value)} starts with {prefix!r}"
+        raise TypeError(f"{fact!r} is no fact")
 
     def _name(self, variable: str) -> str:
-        """A variable in the rule's words; an attribute that the rule computes goes by its operator's name for it."""
-        if variable not in self.places or not _MADE_UP.fullmatch(variable):
-            return variable
-        _, constructor, position = self.places[variable]
-        return BY_CONSTRUCTOR[constructor].parameters[position][0]
+        """A variable in the rule's words; what a rule computes goes by its operator's name for it."""
+        place = self.places.get(variable)
+        if place is not None and (variable in self.made_up or variable in self.defined):
+            return place.argument
+        return variable
 
     def _where(self, variable: str) -> str:
         if variable not in self.places:
             return self.node
-        _, constructor, position = self.places[variable]
-        operator = BY_CONSTRUCTOR[constructor]
-        return f"operand {operator.parameters[position][0]!r} of that {operator.name}"
+        place = self.places[variable]
+        return f"operand {place.argument!r} of that {_called(place.form)}"
 
-    def _words(self, expression: Expression) -> str:
-        """An egglog expression in the notation of Python."""
-        match expression:
-            case str():
-                return self._name(expression)
-            case ["vec-get", str(vector), str(index)] if vector.startswith("s_"):
-                tensor = self._name(vector.removeprefix("s_"))
-                return f"rank of {tensor}" if index == "0" else f"{tensor}.shape[{int(index) - SLOTS}]"
-            case ["shape", tensor]:
+    def _words(self, value: Any) -> str:
+        """A term or an expression in the notation of Python."""
+        match value:
+            case Variable(name=name) if name in self.defined and name not in self.places:
+                return self._words(self.defined[name])
+            case Variable(name=name):
+                return self._name(name)
+            case Call(function="item", args=(Variable(name=shape), int(slot))) if shape.startswith("s_"):
+                return f"{self._name(shape.removeprefix('s_'))}.shape[{slot - SLOTS}]"
+            case Call(function="item", args=(vector, position)):
+                return f"{self._words(vector)}[{self._words(position)}]"
+            case Call(function="shape", args=(tensor,)):
                 return f"shape of {self._words(tensor)}"
-            case ["const", tensor]:
-                return f"{self._words(tensor)} is constant"
-            case ["dynamic", tensor]:
-                return f"{self._words(tensor)} depends on the model's inputs"
-            case ["vec-of", str(rank), *sizes] if len(sizes) == SLOTS - 1 and rank.isdigit():
-                return "(" + ", ".join(self._words(s) for s in sizes[len(sizes) - int(rank) :]) + ")"
-            case ["vec-of", *items]:
-                return "(" + ", ".join(map(self._words, items)) + ")"
-            case ["=", left, right] if (
-                isinstance(left, str) and isinstance(right, list) and right[0] == "vec-get"
-            ):
-                return f"{self._words(right)} == {self._words(left)}"
-            case [head, left, right] if head in _INFIX:
-                return f"{self._side(left)} {_INFIX[head]} {self._side(right)}"
-            case [head, *arguments]:
-                name = BY_CONSTRUCTOR[head].name if head in BY_CONSTRUCTOR else head
-                return f"{name}({', '.join(map(self._words, arguments))})"
-        return _text(expression)
+            case Call(function="vec", args=items) | tuple(items):
+                encoded = len(items) == SLOTS and isinstance(items[0], int) and 0 <= items[0] < SLOTS
+                shown = items[SLOTS - items[0] :] if encoded else items
+                return "(" + ", ".join(map(self._words, shown)) + ")"
+            case Call(function=function, args=(left, right)) if function in INFIX:
+                return f"{self._side(left)} {'//' if function == '/' else function} {self._side(right)}"
+            case Call(function=function, args=args):
+                return f"{function}({', '.join(map(self._words, args))})"
+            case Pattern():
+                return f"{_called(value)}({', '.join(map(self._words, value.args))})"
+        return str(value)
 
-    def _side(self, expression: Expression) -> str:
-        inner = isinstance(expression, list) and expression[0] in _INFIX
-        return f"({self._words(expression)})" if inner else self._words(expression)
+    def _side(self, value: Any) -> str:
+        inner = isinstance(value, Call) and value.function in INFIX
+        return f"({self._words(value)})" if inner else self._words(value)
 
     # -- what is there -------------------------------------------------------------------------------------
 
     def _classes(self, variable: str) -> list[int]:
         """E-classes that a variable of the pattern can stand for, given the operators on the way to it."""
-        if variable == self.root:
+        if variable == self.root.name:
             return [self.number]
-        if variable not in self.places:
-            return []
-        _, constructor, position = self.places[variable]
-        return self._arguments(variable) if BY_CONSTRUCTOR[constructor].parameters[position][1] == "T" else []
+        place = self.places.get(variable)
+        tensor = place and place.operator and place.operator.parameters[place.position][1] == "T"
+        return self._arguments(variable) if tensor else []
 
     def _arguments(self, variable: str) -> list[Any]:
         """Operands or attributes that stand where the pattern has the variable."""
-        if variable not in self.places:
+        place = self.places.get(variable)
+        if place is None:
             return []
-        reader, constructor, position = self.places[variable]
-        nodes = (n for c in self._classes(reader) for n in self._nodes(c))
-        return list(
-            dict.fromkeys(n.args[position] for n in nodes if n.operator is BY_CONSTRUCTOR[constructor])
-        )
+        nodes = (n for c in self._classes(place.reader) for n in self._nodes(c))
+        return list(dict.fromkeys(n.args[place.position] for n in nodes if n.operator is place.operator))
 
     def _nodes(self, number: int) -> list[ENode]:
         return [n for c, n in self.space.nodes if c == number]
@@ -286,6 +304,10 @@ class _Test:
         return " or ".join(found)
 
 
+def _called(form: Pattern) -> str:
+    return form.head.name
+
+
 def shape_words(shape: tuple[int, ...] | None) -> str:
     """A shape for people: `[n, 512, 7, 7]`, the batch as `n`."""
     if shape is None:
@@ -297,20 +319,3 @@ def _size(dimension: int) -> str:
     if not dimension or dimension % BATCH:
         return str(dimension)
     return "n" if dimension == BATCH else f"{dimension // BATCH}n"
-
-
-def _atoms(expression: Expression) -> Iterator[str]:
-    if isinstance(expression, str):
-        yield expression
-    else:
-        for part in expression:
-            yield from _atoms(part)
-
-
-def _is_pattern(fact: Any) -> bool:
-    return bool(fact[0] == "=" and isinstance(fact[2], list) and fact[2][0] in BY_CONSTRUCTOR)
-
-
-def _is_definition(fact: Any) -> bool:
-    """Whether a fact only names a shape, a size or a value that the rule computes."""
-    return bool(fact[0] == "=" and isinstance(fact[1], str) and _DEFINED.fullmatch(fact[1]))

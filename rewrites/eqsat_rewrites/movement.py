@@ -18,8 +18,10 @@ from eqsat_deploy.language import (
     softmax,
     unary,
 )  # fmt: skip
+from eqsat_deploy.language.expressions import Variable
 from eqsat_deploy.language.shapes import encode, permutation
-from eqsat_deploy.rules import Equation, Term, TextRule, integer, integers, name, number, rule, shape
+from eqsat_deploy.rules import Equation, Relational, Term, integer, integers, name, number, rule, shape
+from eqsat_deploy.rules.facts import Fired, Match, Pattern, Union
 
 FUNCTIONS = name("relu", "gelu", "hardswish", "sigmoid")
 TARGETS = integers(lambda d: [encode((d["n"], 24)), encode((d["n"], 4, 6)), encode((d["n"], 2, 3, 4))])
@@ -62,14 +64,14 @@ def unary_through_permute(x: Term, f: Term, order: Term) -> Equation:
     return unary(f, permute(x, order)), permute(unary(f, x), order)
 
 
-injective_permute = TextRule(
+E, X, Y, ORDER = Variable("T", "e"), Variable("T", "x"), Variable("T", "y"), Variable("VI", "order")
+injective_permute = Relational(
     "injective-permute", "movement", "exact", "rewrites",
     "Tensors that are equal once permuted alike are equal. "
     "Else a residual sum has as many classes as its terms have, multiplied, and every block multiplies them again.",
-    """
-(rule ((= e (Permute x order)) (= e (Permute y order)) (!= x y))
-      ((union x y) (fired $RULE x)) :ruleset rewrites)
-""",
+    "is an implication and no equation: a permute has an inverse, so what it makes equal was equal before",
+    (((Match(E, Pattern(permute, (X, ORDER))), Match(E, Pattern(permute, (Y, ORDER))), X != Y),
+      (Union(X, Y), Fired(X))),),
 )  # fmt: skip
 
 

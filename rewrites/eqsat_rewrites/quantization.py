@@ -10,97 +10,139 @@ quantization hand codes on; non-weighted operators take INT8 only if they also r
 from collections.abc import Callable
 
 from eqsat_deploy.language import OPERATORS, Operator
-from eqsat_deploy.rules import TextRule
+from eqsat_deploy.language.expressions import Variable
+from eqsat_deploy.rules import Relational
+from eqsat_deploy.rules.facts import (
+    BINARY_STEP,
+    CONSTANT,
+    INTEGER_KERNEL,
+    INTEGER_STEP,
+    NO_STEPS,
+    QUANT,
+    QUANT_RUN,
+    QUANTIZED_STEPS,
+    RUN,
+    RUNTIME,
+    UNARY_STEP,
+    Action,
+    Fact,
+    Match,
+    Pattern,
+    Row,
+    Union,
+    anchor,
+    arguments,
+    first_operand,
+    integer_anchor,
+    on_codes,
+)  # fmt: skip
+
+UNCHECKED = (
+    "ties INT8 to what it stands in for, which is equal to a tolerance alone: the results of a quantized module are "
+    "compared with its own"
+)
+E, T = Variable("T", "e"), Variable("T", "t")
+CODES, ANCHOR = Variable("Q", "codes"), Variable("A", "anchor")
+STEPS, ON_INT8, EARLIER, EARLIER_ON_INT8 = (Variable("Ep", n) for n in ("ep", "epq", "earlier", "earlierq"))
+FUNCTION, SIDE = Variable("String", "f"), Variable("i64", "side")
+
+Part = tuple[tuple[Fact, ...], tuple[Action, ...]]
 
 
-def _weighted(operator: Operator) -> str:
+def _operands(operator: Operator) -> list[Variable]:
+    return [a for a in arguments(operator) if a.sort == "T"]
+
+
+def _quantized(operator: Operator) -> tuple[object, ...]:
+    """All arguments, every operand as its codes."""
+    return tuple(QUANT(a) if a.sort == "T" else a for a in arguments(operator))
+
+
+def _weighted(operator: Operator) -> Part:
     """The kernel reads its data as INT8 and its weight, a constant, with per-channel scales."""
-    variables = [f"a{i}" for i in range(len(operator.parameters))]
-    data, weight = [v for v, (_, s) in zip(variables, operator.parameters, strict=True) if s == "T"][:2]
-    quantized = [f"(Quant {v})" if v == data else v for v in variables]
-    name = operator.constructor
-    return f"""
-(rule ((= e (Run (A{name} {" ".join(variables)}) p)) (dynamic {data}) (const {weight}) (quantized-steps p q))
-      ((integer-kernel e (I{name} {" ".join(quantized)}) q)) :ruleset quantization)"""
+    data, weight = _operands(operator)[:2]
+    first = first_operand(operator)
+    given = tuple(QUANT(a) if i == first else a for i, a in enumerate(arguments(operator)))
+    facts = (
+        Match(E, RUN(anchor(operator)(*arguments(operator)), STEPS)), Row(RUNTIME, (data,)), Row(CONSTANT, (weight,)),
+        Row(QUANTIZED_STEPS, (STEPS, ON_INT8)),
+    )  # fmt: skip
+    return facts, (Row(INTEGER_KERNEL, (E, integer_anchor(operator)(*given), ON_INT8)),)
 
 
-def _both_ways(operator: Operator) -> str:
+def _both_ways(operator: Operator) -> Part:
     """The kernel exists with INT8 operands and an INT8 result only."""
-    variables = [f"a{i}" for i in range(len(operator.parameters))]
-    pairs = list(zip(variables, operator.parameters, strict=True))
-    quantized = " ".join(f"(Quant {v})" if s == "T" else v for v, (_, s) in pairs)
-    dynamic = " ".join(f"(dynamic {v})" for v, (_, s) in pairs if s == "T")
-    name, arguments = operator.constructor, " ".join(variables)
-    matched, steps = f"(= e ({name} {arguments}))", "(EpNone)"
+    found: tuple[Fact, ...] = (Match(E, Pattern(operator, arguments(operator))),)
+    steps: object = NO_STEPS()
     if operator.epilogue:
-        matched, steps = f"(= e (Run (A{name} {arguments}) p)) (quantized-steps p q)", "q"
-    return f"""
-(rule ((= codes (Quant e)) {matched} {dynamic})
-      ((union codes (QRun (I{name} {quantized}) {steps}))) :ruleset quantization)"""
+        found = (
+            Match(E, RUN(anchor(operator)(*arguments(operator)), STEPS)),
+            Row(QUANTIZED_STEPS, (STEPS, ON_INT8)),
+        )
+        steps = ON_INT8
+    facts = (Match(CODES, QUANT(E)), *found, *(Row(RUNTIME, (a,)) for a in _operands(operator)))
+    return facts, (Union(CODES, QUANT_RUN(integer_anchor(operator)(*_quantized(operator)), steps)),)
 
 
-def _commuting(operator: Operator) -> str:
+def _commuting(operator: Operator) -> Part:
     """Codes pass through: Q(f(x)) = f(Q(x))."""
-    variables = [f"a{i}" for i in range(len(operator.parameters))]
-    pairs = list(zip(variables, operator.parameters, strict=True))
-    quantized = [f"(Quant {v})" if s == "T" else v for v, (_, s) in pairs]
-    name = operator.constructor
-    return f"""
-(rule ((= q (Quant e)) (= e ({name} {" ".join(variables)})) (dynamic e))
-      ((union q (Q{name} {" ".join(quantized)}))) :ruleset quantization)"""
+    facts = (Match(CODES, QUANT(E)), Match(E, Pattern(operator, arguments(operator))), Row(RUNTIME, (E,)))
+    return facts, (Union(CODES, on_codes(operator)(*_quantized(operator))),)
 
 
-def _all(integer: str, build: Callable[[Operator], str]) -> str:
-    return "".join(build(o) for o in OPERATORS.values() if o.integer == integer)
+def _written(operator: Operator) -> Part:
+    """The kernel's result leaves as codes."""
+    kernel = Match(ANCHOR, anchor(operator)(*arguments(operator)))
+    facts = (Match(CODES, QUANT(E)), Match(E, RUN(ANCHOR, STEPS)), kernel)
+    return facts, (Union(CODES, QUANT_RUN(ANCHOR, STEPS)),)
 
 
-epilogues = TextRule(
-    "integer-epilogues", "quantization", "approximate", "quantization",
-    "An epilogue with every tensor it joins read as INT8; the float form stays as well.",
-    """
-(relation quantized-steps (Ep Ep))
-(quantized-steps (EpNone) (EpNone))
-(rule ((= p (EpUnary f b)) (quantized-steps b c)) ((quantized-steps p (EpUnary f c))) :ruleset quantization)
-(rule ((= p (EpBinary f i t b)) (quantized-steps b c)) ((quantized-steps p (EpBinary f i t c))) :ruleset quantization)
-(rule ((= p (EpBinary f i t b)) (quantized-steps b c) (dynamic t))
-      ((quantized-steps p (EpQuant f i (Quant t) c))) :ruleset quantization)""",
+def _rule(name: str, doc: str, *parts: Part) -> Relational:
+    return Relational(name, "quantization", "approximate", "quantization", doc, UNCHECKED, parts)
+
+
+def _each(integer: str, part: Callable[[Operator], Part]) -> tuple[Part, ...]:
+    return tuple(part(o) for o in OPERATORS.values() if o.integer == integer)
+
+
+def _steps(form: Pattern, on_int8: Pattern, *conditions: Fact) -> Part:
+    facts = (Match(STEPS, form), Row(QUANTIZED_STEPS, (EARLIER, EARLIER_ON_INT8)), *conditions)
+    return facts, (Row(QUANTIZED_STEPS, (STEPS, on_int8)),)
+
+
+_BINARY = (FUNCTION, SIDE, T)
+
+epilogues = _rule(
+    "integer-epilogues", "An epilogue with every tensor it joins read as INT8; the float form stays as well.",
+    ((), (Row(QUANTIZED_STEPS, (NO_STEPS(), NO_STEPS())),)),
+    _steps(UNARY_STEP(FUNCTION, EARLIER), UNARY_STEP(FUNCTION, EARLIER_ON_INT8)),
+    _steps(BINARY_STEP(*_BINARY, EARLIER), BINARY_STEP(*_BINARY, EARLIER_ON_INT8)),
+    _steps(BINARY_STEP(*_BINARY, EARLIER), INTEGER_STEP(FUNCTION, SIDE, QUANT(T), EARLIER_ON_INT8),
+           Row(RUNTIME, (T,))),
 )  # fmt: skip
 
-weighted = TextRule(
-    "integer-weighted", "quantization", "approximate", "quantization",
-    "Convolutions and Linears with constant weights on INT8 inputs, result in float.",
-    _all("compute", _weighted),
+weighted = _rule(
+    "integer-weighted", "Convolutions and Linears with constant weights on INT8 inputs, result in float.",
+    *_each("compute", _weighted),
 )  # fmt: skip
 
-requantized = TextRule(
-    "integer-requantized", "quantization", "approximate", "quantization",
-    "An INT8 kernel may write INT8 where the result is only read as INT8.",
-    """
-(rule ((integer-kernel e a p) (= q (Quant e))) ((union q (QRun a p))) :ruleset quantization)""",
+requantized = _rule(
+    "integer-requantized", "An INT8 kernel may write INT8 where the result is only read as INT8.",
+    ((Row(INTEGER_KERNEL, (E, ANCHOR, STEPS)), Match(CODES, QUANT(E))), (Union(CODES, QUANT_RUN(ANCHOR, STEPS)),)),
 )  # fmt: skip
 
-
-def _written(operator: Operator) -> str:
-    variables = " ".join(f"a{i}" for i in range(len(operator.parameters)))
-    return f"""
-(rule ((= q (Quant e)) (= e (Run a p)) (= a (A{operator.constructor} {variables})))
-      ((union q (QRun a p))) :ruleset quantization)"""
-
-
-written = TextRule(
-    "float-requantized", "quantization", "approximate", "quantization",
+written = _rule(
+    "float-requantized",
     "A pointwise or normalization kernel that computes in float may write INT8 codes itself.",
-    "".join(_written(o) for o in OPERATORS.values() if o.requantizes),
-)  # fmt: skip
+    *(_written(o) for o in OPERATORS.values() if o.requantizes),
+)
 
-pointwise = TextRule(
-    "integer-pointwise", "quantization", "approximate", "quantization",
-    "Pools, means and sums on INT8 that return INT8.",
-    _all("pointwise", _both_ways),
-)  # fmt: skip
+pointwise = _rule(
+    "integer-pointwise", "Pools, means and sums on INT8 that return INT8.", *_each("pointwise", _both_ways)
+)
 
-commuting = TextRule(
-    "integer-commuting", "quantization", "approximate", "quantization",
+commuting = _rule(
+    "integer-commuting",
     "Quantization commutes with data movement and max-pooling.",
-    _all("commute", _commuting),
-)  # fmt: skip
+    *_each("commute", _commuting),
+)

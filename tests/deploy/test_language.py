@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eqsat_deploy.egraph import fact_text, written
 from eqsat_deploy.language import OPERATORS, decode, encode
 from eqsat_deploy.language import expressions as e
-from eqsat_deploy.language.expressions import Expr, literal
+from eqsat_deploy.language.expressions import Variable
 from eqsat_deploy.language.operator import aten, operator
 from eqsat_deploy.language.pointwise import UNARY, parse_function
 from eqsat_deploy.language.shapes import (
@@ -77,19 +78,19 @@ def test_broadcasting_is_a_slotwise_maximum_where_torch_allows_it(a, b):
     assert decode(e.broadcast(encode(a), encode(b))) == tuple(expected)
 
 
-def test_expressions_compute_on_numbers_and_write_text_on_patterns():
-    x = Expr("x", "VI")
+def test_expressions_compute_on_numbers_and_are_terms_on_variables():
+    x = Variable("VI", "x")
     assert e.replace((1, 2, 3), 1, 7) == (1, 7, 3)
-    assert e.replace(x, 1, 7).text == "(vec-set x 1 7)"
+    assert written(e.replace(x, 1, 7)) == "(vec-set x 1 7)"
     assert e.gather((5, 6, 7), (2, 0, 1)) == (7, 5, 6)
     assert e.numel((0, 1, 1, 1, 2, 3, 4)) == 24
     assert e.maximum(2, 3) == 3
-    assert e.maximum(x[0], 3).text == "(max (vec-get x 0) 3)"
-    assert (x[0] + 1 == 4).text == "(= (+ (vec-get x 0) 1) 4)"
+    assert written(e.maximum(x[0], 3)) == "(max (vec-get x 0) 3)"
+    assert fact_text(x[0] + 1 == 4) == "(= (+ (vec-get x 0) 1) 4)"
     assert e.power(4, -0.5) == 0.5
-    assert literal('a"b') == '"a\\"b"'
+    assert written('a"b') == '"a\\"b"'
     with pytest.raises(TypeError, match="no egglog literal"):
-        literal(object())
+        written(object())
 
 
 X = torch.empty((2, 6, 9, 8), device="meta")

@@ -303,7 +303,7 @@ def test_a_guard_is_named_with_the_shapes_there(exploration):
     assert "FAILS  size == (h, w)" in str(why)
 
 
-def test_rules_as_text_are_tested_too(exploration):
+def test_relational_rules_are_tested_too(exploration):
     assert research.why_not(exploration, "kernel-unary-epilogue", "relu").applies
     assert research.why_not(exploration, "integer-weighted", "fc").applies
     assert not research.why_not(exploration, "kernel-unary-epilogue", "fc").applies

@@ -5,10 +5,25 @@ from __future__ import annotations
 from random import Random
 
 import pytest
+import torch
 
+from eqsat_deploy.egraph import rule_text
 from eqsat_deploy.errors import RuleError, UnknownNameError
 from eqsat_deploy.language import binary, dims, linear, relu, reshape, unary
-from eqsat_deploy.rules import EgglogRule, TextRule, constant, integer, name, rule, rules_of, select, shape
+from eqsat_deploy.language.expressions import Guard, Variable, one_of
+from eqsat_deploy.rules import (
+    EgglogRule,
+    Relational,
+    constant,
+    integer,
+    name,
+    number,
+    rule,
+    rules_of,
+    select,
+    shape,
+)  # fmt: skip
+from eqsat_deploy.rules.facts import Fired, Match, Pattern, Size, Union
 
 
 @rule("real", x="n c h w", weight="o c*h*w", h=(2, 3))
@@ -50,7 +65,7 @@ def test_prefixes_of_shapes():
         drawn = prefixes.draw(Random(seed), 2)
         assert len(drawn["x"]) >= 2
         assert all(d == 1 for d in drawn["s"][:-1])
-    text = prefixes.text(0)
+    text = rule_text(prefixes, 0)
     assert "(const s)" in text
     assert "(= 1 (vec-get s_s 5))" in text
 
@@ -61,8 +76,8 @@ def test_both_directions_are_compiled_under_one_name():
         """A function of a reshaped tensor."""
         return unary(f, reshape(x, shape(x))), reshape(unary(f, x), shape(x))
 
-    assert ':name "both-ways"' in both_ways.text(0)
-    assert ':name "both-ways#reverse"' in both_ways.text(0)
+    assert ':name "both-ways"' in rule_text(both_ways, 0)
+    assert ':name "both-ways#reverse"' in rule_text(both_ways, 0)
 
 
 def test_rules_that_find_one_of_their_own_variables_collapse():
@@ -100,28 +115,76 @@ def test_a_rule_must_return_two_sides():
         return (relu(x),)
 
     with pytest.raises(RuleError, match="two equal terms"):
-        one_side.text(0)
+        one_side.clauses()
 
 
-def test_text_rules_are_named_and_numbered():
-    text = TextRule(
-        "twice",
-        "own",
-        "exact",
-        "rewrites",
-        "Two.",
-        "(rule (a) (fired $RULE e) :ruleset r) (rule (b) () :ruleset r)",
-    )
-    compiled = text.text(7)
+E, X = Variable("T", "e"), Variable("T", "x")
+
+
+def relational(name, family="own"):
+    twice = ((Match(E, Pattern(unary, ("relu", X))),), (Union(E, X), Fired(E)))
+    return Relational(name, family, "exact", "rewrites", "Two parts.", "to be tested", (twice, twice))
+
+
+def test_relational_rules_are_named_and_numbered():
+    compiled = rule_text(relational("twice"), 7)
     assert '"twice#0"' in compiled
     assert '"twice#1"' in compiled
     assert "(fired 7 e)" in compiled
-    assert not text.collapses
+    assert not relational("twice").collapses
+    assert relational("twice").heads == {unary}
+    assert isinstance(relational("twice"), EgglogRule)
+
+
+def test_heads_are_the_operators_on_top_of_left_sides():
+    @rule("exact", f=name("relu"), both=True)
+    def both_ways(x, f):
+        """A function of a reshaped tensor."""
+        return unary(f, reshape(x, shape(x))), reshape(unary(f, x), shape(x))
+
+    assert flat.heads == {linear}
+    assert both_ways.heads == {unary, reshape}
+
+
+def test_facts_are_typed():
+    (clause,) = flat.clauses()
+    assert [f.root.name for f in clause.facts if isinstance(f, Match)] == ["e0"]
+    ranks = {f.tensor.name: f.value for f in clause.facts if isinstance(f, Size) and f.slot == 0}
+    assert ranks == {"x": 4, "weight": 2}
+
+
+def test_a_guard_is_no_condition_of_python():
+    @rule("exact", x="n c", k=number(1.0))
+    def branches(x, k):
+        """One or the other."""
+        if k == 1.0:
+            return relu(x), x
+        return x, relu(x)
+
+    with pytest.raises(RuleError, match=r"rule 'branches'.*return the guard in the list"):
+        branches.clauses()
+    x = torch.ones(2, 3)
+    assert branches(x=x, k=1.0)[0][0][1] is x, "on plain values it is one"
+    assert branches(x=x, k=2.0)[0][0][0] is x
+
+
+@pytest.mark.parametrize(
+    "guard", [constant(X), one_of(Variable("String", "f"), "relu"), Variable("i64", "k") > 1]
+)
+def test_no_guard_has_a_truth_value(guard):
+    assert isinstance(guard, Guard)
+    with pytest.raises(RuleError, match="no truth value"):
+        bool(guard)
+
+
+def test_plain_values_compare_as_ever():
+    assert one_of("relu", "relu", "gelu")
+    assert constant(2.0) is True
+    assert not isinstance(shape(torch.zeros(2)) == (2,), Guard)
 
 
 def test_selection_by_family_name_and_object():
-    other = TextRule("other", "own", "exact", "rewrites", "Another.", "")
-    third = TextRule("third", "elsewhere", "exact", "rewrites", "A third.", "")
+    other, third = relational("other"), relational("third", "elsewhere")
     rules = [flat, other, third]
     assert select(rules, ["own"]) == [other]
     assert select(rules, ["third", "flat"]) == [flat, third]
@@ -131,5 +194,5 @@ def test_selection_by_family_name_and_object():
 
 
 def test_rules_of_a_module_come_in_order_of_definition():
-    namespace = {"b": flat, "a": TextRule("a", "own", "exact", "rewrites", "A.", ""), "integer": integer}
+    namespace = {"b": flat, "a": relational("a"), "integer": integer}
     assert [r.name for r in rules_of(namespace)] == ["flat", "a"]

@@ -9,8 +9,10 @@ from eqsat_deploy.egraph import EGraph
 from eqsat_deploy.errors import RuleError
 from eqsat_deploy.freeze import freeze
 from eqsat_deploy.language import dims, relu, reshape, unary
+from eqsat_deploy.language.expressions import Variable
 from eqsat_deploy.optimizer import registered_rules
-from eqsat_deploy.rules import Rule, TextRule, integers, rule
+from eqsat_deploy.rules import Relational, Rule, integers, rule
+from eqsat_deploy.rules.facts import Constructor, Fired, Match
 from eqsat_deploy.saturate import Budget, saturate
 from tests.support.models import (
     Aliasing,
@@ -68,14 +70,9 @@ def test_a_rule_that_joins_two_shapes_is_an_error():
 
 
 def test_a_rule_that_does_not_compile_is_named():
-    broken = TextRule(
-        "broken",
-        "none",
-        "exact",
-        "rewrites",
-        "Not egglog.",
-        "(rule ((= e (Nothing x))) () :ruleset rewrites)",
-    )
+    e, nothing = Variable("T", "e"), Constructor("Nothing", ("T",), "T")
+    part = ((Match(e, nothing(Variable("T", "x"))),), (Fired(e),))
+    broken = Relational("broken", "none", "exact", "rewrites", "No such e-node.", "to be broken", (part,))
     with pytest.raises(RuleError, match="'broken'"):
         EGraph([broken])
 
@@ -87,7 +84,7 @@ def test_an_argument_that_no_pattern_binds_is_an_error():
         return relu(x), x
 
     with pytest.raises(RuleError, match="'k'"):
-        unbound.text(0)
+        unbound.clauses()
 
 
 @pytest.mark.parametrize(
