@@ -23,12 +23,15 @@ from eqsat_deploy.errors import (
     ExtractionError,
     InputError,
     QuantizationError,
+    RuleError,
     UnknownNameError,
     VerificationError,
 )
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from eqsat_deploy.rules import EgglogRule
 
 EXIT_CODES = """\
 exit codes:
@@ -167,8 +170,12 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     made.add_argument(
         "--seconds", type=_positive, default=5.0, metavar="S", help="how long to race (default 5)"
     )
-    command("rules", rules, "List the rewrite rules.").add_argument(
-        "name", nargs="*", metavar="NAME", help="families or rules"
+    made = command("rules", rules, "List the rewrite rules, or check them.")
+    made.add_argument("name", nargs="*", metavar="NAME", help="families or rules")
+    made.add_argument(
+        "--check",
+        action="store_true",
+        help="test what each rule says, and where; exit code 2 if one is unsound",
     )
     made = command(
         "orderings",
@@ -306,13 +313,15 @@ def bench(args: argparse.Namespace) -> int:
 
 
 def rules(args: argparse.Namespace) -> int:
-    """The catalogue."""
+    """The catalogue, or with `--check` what is derived from every rule's declaration."""
     from rich.table import Table
 
     from eqsat_deploy.optimizer import registered_rules
     from eqsat_deploy.rules import select
 
     chosen = select(registered_rules(), args.name) if args.name else registered_rules()
+    if args.check:
+        return _check_rules(args, chosen)
     fields = ("name", "family", "kind", "phase", "doc")
     catalogue = [{name: getattr(rule, name) for name in fields} for rule in chosen]
     table = Table("rule", "family", "kind", "what it says")
@@ -325,6 +334,26 @@ def rules(args: argparse.Namespace) -> int:
         )
     show(args, catalogue, table)
     return OK
+
+
+def _check_rules(args: argparse.Namespace, chosen: Sequence[EgglogRule]) -> int:
+    from rich.table import Table
+
+    from eqsat_deploy.rules.checks import check_all
+
+    checked = list(check_all(chosen))
+    table = Table("rule", "samples", "what was checked", "ok")
+    for each in checked:
+        what = f"nothing: it {each.unchecked}" if each.unchecked else ", ".join(each.checks)
+        table.add_row(
+            each.rule, str(each.samples or ""), what, each.failure or ("" if each.unchecked else "ok")
+        )
+    show(args, [each.to_dict() for each in checked], table)
+    unsound = [each.rule for each in checked if not each.ok]
+    if not unsound:
+        return OK
+    message = f"{len(unsound)} of {len(checked)} rules are unsound: {', '.join(unsound)}"
+    return failed(RuleError(message), message, USAGE, as_json=False, debug=args.debug)
 
 
 def orderings(args: argparse.Namespace) -> int:

@@ -25,6 +25,7 @@ from eqsat_deploy.rules import (
     name,
     number,
     one_of,
+    positive,
     rule,
     runtime,
     shape,
@@ -41,7 +42,7 @@ def affine_of_batch_norm(w: Term, b: Term, mean: Term, variance: Term, eps: Term
     return scale, sub(b, mul(mean, scale))
 
 
-@rule("real", x="n c h w", weight="c", b="c", mean="c", variance="c", eps=number(1e-5, 1e-3))
+@rule("real", x="n c h w", weight="c", b="c", mean="c", variance=positive("c"), eps=number(1e-5, 1e-3))
 def batch_norm_is_affine(
     x: Term, weight: Term, b: Term, mean: Term, variance: Term, eps: Term, c: Term
 ) -> Equation:
@@ -52,7 +53,7 @@ def batch_norm_is_affine(
     return batch_norm(x, weight, b, mean, variance, eps), affine
 
 
-@rule("real", x="n c l", weight="c", b="c", mean="c", variance="c", eps=number(1e-5, 1e-3))
+@rule("real", x="n c l", weight="c", b="c", mean="c", variance=positive("c"), eps=number(1e-5, 1e-3))
 def batch_norm_of_sequence_is_affine(
     x: Term, weight: Term, b: Term, mean: Term, variance: Term, eps: Term, c: Term
 ) -> Equation:
@@ -62,7 +63,7 @@ def batch_norm_of_sequence_is_affine(
     return batch_norm(x, weight, b, mean, variance, eps), affine
 
 
-@rule("real", x="n c", weight="c", b="c", mean="c", variance="c", eps=number(1e-5, 1e-3))
+@rule("real", x="n c", weight="c", b="c", mean="c", variance=positive("c"), eps=number(1e-5, 1e-3))
 def batch_norm_of_features_is_affine(
     x: Term, weight: Term, b: Term, mean: Term, variance: Term, eps: Term
 ) -> Equation:

@@ -34,6 +34,7 @@ from eqsat_deploy.rules import (
     integers,
     name,
     number,
+    positive,
     rule,
     runtime,
     shape,
@@ -101,25 +102,25 @@ def shifted_gate_last(x: Term, y: Term, f: Term) -> Equation:
     return mul(gate, x), mul(x, gate), [runtime(x), runtime(y)]
 
 
-@rule("real", variance="~ a b", x="~ a b")
+@rule("real", variance=positive("~ a b"), x="~ a b")
 def division_by_root(x: Term, variance: Term) -> Equation:
     """Dividing by a square root is multiplying with the reciprocal one."""
     return div(x, unary("sqrt", variance)), mul(x, unary("rsqrt", variance)), [runtime(variance)]
 
 
-@rule("real", variance="~ a b")
+@rule("real", variance=positive("~ a b"))
 def power_is_reciprocal_root(variance: Term) -> Equation:
     """The power of minus one half is a reciprocal square root."""
     return unary("pow(-0.5)", variance), unary("rsqrt", variance), [runtime(variance)]
 
 
-@rule("real", variance="~ a b")
+@rule("real", variance=positive("~ a b"))
 def power_is_root(variance: Term) -> Equation:
     """The power of one half is a square root."""
     return unary("pow(0.5)", variance), unary("sqrt", variance), [runtime(variance)]
 
 
-@rule("real", variance="~ a b")
+@rule("real", variance=positive("~ a b"))
 def reciprocal_of_root(variance: Term) -> Equation:
     """One over a square root is a reciprocal square root."""
     return unary("reciprocal", unary("sqrt", variance)), unary("rsqrt", variance), [runtime(variance)]

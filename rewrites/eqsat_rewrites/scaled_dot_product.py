@@ -34,7 +34,7 @@ from eqsat_deploy.language import (
     where,
     zeros,
 )  # fmt: skip
-from eqsat_deploy.rules import Equation, Term, constant, integer, integers, name, number, rule, shape
+from eqsat_deploy.rules import Equation, Term, boolean, constant, integer, integers, name, number, rule, shape
 from eqsat_rewrites.layout import TRANSPOSED
 
 HEADS_FIRST = (0, 1, 2, 3, 5, 4, 6)
@@ -304,7 +304,7 @@ def _infinite(lowest: Term) -> list[Any]:
     return [lowest < -sys.float_info.max]
 
 
-@rule("real", removed="~ s k", **LOWEST)
+@rule("real", removed=boolean("~ s k", somewhere=False), **LOWEST)
 def removed_scores_are_masked(removed: Term, x: Term, lowest: Term, dt: Term) -> Equation:
     """Writing -inf over scores is adding it to them, and zero to the others."""
     fill = cast(scalar(lowest), dt)
@@ -312,7 +312,7 @@ def removed_scores_are_masked(removed: Term, x: Term, lowest: Term, dt: Term) ->
     return softmax(where(removed, fill, x), 6), softmax(add(x, mask), 6), _infinite(lowest)
 
 
-@rule("real", kept="~ s k", **LOWEST)
+@rule("real", kept=boolean("~ s k", somewhere=True), **LOWEST)
 def kept_scores_are_masked(kept: Term, x: Term, lowest: Term, dt: Term) -> Equation:
     """Keeping some scores is adding zero to them, and -inf to the others."""
     fill = cast(scalar(lowest), dt)
@@ -339,7 +339,11 @@ def choice_of_the_second(condition: Term, a: Term, b: Term) -> Equation:
 
 
 @rule(
-    "exact", kept="~ s 1", to=integers(lambda d: [encode((d["n"], d["s"], d["k"]))]), a="~ s 1", b="~ n s k"
+    "exact",
+    kept=boolean("~ s 1"),
+    to=integers(lambda d: [encode((d["n"], d["s"], d["k"]))]),
+    a="~ s 1",
+    b="~ n s k",
 )
 def choice_for_every_sample(kept: Term, to: Term, a: Term, b: Term) -> Equation:
     """A choice between numbers that is repeated, as for every sample, is made once."""
@@ -347,7 +351,7 @@ def choice_for_every_sample(kept: Term, to: Term, a: Term, b: Term) -> Equation:
     return where(expand(kept, to), a, b), chosen, [constant(a), constant(b)]
 
 
-@rule("exact", ones_of=CONDITION, kept="~ a s k")
+@rule("exact", ones_of=CONDITION, kept=boolean("~ a s k"))
 def condition_and_true(ones_of: Term, kept: Term) -> Equation:
     """A condition and one that always holds are the first."""
     both = compare("and", ones(ones_of, "bool"), kept)

@@ -124,6 +124,13 @@ def test_rules_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(rule["doc"] for rule in catalogue)
 
 
+def test_rules_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["rules", "identity-pool", "kernel-anchors", "--check", "--json"]) == 0
+    *checked, kernels = json.loads(capsys.readouterr().out)
+    assert all(rule["ok"] and rule["samples"] == 8 and rule["checks"] for rule in checked)
+    assert kernels["unchecked"] and not kernels["checks"]
+
+
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     code = cli.main(["doctor", "--json"])
     assert code == (0 if json.loads(capsys.readouterr().out)["healthy"] else 5)

@@ -7,7 +7,15 @@ import torch
 
 from eqsat_deploy.optimizer import registered_rules
 from eqsat_deploy.rules import KINDS, PHASES, Rule
-from tests.support.rule_checks import BATCHES, check_field, check_guards, check_values, is_polynomial, some
+from eqsat_deploy.rules.checks import (
+    BATCHES,
+    check,
+    check_domain,
+    check_field,
+    check_values,
+    is_polynomial,
+    some,
+)
 
 RULES = [r for r in registered_rules() if isinstance(r, Rule)]
 DRAWS = 4
@@ -39,12 +47,12 @@ def test_rules_of_linear_operators_hold_over_a_prime_field(rule):
 
 @by_name(RULES)
 def test_a_rule_fires_inside_its_domain_and_not_beside_it(rule):
-    check_guards(rule, 0)
+    check_domain(rule, 0, BATCHES[0])
 
 
 def test_guard_checks_have_cases_outside_the_domain():
     wanted = {"flatten-linear-as-convolution", "adaptive-pool-of-one-pixel", "scale-after-linear"}
-    assert all(check_guards(rule, 0, 1) > 0 for rule in RULES if rule.name in wanted)
+    assert all(check_domain(rule, 0, BATCHES[0], 1) > 0 for rule in RULES if rule.name in wanted)
 
 
 def test_every_rule_is_declared_in_full():
@@ -61,3 +69,11 @@ def test_approximate_rules_never_join_exact_classes():
     for rule in registered_rules():
         if rule.kind == "approximate":
             assert rule.phase == "quantization", rule.name
+
+
+def test_what_is_no_equation_says_why_nothing_is_derived_from_it():
+    relational = [r for r in registered_rules() if not isinstance(r, Rule)]
+    assert len(relational) == 11
+    for rule in relational:
+        assert len(check(rule).unchecked) > 20, rule.name
+        assert check(rule).ok

@@ -20,6 +20,7 @@ from eqsat_deploy.language import (
     linear,
     mul,
     permute,
+    power,
     reduce_,
     reshape,
     scalar,
@@ -28,17 +29,18 @@ from eqsat_deploy.language import (
     unary,
 )  # fmt: skip
 from eqsat_deploy.optimizer import registered_rules
-from eqsat_deploy.rules import Rule, constant, integer, name, number, rule, shape
-from eqsat_deploy.soundness import check_egraph
-from tests.support.rule_checks import (
+from eqsat_deploy.rules import Rule, constant, integer, name, number, positive, rule, shape, tensor
+from eqsat_deploy.rules.checks import (
     BATCHES,
-    Unsound,
+    UnsoundRule,
+    check,
+    check_domain,
     check_field,
-    check_guards,
     check_values,
     is_polynomial,
     some,
-)
+)  # fmt: skip
+from eqsat_deploy.soundness import check_egraph
 
 BATCH_AXIS = (0, 0, 0, 0, 0, 1, 0)
 
@@ -98,7 +100,7 @@ def constant_from_the_batch(x, n):
 
 def size(n):
     """A rule that writes a dimension where a number belongs."""
-    return scalar(n.__class__(f"(to-f64 {n.text})", "f64") if hasattr(n, "text") else float(n))
+    return scalar(power(n, 1.0))
 
 
 @rule("exact", x="a b c", f=name("relu", "sigmoid"))
@@ -136,6 +138,12 @@ def dropped_name(x, y, f):
     return binary(f, x, y), binary(f, y, x), [constant(x)]
 
 
+@rule("real", variance="~ a b")
+def root_of_square(variance):
+    """True of what is positive, which a name does not say."""
+    return unary("sqrt", unary("pow(2.0)", variance)), variance
+
+
 WRONG = [v for v in list(globals().values()) if isinstance(v, Rule)]
 
 
@@ -151,7 +159,7 @@ def caught_by_values(wrong: Rule) -> bool:
         for batch in BATCHES:
             for sample in some(wrong, 0, batch, 6):
                 check_values(sample, torch.Generator().manual_seed(0))
-    except Unsound:
+    except UnsoundRule:
         return True
     return False
 
@@ -161,15 +169,15 @@ def caught_over_a_field(wrong: Rule) -> bool:
         for sample in some(wrong, 0, 2, 6):
             if is_polynomial(sample):
                 check_field(sample, torch.Generator().manual_seed(0))
-    except Unsound:
+    except UnsoundRule:
         return True
     return False
 
 
 def caught_by_guards(wrong: Rule) -> bool:
     try:
-        check_guards(wrong, 0)
-    except Unsound:
+        check_domain(wrong, 0, BATCHES[0])
+    except UnsoundRule:
         return True
     return False
 
@@ -198,6 +206,7 @@ SEEN_BY = {
     "slices-exchanged": {"values", "field"},
     "guard-that-never-holds": {"values", "guards"},
     "rounds-but-claims-to-be-exact": {"values"},
+    "root-of-square": {"values"},
 }
 
 
@@ -223,6 +232,25 @@ def test_every_check_catches_something_and_none_cries_wolf():
 def test_a_rule_with_a_wrong_guard_is_caught_although_its_sides_agree_where_it_was_sampled():
     right = next(r for r in registered_rules() if r.name == "adaptive-pool-of-one-pixel")
     assert isinstance(right, Rule)
-    relaxed = dataclasses.replace(right, domains=right.domains | {"x": "n c h w"}, name="relaxed")
+    relaxed = dataclasses.replace(
+        right, domains=dict(right.domains) | {"x": tensor("n c h w")}, name="relaxed"
+    )
     assert caught_by_values(relaxed)
     assert not caught_by_values(right)
+
+
+def test_what_an_argument_is_called_changes_nothing():
+    @rule("real", x=positive("~ a b"))
+    def root_of_positive(x):
+        """What the name does not say, the declaration does."""
+        return unary("sqrt", unary("pow(2.0)", x)), x
+
+    assert not caught_by_values(root_of_positive)
+    assert caught_by_values(root_of_square)
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=[r.name for r in WRONG])
+def test_all_checks_together_catch_what_one_of_them_does(wrong):
+    outcome = check(wrong)
+    assert outcome.ok == (SEEN_BY[wrong.name] == {"model"})
+    assert wrong.name in outcome.failure or outcome.ok
