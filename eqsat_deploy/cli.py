@@ -261,9 +261,7 @@ def optimize(args: argparse.Namespace) -> int:
 
 def explain(args: argparse.Namespace) -> int:
     """Chosen kernels, and the alternatives at each `--node`."""
-    from dataclasses import asdict
-
-    from eqsat_deploy.explain import explain
+    from eqsat_deploy.explain import explain, inside
 
     model, inputs = _load(args)
     found = explain(
@@ -276,8 +274,8 @@ def explain(args: argparse.Namespace) -> int:
         batch=args.batch,
     )
     limit = sys.maxsize if args.all else 30
-    nodes: list[Any] = [found.alternatives(name, limit=limit) for name in args.node]
-    show(args, {**found.to_dict(), "nodes": [asdict(node) for node in nodes]}, *(nodes or [found]))
+    nodes: list[Any] = [inside(found, name, limit=limit) for name in args.node]
+    show(args, {**found.to_dict(), "nodes": [node.to_dict() for node in nodes]}, *(nodes or [found]))
     return OK
 
 
@@ -309,8 +307,8 @@ def rules(args: argparse.Namespace) -> int:
     """The catalogue."""
     from rich.table import Table
 
-    from eqsat_deploy.optimizer import registered_rules
     from eqsat_deploy.rules import select
+    from eqsat_deploy.selection import registered_rules
 
     chosen = select(registered_rules(), args.name) if args.name else registered_rules()
     fields = ("name", "family", "kind", "phase", "doc")
@@ -411,13 +409,15 @@ def console(stream: TextIO) -> Console:
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     """The model and its example inputs (None where they are to be inferred)."""
-    from eqsat_deploy.optimizer import find_cost, find_rules, known_extractor
+    from eqsat_deploy.selection import find_rules
     from eqsat_deploy.specs import load_model, parse_input
     from eqsat_deploy.stages import Stages
+    from eqsat_deploy.targets import find_cost
+    from eqsat_extraction.extractor import EXTRACTORS
 
     find_cost(args.cost)  # before anything slow
     find_rules(args.rules)
-    known_extractor(args.extractor)
+    EXTRACTORS.known(args.extractor)
     inputs = tuple(parse_input(text) for text in args.input) or None
     with Stages()("load"):
         model = load_model(args.spec, pretrained=args.pretrained, weights=args.weights)

@@ -64,6 +64,11 @@ class EgglogRule(Protocol):
         ...
 
     @property
+    def heads(self) -> frozenset[Operator]:
+        """Operators that its left sides are applications of."""
+        ...
+
+    @property
     def collapses(self) -> bool:
         """Whether it makes a term equal to one of its own variables."""
         ...
@@ -83,6 +88,11 @@ class TextRule:
     phase: str
     doc: str
     source: str
+
+    @property
+    def heads(self) -> frozenset[Operator]:
+        """Not known of text."""
+        return frozenset()
 
     @property
     def collapses(self) -> bool:
@@ -254,6 +264,12 @@ class Rule:
         if len(pairs) != 2:
             raise RuleError(f"rule {self.name!r} must return two equal terms, or pairs of them, and guards")
         return [(pairs[0], pairs[1])], guards
+
+    @property
+    def heads(self) -> frozenset[Operator]:
+        """Operators that its left sides are applications of."""
+        pairs, _, _ = self._patterns()
+        return frozenset(left.head for left, _ in pairs if isinstance(left.head, Operator))
 
     @property
     def collapses(self) -> bool:

@@ -35,6 +35,7 @@ from eqsat_deploy.language.linear import conv2d, conv_transpose2d, embedding, li
 from eqsat_deploy.language.logic import compare, mask_bias, where
 from eqsat_deploy.language.movement import (
     concat,
+    concat_all,
     expand,
     pad,
     pad_edges,
@@ -64,7 +65,8 @@ from eqsat_deploy.language.shapes import BATCH, SLOTS, batch_size, decode, encod
 __all__ = [
     "BATCH", "BY_CONSTRUCTOR", "IMPORTERS", "OPERATORS", "SLOTS", "Expr", "Guard", "Operator",
     "adaptive_avg_pool2d", "add", "aten", "attention", "avg_pool2d", "batch_norm", "batch_size", "binary",
-    "broadcast", "cast", "causal_attention", "channel_norm", "compare", "concat", "conv2d", "conv_transpose2d",
+    "broadcast", "cast", "causal_attention", "channel_norm", "compare", "concat", "concat_all", "conv2d",
+    "conv_transpose2d",
     "decode", "dims", "div", "embedding", "encode", "expand", "fold", "gather", "group_norm", "identity_matrix",
     "input_", "layer_norm", "linear", "log_softmax", "mask_bias", "masked_attention", "matmul", "max_pool2d",
     "maximum", "minimum", "mul", "numel", "ones", "opaque", "operator", "packed_attention", "pad", "pad_edges",

@@ -10,14 +10,14 @@ from typing import Any
 
 from eqsat_deploy.egraph import EGraph
 from eqsat_deploy.errors import InputError, RuleError
-from eqsat_deploy.freeze import ENode, Space
-from eqsat_deploy.language import BATCH, BY_CONSTRUCTOR, SLOTS
-from eqsat_deploy.optimizer import registered_rules
-from eqsat_deploy.price import operator_name
+from eqsat_deploy.kernels import ENode
+from eqsat_deploy.language import BY_CONSTRUCTOR, SLOTS
 from eqsat_deploy.report.render import to_html, to_text
-from eqsat_deploy.research.exploration import Exploration
 from eqsat_deploy.rules import EgglogRule, select
 from eqsat_deploy.saturate import saturated
+from eqsat_deploy.search import Search
+from eqsat_deploy.selection import registered_rules
+from eqsat_deploy.words import shape_words
 
 Expression = str | list[Any]
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[()]|[^\s()]+')
@@ -68,7 +68,7 @@ class WhyNot:
         return to_html(self)
 
 
-def why_not(exploration: Exploration, rule: str | EgglogRule, node: str) -> WhyNot:
+def why_not(searched: Search, rule: str | EgglogRule, node: str) -> WhyNot:
     """Which part of a rule's pattern, or which guard, fails at a node.
 
     The rule's facts are tested one more at a time against the saturated e-graph, so a pattern that only another
@@ -76,7 +76,7 @@ def why_not(exploration: Exploration, rule: str | EgglogRule, node: str) -> WhyN
     furthest is told.
 
     Args:
-        exploration: what `explore` returned.
+        searched: what `explore` returned.
         rule: a rule's name, or a rule.
         node: a node or module; see `Exploration.classes_of`.
 
@@ -84,16 +84,16 @@ def why_not(exploration: Exploration, rule: str | EgglogRule, node: str) -> WhyN
         UnknownNameError: no such rule or node.
         InputError: the name stands for several rules or nodes.
     """
-    (number, *others) = exploration.classes_of(node)
+    (number, *others) = searched.classes_of(node)
     found = [rule] if not isinstance(rule, str) else select(registered_rules(), [rule])
     if others or len(found) != 1:
         what, several = ("node", len(others) + 1) if others else ("rule", len(found))
         raise InputError(f"{node if others else rule!r} stands for {several} {what}s: name one of them")
-    space = exploration.space
+    space, saturation = searched.space, searched.saturation
     bodies = list(_bodies(found[0].text(0)))
     if not bodies:
         raise RuleError(f"rule {found[0].name!r} has no pattern to test")
-    with saturated(space.lowered, space.saturation.rules, space.saturation.budget) as (egraph, *_):
+    with saturated(searched.lowered, saturation.rules, saturation.budget) as (egraph, *_):
         tests = [_Test(space, egraph, number, node, body) for body in bodies]
     closest = max(tests, key=lambda test: (not test.failed, len(test.held)))
     failed, detail = closest.explained()
@@ -130,7 +130,7 @@ class _Test:
     """One rule body, tested at one e-class."""
 
     def __init__(
-        self, space: Space, egraph: EGraph, number: int, node: str, body: tuple[str, list[Any]]
+        self, space: Any, egraph: EGraph, number: int, node: str, body: tuple[str, list[Any]]
     ) -> None:
         root, facts = body
         self.space, self.number, self.node = space, number, node
@@ -192,7 +192,7 @@ class _Test:
         if not fact:
             return "", ""
         if _is_pattern(fact):
-            held = dict.fromkeys(operator_name(n) for c in self._classes(fact[1]) for n in self._nodes(c))
+            held = dict.fromkeys(n.name for c in self._classes(fact[1]) for n in self._nodes(c))
             return self._sentence(fact), f"it is {', '.join(held) or 'nothing that a rule can see into'}"
         atoms = dict.fromkeys(a.removeprefix("s_") for a in _atoms(fact))
         if not any(self._classes(a) for a in atoms):
@@ -284,19 +284,6 @@ class _Test:
             for c in self._classes(variable)
         ) or dict.fromkeys(map(str, self._arguments(variable)))
         return " or ".join(found)
-
-
-def shape_words(shape: tuple[int, ...] | None) -> str:
-    """A shape for people: `[n, 512, 7, 7]`, the batch as `n`."""
-    if shape is None:
-        return "[?]"
-    return "[" + ", ".join(_size(d) for d in shape) + "]"
-
-
-def _size(dimension: int) -> str:
-    if not dimension or dimension % BATCH:
-        return str(dimension)
-    return "n" if dimension == BATCH else f"{dimension // BATCH}n"
 
 
 def _atoms(expression: Expression) -> Iterator[str]:

@@ -9,9 +9,9 @@ from eqsat_deploy.egraph import EGraph
 from eqsat_deploy.errors import RuleError
 from eqsat_deploy.freeze import freeze
 from eqsat_deploy.language import dims, relu, reshape, unary
-from eqsat_deploy.optimizer import registered_rules
 from eqsat_deploy.rules import Rule, TextRule, integers, rule
 from eqsat_deploy.saturate import Budget, saturate
+from eqsat_deploy.selection import registered_rules
 from tests.support.models import (
     Aliasing,
     Attends,

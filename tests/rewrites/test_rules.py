@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from eqsat_deploy.optimizer import registered_rules
 from eqsat_deploy.rules import KINDS, PHASES, Rule
+from eqsat_deploy.selection import registered_rules
 from tests.support.rule_checks import BATCHES, check_field, check_guards, check_values, is_polynomial, some
 
 RULES = [r for r in registered_rules() if isinstance(r, Rule)]

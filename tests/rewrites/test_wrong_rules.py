@@ -27,8 +27,8 @@ from eqsat_deploy.language import (
     softmax,
     unary,
 )  # fmt: skip
-from eqsat_deploy.optimizer import registered_rules
 from eqsat_deploy.rules import Rule, constant, integer, name, number, rule, shape
+from eqsat_deploy.selection import registered_rules
 from eqsat_deploy.soundness import check_egraph
 from tests.support.rule_checks import (
     BATCHES,
