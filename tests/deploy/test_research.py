@@ -244,7 +244,7 @@ def test_an_explanation_shows_the_form_that_optimize_builds(rules):
     launches = list(explained.launches())
     assert [x.cost for x in launches] == [k.cost for k in deployment(built).placement.kernels]
     assert explained.search.solution.cost == built.report.cost
-    assert not any(x.kernel.startswith("linear") for x in launches)
+    assert rules is None or not any(x.kernel.startswith("linear") for x in launches)
 
 
 def test_a_node_a_module_and_a_pattern_name_the_same_class(exploration):
