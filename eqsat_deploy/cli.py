@@ -26,6 +26,7 @@ from eqsat_deploy.errors import (
     UnknownNameError,
     VerificationError,
 )
+from eqsat_deploy.streams import results_alone
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,9 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json, debug = "--json" in arguments, "--debug" in arguments
     try:
         args = parse(arguments)
-        with notes(args.quiet, debug):
+        with notes(args.quiet, debug), results_alone(args.quiet) as args.results:
             code: int = args.run(args)
-        sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader of our output has gone, as in `eqsat-deploy rules | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -357,10 +357,10 @@ def doctor(args: argparse.Namespace) -> int:
 def show(args: argparse.Namespace, result: Any, *texts: Any) -> None:
     """Print `result` as JSON where `--json` asks for it, else `texts`."""
     if args.json:
-        json.dump(_finite(result), sys.stdout, indent=2, default=str, allow_nan=False)
-        print()
+        json.dump(_finite(result), args.results, indent=2, default=str, allow_nan=False)
+        print(file=args.results)
         return
-    out = console(sys.stdout)
+    out = console(args.results)
     for text in texts:
         out.print(text, markup=False, highlight=False)
 

@@ -71,8 +71,8 @@ def optimize(
     """
     stages = Stages()
     cost_model, selection = find_cost(cost), find_rules(rules)
+    limits = Limits(batch, Budget() if budget is None else budget, extractor, time_limit, work_limit, seed)
     EXTRACTORS.known(extractor)
-    limits = Limits(batch, budget or Budget(), extractor, time_limit, work_limit, seed)
     if isinstance(model, nn.Module) and model.training:
         warnings.warn(
             "the model is in training mode: it is optimized as it computes in eval mode (dropout off, stored "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isnan
 from typing import Any
@@ -40,7 +41,10 @@ def price(space: Space, model: CostModel, *, batch: int = 1) -> Priced:
     Raises:
         ExtractionError: the cost model answered with a negative or undefined price; the message names the kernel.
     """
-    known: dict[Kernel, float] = {}
+    specs = [_spec(known, model.float_dtype, batch) for known in space.classes]
+    alike = {spec: number for number, spec in enumerate(dict.fromkeys(specs))}
+    like = [alike[spec] for spec in specs]
+    prices: dict[Any, float] = {}
     costs = np.empty(len(space.choices))
     for index, (number, node) in enumerate(space.choices):
         if node.is_leaf:
@@ -48,11 +52,12 @@ def price(space: Space, model: CostModel, *, batch: int = 1) -> Priced:
         elif not model.int8 and _is_integer(space, number, node):
             costs[index] = inf
         else:
-            kernel = kernel_of(space, number, node, model, batch)
-            if kernel not in known:
-                known[kernel] = _checked(model, kernel)
+            steps = tuple((s.function, None if s.operand is None else like[s.operand]) for s in node.steps)
+            key = (node.operator, node.attributes, like[number], *(like[o] for o in node.operands), steps)
+            if key not in prices:
+                prices[key] = _checked(model, _kernel(specs, number, node))
             ties = len(node.steps) + (node.operator is masked_attention)
-            costs[index] = known[kernel] * (1 + TIE * ties)
+            costs[index] = prices[key] * (1 + TIE * ties)
     nodes = [(number, node.children) for number, node in space.choices]
     labels = tuple(str(node) for _, node in space.choices)
     egraph = EGraph.build(nodes, list(space.roots), len(space.classes), ops=labels)
@@ -73,14 +78,14 @@ def _checked(model: CostModel, kernel: Kernel) -> float:
 def kernel_of(space: Space, number: int, node: ENode, model: CostModel, batch: int) -> Kernel:
     """What the cost model is asked to price for a choice of class `number`."""
 
-    def spec(index: int) -> TensorSpec:
-        return _spec(space.classes[index], model.float_dtype, batch)
+    return _kernel([_spec(known, model.float_dtype, batch) for known in space.classes], number, node)
 
-    output = spec(number)
+
+def _kernel(specs: Sequence[TensorSpec], number: int, node: ENode) -> Kernel:
+    output, inputs = specs[number], tuple(specs[o] for o in node.operands)
     steps = tuple(
-        Epilogue(base_name(s.function), None if s.operand is None else spec(s.operand)) for s in node.steps
+        Epilogue(base_name(s.function), None if s.operand is None else specs[s.operand]) for s in node.steps
     )
-    inputs = tuple(spec(o) for o in node.operands)
     attributes = tuple(zip(node.operator.attribute_names, node.attributes, strict=True))
     return Kernel(node.name, inputs, output, attributes, steps, _flops(node, inputs, output))
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import fx, nn
 from torch.export import ExportedProgram
 
+from eqsat_deploy.arguments import instance, seconds, whole
 from eqsat_deploy.capture import capture
 from eqsat_deploy.errors import ExtractionError, UnknownNameError
 from eqsat_deploy.freeze import Space, freeze
@@ -32,7 +33,7 @@ Timer = Callable[[str], AbstractContextManager[Any]]
 @dataclass(frozen=True)
 class Limits:
     """What bounds a search: the batch size that is priced, saturation's budget, and the extractor with its own limits
-    (seconds, units of work) and seed."""
+    (seconds, units of work) and seed. What does not fit is an `InputError`."""
 
     batch: int = 1
     budget: Budget = field(default_factory=Budget)
@@ -40,6 +41,15 @@ class Limits:
     time_limit: float | None = 5.0
     work_limit: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        whole("batch", self.batch)
+        whole("seed", self.seed, least=0)
+        seconds("time_limit", self.time_limit)
+        instance("budget", self.budget, Budget)
+        instance("extractor", self.extractor, str)
+        if self.work_limit is not None:
+            whole("work_limit", self.work_limit)
 
 
 @dataclass(frozen=True, repr=False)
@@ -125,10 +135,10 @@ def explore(
     Raises:
         CaptureError, InputError, UnknownNameError: as `optimize` does.
     """
-    cost_model, selection = find_cost(cost), find_rules(rules)
+    cost_model, selection, bounds = find_cost(cost), find_rules(rules), Limits(**limits)
     args, kwargs = example_arguments(model, example_inputs)
     lowered = lower(capture(model, args, kwargs, dynamic_shapes=dynamic_shapes))
-    return search(lowered, selection, cost_model, Limits(**limits))
+    return search(lowered, selection, cost_model, bounds)
 
 
 def exact_anchor(space: Space, node: ENode) -> ENode:

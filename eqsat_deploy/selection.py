@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from eqsat_deploy.errors import RegistrationError, RuleError
+from eqsat_deploy.errors import InputError, RegistrationError, RuleError
 from eqsat_deploy.rules import EgglogRule, select
 from eqsat_extraction.registry import Registry
 
@@ -67,11 +67,17 @@ def find_rules(rules: Rules = None) -> Selection:
 
     Raises:
         UnknownNameError: a name is neither a rule nor a family.
+        InputError: something else than names and rules.
     """
     if isinstance(rules, Selection):
         return rules
     known = registered_rules()
+    if not isinstance(rules, str | Iterable | None):
+        raise InputError(f"rules={rules!r}: names of rules or families, or rules, are expected")
     wanted = ["all"] if rules is None else [rules] if isinstance(rules, str) else list(rules)
+    for rule in wanted:
+        if not isinstance(rule, str | EgglogRule):
+            raise InputError(f"rules=: {rule!r} is neither a name nor a rule")
     if "all" in wanted:
         return Selection(known)
     forced = CONVERSIONS if FOUNDING in wanted else ()
