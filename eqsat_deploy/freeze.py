@@ -12,7 +12,7 @@ import torch
 from eqsat_deploy.egraph import Frozen
 from eqsat_deploy.errors import EqsatError
 from eqsat_deploy.kernels import CONSTANT, QUANTIZE, ENode, Step
-from eqsat_deploy.language import OPERATORS, decode
+from eqsat_deploy.language import OPERATORS, Operator, concat_all, decode
 from eqsat_deploy.lower import Lowered, Term
 from eqsat_deploy.saturate import Saturation
 
@@ -130,9 +130,15 @@ def _fired(tables: _Tables) -> dict[int, tuple[int, ...]]:
 
 
 def _plain(tables: _Tables) -> Iterator[Member]:
+    """Applications of the operators that rules are about; nested concatenations as one are a kernel of theirs."""
     for operator in OPERATORS.values():
-        for args, out in tables.applications(operator.constructor):
-            yield tables.number(out), ENode(operator, args)
+        if operator is not concat_all:
+            yield from _applications(tables, operator)
+
+
+def _applications(tables: _Tables, operator: Operator) -> Iterator[Member]:
+    for args, out in tables.applications(operator.constructor):
+        yield tables.number(out), ENode(operator, args)
 
 
 def _original(lowered: Lowered, row_class: tuple[int, ...]) -> Iterator[Member]:
@@ -150,6 +156,7 @@ def _kernels(tables: _Tables, nodes: Iterable[Member]) -> Iterator[Member]:
     """What may provide an exact tensor: operators, anchors with an epilogue, INT8 kernels with a float result."""
     anchors, steps = _anchors(tables), _steps(tables)
     yield from ((number, node) for number, node in nodes if node.operator.launched)
+    yield from _applications(tables, concat_all)
     for (anchor, epilogue), out in tables.rows("Run"):
         if steps[epilogue]:
             yield tables.number(out), replace(anchors[anchor], steps=steps[epilogue])

@@ -23,7 +23,7 @@ from eqsat_deploy.capture import Captured, capture
 from eqsat_deploy.errors import RuleError
 from eqsat_deploy.freeze import Member, Space, freeze
 from eqsat_deploy.inputs import example_arguments
-from eqsat_deploy.kernels import ENode, applied, value_of
+from eqsat_deploy.kernels import CONSTANT, QUANTIZE, ENode, applied, value_of
 from eqsat_deploy.language import cast, input_, opaque, parameter
 from eqsat_deploy.language.operator import Evaluate, interpreted_by
 from eqsat_deploy.language.shapes import BATCH, batch_size
@@ -169,14 +169,14 @@ def check_space(
 
 def _exact_nodes(space: Space) -> tuple[list[Member], int]:
     """E-nodes that must agree, the model's own first, in the order of its rows; and how many are approximate."""
-    fused = [(c, n) for c, n in space.choices if n.steps or n.integer]
+    kernels = [(c, n) for c, n in space.choices if n.operator not in (CONSTANT, QUANTIZE)]
 
     def approximate(number: int, node: ENode) -> bool:
         return node.integer or any(
             space.classes[c].quantized_of is not None for c in (number, *node.children)
         )
 
-    candidates = dict.fromkeys([*space.nodes, *fused])
+    candidates = dict.fromkeys([*space.nodes, *kernels])
     exact = [pair for pair in candidates if not approximate(*pair)]
     rank = {number: row for row, number in reversed(list(enumerate(space.row_class)))}
     last = len(rank)

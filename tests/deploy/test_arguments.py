@@ -17,10 +17,16 @@ from tests.support.stages import optimized
 
 MODEL = randomized(nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
 WRONG = st.one_of(
-    st.integers(max_value=-1), st.text(alphabet="xyz?", min_size=1), st.booleans(), st.binary(min_size=1),
-    st.just(float("nan")), st.builds(object), st.lists(st.integers(), min_size=1), st.dictionaries(st.text(), st.integers(), min_size=1),
+    st.integers(max_value=-1),
+    st.text(alphabet="xyz?", min_size=1),
+    st.booleans(),
+    st.binary(min_size=1),
+    st.just(float("nan")),
+    st.builds(object),
+    st.lists(st.integers(), min_size=1),
+    st.dictionaries(st.text(), st.integers(), min_size=1),
     st.sampled_from([nn.Linear, torch.float32, print]),
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
