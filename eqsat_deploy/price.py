@@ -90,7 +90,8 @@ def kernel_of(space: Space, number: int, node: ENode, model: CostModel, batch: i
     attributes: tuple[tuple[str, Any], ...] = ()
     if node.operator is not None and node.kind not in (CONCAT, "opaque"):
         attributes = tuple(zip(node.operator.attribute_names, node.attributes, strict=True))
-    return Kernel(operator_name(node), inputs, output, attributes, steps, _flops(node, inputs, output))
+    kind = Kind.CONVERSION if node.operator is None else node.operator.kind  # a `quantize` has no operator
+    return Kernel(operator_name(node), kind, inputs, output, attributes, steps, _flops(node, inputs, output))
 
 
 def _spec(known: EClass, float_dtype: str, batch: int) -> TensorSpec:
