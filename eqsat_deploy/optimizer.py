@@ -127,20 +127,10 @@ def optimize(
 
 
 def find_cost(cost: str | CostModel) -> CostModel:
-    """The cost model called `cost` (for the GPU of this machine where it has a table), or `cost` itself.
+    """See `targets.find_cost`, which is imported when a model is optimized: it imports the engines."""
+    from eqsat_deploy.targets import find_cost
 
-    Raises:
-        UnknownNameError: no such cost model is registered.
-    """
-    from eqsat_deploy.doctor import auto_cost, roofline_device
-    from eqsat_extraction.cost_models import find_cost_model
-
-    if not isinstance(cost, str):
-        return cost
-    if cost == "auto":
-        cost = auto_cost()
-    device = roofline_device() if cost.startswith("trt_") else None
-    return find_cost_model(cost) if device is None else find_cost_model(cost, device=device)
+    return find_cost(cost)
 
 
 @cache

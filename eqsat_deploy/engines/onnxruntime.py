@@ -41,9 +41,8 @@ class ONNXRuntimeEngine(Engine):
         weights: Mapping[str, Tensor] | None = None,
         threads: int = 0,
     ) -> None:
-        super().__init__(signature, weights)
+        super().__init__(signature, weights, {"threads": threads})
         self.model = model
-        self.threads = threads
         self.session = self._start()
 
     @classmethod
@@ -77,11 +76,11 @@ class ONNXRuntimeEngine(Engine):
         (folder / FILE).write_bytes(self.model)
 
     @classmethod
-    def load_files(cls, folder: Path, signature: Signature) -> Self:
+    def load_files(cls, folder: Path, signature: Signature, options: Mapping[str, Any]) -> Self:
         """The engine from its ONNX file."""
         if (reason := cls.unavailable()) is not None:
             raise EngineError(f"this artifact needs ONNX Runtime: {reason}")
-        return cls(signature, (folder / FILE).read_bytes())
+        return cls(signature, (folder / FILE).read_bytes(), threads=options.get("threads", 0))
 
     def layers(self, *inputs: Tensor) -> tuple[Layer, ...]:
         """Every node of the optimized graph with its time, averaged over five runs after a first one."""
@@ -112,7 +111,7 @@ class ONNXRuntimeEngine(Engine):
 
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3  # errors
-        settings.intra_op_num_threads = self.threads
+        settings.intra_op_num_threads = self.options["threads"]
         if profile is not None:
             settings.enable_profiling = True
             settings.profile_file_prefix = profile

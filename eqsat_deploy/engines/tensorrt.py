@@ -67,6 +67,7 @@ class TensorRTEngine(Engine):
     """
 
     name: ClassVar[str] = "tensorrt"
+    float_dtype: ClassVar[torch.dtype] = torch.float16
 
     def __init__(
         self,
@@ -173,7 +174,7 @@ class TensorRTEngine(Engine):
         (folder / MODEL).write_bytes(self.model)
 
     @classmethod
-    def load_files(cls, folder: Path, signature: Signature) -> Self:
+    def load_files(cls, folder: Path, signature: Signature, options: Mapping[str, Any]) -> Self:
         """The engine from its plan, on the TensorRT version and the GPU model it was built with."""
         if (reason := cls.unavailable()) is not None:
             raise EngineError(f"this artifact needs TensorRT: {reason}")
