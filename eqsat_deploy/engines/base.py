@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, fx
@@ -14,6 +14,9 @@ from torch import Tensor, fx
 from eqsat_deploy import artifact
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
 from eqsat_deploy.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from eqsat_deploy.engines.onnx import Lane
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Engine(ABC):
         name: what it is found by, the name of its target.
         portable: whether its files also run on other devices and with other versions of the runtime.
         float_dtype: what is not INT8 is computed in, unless an option says otherwise.
+        lane: how the ONNX file it reads is written, None where it reads none.
         signature: how the module is called.
         weights: the module's parameters and buffers by name, kept for the artifact.
         options: how it runs, as JSON values, which an artifact keeps: what it was built with that is not in its files.
@@ -50,6 +54,7 @@ class Engine(ABC):
     name: ClassVar[str]
     portable: ClassVar[bool] = False
     float_dtype: ClassVar[torch.dtype] = torch.float32
+    lane: ClassVar[Lane | None] = None
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
 from eqsat_deploy.engines.base import Engine, Layer, check_options
-from eqsat_deploy.engines.onnx_export import export_onnx, missing_packages, nodes_of
+from eqsat_deploy.engines.onnx import ONNXRUNTIME, Lane, export_onnx, missing_packages, nodes_of
 from eqsat_deploy.errors import EngineError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class ONNXRuntimeEngine(Engine):
 
     name: ClassVar[str] = "onnxruntime"
     portable: ClassVar[bool] = True
+    lane: ClassVar[Lane] = ONNXRUNTIME
 
     def __init__(
         self,
@@ -58,8 +59,8 @@ class ONNXRuntimeEngine(Engine):
     ) -> Self:
         """Export `module` for ONNX Runtime and load it."""
         chosen = check_options(cls.name, options, OPTIONS)
-        model = export_onnx(module, lane=cls.name, batch=batch, opset=chosen.get("opset"))
-        return cls(Signature.of(module, batch), model, module.state_dict(), chosen.get("threads", 0))
+        file = export_onnx(module, lane=cls.lane, batch=batch, opset=chosen.get("opset"))
+        return cls(Signature.of(module, batch), file.model, module.state_dict(), chosen.get("threads", 0))
 
     def run(self, inputs: Sequence[Tensor], batch: int) -> Sequence[Tensor]:
         """Flat outputs on the CPU."""

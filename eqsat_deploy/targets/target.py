@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.targets.grid import IntegerGrid
+
+if TYPE_CHECKING:
+    from eqsat_deploy.engines.onnx import Lane
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,11 @@ class Target:
     def float_dtype(self) -> torch.dtype:
         """What is not INT8 is computed in, unless an option of the engine says otherwise."""
         return self.engine.float_dtype
+
+    @property
+    def lane(self) -> Lane | None:
+        """How its ONNX files are written; None where its engine reads none."""
+        return self.engine.lane
 
     @property
     def unavailable(self) -> str | None:
