@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from benchmarks._models import inputs, load, rerandomize
 from eqsat_deploy import optimize
 from eqsat_deploy.capture import capture
-from eqsat_deploy.engines.onnx_export import export_onnx
+from eqsat_deploy.engines.onnx import TENSORRT, export_onnx
 from eqsat_deploy.lower import lower
 from eqsat_deploy.search import Limits, search
 from eqsat_deploy.selection import find_rules
@@ -107,7 +107,7 @@ def export(repeat: int) -> float:
     example = inputs("torchvision:resnet50")
     module = optimize(rerandomize(load("torchvision:resnet50")), example, cost="trt_int8", check=False)
     quantized = module.quantize([example])
-    return least(lambda: export_onnx(quantized, lane="tensorrt"), repeat)
+    return least(lambda: export_onnx(quantized, lane=TENSORRT), repeat)
 
 
 def main() -> None:

@@ -9,10 +9,11 @@ from typing import Any
 from torch import fx
 
 from eqsat_deploy.deployment import Batch, comparable, deployment
-from eqsat_deploy.engines import Engine, find_engine
+from eqsat_deploy.engines import Engine
 from eqsat_deploy.errors import EqsatError
 from eqsat_deploy.module import OptimizedModule
 from eqsat_deploy.stages import Stages
+from eqsat_deploy.targets import find_engine
 
 CHOSEN, PLAIN = "chosen", "plain"
 

@@ -441,8 +441,8 @@ def _optimize(args: argparse.Namespace, model: Any, inputs: Any) -> Any:
 def _check_build(args: argparse.Namespace) -> None:
     """What can be known before the work: calibration data, engine and a place for the artifact."""
     from eqsat_deploy.artifact import check_target
-    from eqsat_deploy.engines import find_engine
     from eqsat_deploy.quantization.observers import OBSERVERS
+    from eqsat_deploy.targets import find_engine
 
     if args.calibration is None and not args.float:
         raise QuantizationError(

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from eqsat_deploy.report import Report
 
 KEY = "eqsat_deploy"
+SAMPLES = 4
+"""How many real inputs a module keeps."""
 
 Structure = Any  # a position among the flat outputs, None, or a tuple, list or dict of these
 
@@ -166,12 +168,15 @@ class Signature:
 class Deployment:
     """The record of a rebuilt module.
 
-    `plain` is the form that an engine reaches by itself, for comparison, and `fingerprint` that of the module's
-    weights when the two were the same function.
+    `target` names what it was optimized for, None where its prices are of no target. `samples` are a few real inputs
+    in the order of `inputs`, which an engine is compared with the module on. `plain` is the form that an engine reaches
+    by itself, for comparison, and `fingerprint` that of the module's weights when the two were the same function.
     """
 
     inputs: tuple[InputSpec, ...]
     placement: Placement = Placement()
+    target: str | None = None
+    samples: tuple[Tensor, ...] = ()
     report: Report | None = None
     plain: fx.GraphModule | None = None
     fingerprint: int = 0
@@ -196,6 +201,18 @@ def record(module: fx.GraphModule, **changes: Any) -> None:
     """Change fields of the record that `module` carries, which gets one where it has none."""
     known = module.meta.get(KEY)
     module.meta[KEY] = Deployment(**changes) if known is None else replace(known, **changes)
+
+
+def samples_of(
+    inputs: Sequence[InputSpec], values: Sequence[Tensor], count: int = SAMPLES
+) -> tuple[Tensor, ...]:
+    """Copies of the first `count` samples of a batch; an input without a batch axis whole."""
+    kept = []
+    for spec, value in zip(inputs, values, strict=True):
+        axis = next((i for i, size in enumerate(spec.shape) if size is None), None)
+        few = value if axis is None else value.narrow(axis, 0, min(count, value.shape[axis]))
+        kept.append(few.detach().clone())
+    return tuple(kept)
 
 
 def fingerprint(module: nn.Module) -> int:

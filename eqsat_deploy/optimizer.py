@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from eqsat_deploy.capture import capture
-from eqsat_deploy.deployment import fingerprint, record
+from eqsat_deploy.deployment import deployment, fingerprint, record, samples_of
 from eqsat_deploy.inputs import example_arguments
 from eqsat_deploy.lower import lower
 from eqsat_deploy.module import OptimizedModule
@@ -22,7 +22,7 @@ from eqsat_deploy.saturate import Budget
 from eqsat_deploy.search import Limits, Search, search
 from eqsat_deploy.selection import Rules, find_rules, plain_rules
 from eqsat_deploy.stages import Stages, no_collection
-from eqsat_deploy.targets import find_cost
+from eqsat_deploy.targets import find_cost, target_of
 from eqsat_deploy.verify import verify
 from eqsat_extraction.extractor import EXTRACTORS
 from eqsat_extraction.kernel import CostModel
@@ -97,7 +97,13 @@ def optimize(
         with stages("verify"):
             verified = verify(captured, optimized)
     report = report_of(type(model).__name__, searched, kept, plain, verified, stages.seconds)
-    record(optimized, report=report, plain=plain_module, fingerprint=fingerprint(optimized))
+    target = target_of(cost_model.name)
+    known = {
+        "target": target and target.name,
+        "samples": samples_of(deployment(optimized).inputs, captured.tensors),
+    }
+    record(plain_module, **known)
+    record(optimized, report=report, plain=plain_module, fingerprint=fingerprint(optimized), **known)
     return optimized
 
 

@@ -87,7 +87,9 @@ def _kernel(specs: Sequence[TensorSpec], number: int, node: ENode) -> Kernel:
         Epilogue(base_name(s.function), None if s.operand is None else specs[s.operand]) for s in node.steps
     )
     attributes = tuple(zip(node.operator.attribute_names, node.attributes, strict=True))
-    return Kernel(node.name, inputs, output, attributes, steps, _flops(node, inputs, output))
+    return Kernel(
+        node.name, node.operator.kind, inputs, output, attributes, steps, _flops(node, inputs, output)
+    )
 
 
 def _spec(known: EClass, float_dtype: str, batch: int) -> TensorSpec:

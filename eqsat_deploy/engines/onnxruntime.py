@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
 from eqsat_deploy.engines.base import Engine, Layer, check_options
-from eqsat_deploy.engines.onnx_export import export_onnx, missing_packages, nodes_of
+from eqsat_deploy.engines.onnx import ONNXRUNTIME, Lane, export_onnx, missing_packages, nodes_of
 from eqsat_deploy.errors import EngineError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class ONNXRuntimeEngine(Engine):
 
     name: ClassVar[str] = "onnxruntime"
     portable: ClassVar[bool] = True
+    lane: ClassVar[Lane] = ONNXRUNTIME
 
     def __init__(
         self,
@@ -41,9 +42,8 @@ class ONNXRuntimeEngine(Engine):
         weights: Mapping[str, Tensor] | None = None,
         threads: int = 0,
     ) -> None:
-        super().__init__(signature, weights)
+        super().__init__(signature, weights, {"threads": threads})
         self.model = model
-        self.threads = threads
         self.session = self._start()
 
     @classmethod
@@ -59,8 +59,8 @@ class ONNXRuntimeEngine(Engine):
     ) -> Self:
         """Export `module` for ONNX Runtime and load it."""
         chosen = check_options(cls.name, options, OPTIONS)
-        model = export_onnx(module, lane=cls.name, batch=batch, opset=chosen.get("opset"))
-        return cls(Signature.of(module, batch), model, module.state_dict(), chosen.get("threads", 0))
+        file = export_onnx(module, lane=cls.lane, batch=batch, opset=chosen.get("opset"))
+        return cls(Signature.of(module, batch), file.model, module.state_dict(), chosen.get("threads", 0))
 
     def run(self, inputs: Sequence[Tensor], batch: int) -> Sequence[Tensor]:
         """Flat outputs on the CPU."""
@@ -77,11 +77,11 @@ class ONNXRuntimeEngine(Engine):
         (folder / FILE).write_bytes(self.model)
 
     @classmethod
-    def load_files(cls, folder: Path, signature: Signature) -> Self:
+    def load_files(cls, folder: Path, signature: Signature, options: Mapping[str, Any]) -> Self:
         """The engine from its ONNX file."""
         if (reason := cls.unavailable()) is not None:
             raise EngineError(f"this artifact needs ONNX Runtime: {reason}")
-        return cls(signature, (folder / FILE).read_bytes())
+        return cls(signature, (folder / FILE).read_bytes(), threads=options.get("threads", 0))
 
     def layers(self, *inputs: Tensor) -> tuple[Layer, ...]:
         """Every node of the optimized graph with its time, averaged over five runs after a first one."""
@@ -112,7 +112,7 @@ class ONNXRuntimeEngine(Engine):
 
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3  # errors
-        settings.intra_op_num_threads = self.threads
+        settings.intra_op_num_threads = self.options["threads"]
         if profile is not None:
             settings.enable_profiling = True
             settings.profile_file_prefix = profile

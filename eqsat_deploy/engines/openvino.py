@@ -49,9 +49,8 @@ class OpenVINOEngine(Engine):
         weights: Mapping[str, Tensor] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(signature, weights)
+        super().__init__(signature, weights, check_options(self.name, options, OPTIONS))
         self.model = model
-        self.options = check_options(self.name, options, OPTIONS)
         self._lock = Lock()  # an inference request serves one call at a time
         self._requests = {
             signature.batch.typical: self._compile(signature.batch.typical).create_infer_request()
@@ -108,8 +107,8 @@ class OpenVINOEngine(Engine):
         openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
 
     @classmethod
-    def load_files(cls, folder: Path, signature: Signature) -> Self:
-        """The engine compiled anew for this CPU, with default options."""
+    def load_files(cls, folder: Path, signature: Signature, options: Mapping[str, Any]) -> Self:
+        """The engine compiled anew for this CPU."""
         import openvino
 
         try:
@@ -118,7 +117,7 @@ class OpenVINOEngine(Engine):
             raise EngineError(
                 f"OpenVINO {openvino.__version__} cannot read {folder / 'model.xml'}: {error}"
             ) from error
-        return cls(model, signature)
+        return cls(model, signature, options=options)
 
     def layers(self, *inputs: Tensor) -> tuple[Layer, ...]:
         """Every executed node of the plugin's graph, the median time of ten runs each."""

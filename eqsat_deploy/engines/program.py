@@ -12,8 +12,7 @@ import torch.fx.traceback
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
-from eqsat_deploy.deployment import Signature
-from eqsat_deploy.engines.base import flat_module
+from eqsat_deploy.deployment import Signature, flat_outputs
 from eqsat_deploy.errors import EngineError
 
 
@@ -48,6 +47,19 @@ def node_origins(program: ExportedProgram) -> dict[str, str]:
         for node in program.graph.nodes
         if "node" in (node.meta.get("custom") or {})
     }
+
+
+def flat_module(module: fx.GraphModule) -> fx.GraphModule:
+    """`module` returning the tuple of its `flat_outputs`; parameters and submodules are shared with it."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        if node.op != "output":
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(tuple(copies[node] for node in flat_outputs(module)))
+    flat = fx.GraphModule(module, graph)
+    flat.meta = dict(module.meta)
+    return flat
 
 
 class _Interpreted(nn.Module):

@@ -24,9 +24,11 @@ from torch import Tensor, cuda, fx
 
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
 from eqsat_deploy.engines.base import Engine, Layer, check_options
-from eqsat_deploy.engines.onnx_export import (
+from eqsat_deploy.engines.onnx import (
     ATTENTION_OPSET,
     OPSET,
+    TENSORRT,
+    Lane,
     export_onnx,
     missing_packages,
     nodes_of,
@@ -67,6 +69,8 @@ class TensorRTEngine(Engine):
     """
 
     name: ClassVar[str] = "tensorrt"
+    float_dtype: ClassVar[torch.dtype] = torch.float16
+    lane: ClassVar[Lane] = TENSORRT
 
     def __init__(
         self,
@@ -131,7 +135,7 @@ class TensorRTEngine(Engine):
         opset = chosen.get("opset") or (
             ATTENTION_OPSET if _version(_tensorrt()) >= ATTENTION_SINCE else OPSET
         )
-        model = export_onnx(module, lane=cls.name, batch=batch, opset=opset)
+        model = export_onnx(module, lane=cls.lane, batch=batch, opset=opset).model
         plan = _build_plan(model, signature, chosen)
         weights = {name: value.detach().cpu() for name, value in module.state_dict().items()}
         return cls(signature, plan, model, weights)
@@ -173,7 +177,7 @@ class TensorRTEngine(Engine):
         (folder / MODEL).write_bytes(self.model)
 
     @classmethod
-    def load_files(cls, folder: Path, signature: Signature) -> Self:
+    def load_files(cls, folder: Path, signature: Signature, options: Mapping[str, Any]) -> Self:
         """The engine from its plan, on the TensorRT version and the GPU model it was built with."""
         if (reason := cls.unavailable()) is not None:
             raise EngineError(f"this artifact needs TensorRT: {reason}")
@@ -207,7 +211,9 @@ class TensorRTEngine(Engine):
         api = _tensorrt()
         if not self.engine.refittable:
             raise EngineError("this engine cannot be refitted: build it with options={'refit': True}")
-        model = export_onnx(module, lane=self.name, batch=self.signature.batch, opset=_opset(self.model))
+        model = export_onnx(
+            module, lane=self.lane, batch=self.signature.batch, opset=_opset(self.model)
+        ).model
         refitter: trt.Refitter = api.Refitter(self.engine, self.logger)
         parser: trt.OnnxParserRefitter = api.OnnxParserRefitter(refitter, self.logger)
         with self._lock:
