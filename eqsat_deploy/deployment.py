@@ -22,6 +22,8 @@ KEY = "eqsat_deploy"
 SAMPLES = 4
 """How many real inputs a module keeps."""
 
+HALVES = (torch.float16, torch.bfloat16)
+
 Structure = Any  # a position among the flat outputs, None, or a tuple, list or dict of these
 
 
@@ -81,8 +83,11 @@ class Batch:
     maximum: int | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.minimum <= self.typical <= (self.maximum or self.typical):
-            raise InputError(f"{self}: needs 1 <= minimum <= typical <= maximum")
+        sizes = (self.minimum, self.typical, self.typical if self.maximum is None else self.maximum)
+        if any(not isinstance(size, int) or isinstance(size, bool) for size in sizes):
+            raise InputError(f"batch={self}: its sizes are whole numbers")
+        if not 1 <= self.minimum <= self.typical <= sizes[2]:
+            raise InputError(f"batch={self}: needs 1 <= minimum <= typical <= maximum")
 
 
 DEFAULT_BATCH = Batch()
@@ -92,12 +97,14 @@ DEFAULT_BATCH = Batch()
 class Signature:
     """How a module is called: its inputs, the structure of its outputs, and the batch sizes allowed.
 
-    `outputs` has a position among the flat outputs wherever the module returns a tensor.
+    `outputs` has a position among the flat outputs wherever the module returns a tensor. `narrow` are the dtypes of
+    the flat outputs of a module in half precision, which engines compute in float32; empty for any other.
     """
 
     inputs: tuple[InputSpec, ...]
     outputs: Structure
     batch: Batch = DEFAULT_BATCH
+    narrow: tuple[torch.dtype, ...] = ()
 
     @classmethod
     def of(cls, module: fx.GraphModule, batch: Batch) -> Self:
@@ -128,6 +135,22 @@ class Signature:
         """The flat outputs in the module's own structure."""
         return _fill(self.outputs, tensors)
 
+    @property
+    def wide(self) -> Signature:
+        """The signature in float32 of what an engine computes for a module in half precision."""
+        inputs = tuple(replace(s, dtype=torch.float32) if s.dtype in HALVES else s for s in self.inputs)
+        return replace(self, inputs=inputs, narrow=())
+
+    def widened(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """`inputs` as an engine takes them: half precision as float32."""
+        return tuple(value.float() if value.dtype in HALVES else value for value in inputs)
+
+    def narrowed(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Flat outputs of an engine in the dtypes of the module."""
+        if not self.narrow:
+            return tensors
+        return [value.to(dtype) for value, dtype in zip(tensors, self.narrow, strict=True)]
+
     def zeros(self, size: int) -> tuple[Tensor, ...]:
         """Inputs of zeros at batch `size`."""
         shapes = ([size if n is None else n for n in spec.shape] for spec in self.inputs)
@@ -147,6 +170,7 @@ class Signature:
                 for spec in self.inputs
             ],
             "outputs": _encode(self.outputs),
+            "narrow": [str(dtype).removeprefix("torch.") for dtype in self.narrow],
             "batch": {
                 "minimum": self.batch.minimum,
                 "typical": self.batch.typical,
@@ -161,7 +185,8 @@ class Signature:
             InputSpec(item["name"], tuple(item["shape"]), getattr(torch, item["dtype"]))
             for item in data["inputs"]
         )
-        return cls(inputs, _decode(data["outputs"]), Batch(**data["batch"]))
+        narrow = tuple(getattr(torch, name) for name in data.get("narrow", ()))
+        return cls(inputs, _decode(data["outputs"]), Batch(**data["batch"]), narrow)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -45,6 +45,8 @@ class Engine(ABC):
         portable: whether its files also run on other devices and with other versions of the runtime.
         float_dtype: what is not INT8 is computed in, unless an option says otherwise.
         lane: how the ONNX file it reads is written, None where it reads none.
+        fallbacks: options to build with, in turn, where an engine built without them departs from the module.
+        changes: what it was asked to compute otherwise than the module, on purpose, a sentence each.
         signature: how the module is called.
         weights: the module's parameters and buffers by name, kept for the artifact.
         options: how it runs, as JSON values, which an artifact keeps: what it was built with that is not in its files.
@@ -55,6 +57,7 @@ class Engine(ABC):
     portable: ClassVar[bool] = False
     float_dtype: ClassVar[torch.dtype] = torch.float32
     lane: ClassVar[Lane | None] = None
+    fallbacks: ClassVar[tuple[Mapping[str, Any], ...]] = ()
 
     def __init__(
         self,
@@ -66,6 +69,17 @@ class Engine(ABC):
         self.weights: Mapping[str, Tensor] = weights or {}
         self.options: Mapping[str, Any] = options or {}
         self.report: dict[str, Any] | None = None
+        self.changes: tuple[str, ...] = ()
+
+    @property
+    def computes(self) -> torch.dtype:
+        """What this engine computes in where it is not INT8."""
+        return self.float_dtype
+
+    def asked(self) -> Callable[[Sequence[Tensor]], Sequence[Tensor]] | None:
+        """Flat inputs to the flat outputs that it was asked for, step by step, where `changes` are made; None where
+        this machine cannot tell."""
+        return None
 
     @classmethod
     @abstractmethod
@@ -112,8 +126,12 @@ class Engine(ABC):
 
     def __call__(self, *inputs: Tensor) -> Any:
         """The module's outputs in its own structure; `InputError` names an input that does not fit."""
+        return self.signature.pack(self.flat(inputs))
+
+    def flat(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The flat outputs, in the order of `flat_outputs`."""
         batch = self.signature.check(inputs)
-        return self.signature.pack(self.run(inputs, batch))
+        return self.signature.narrowed(self.run(self.signature.widened(inputs), batch))
 
     def save(self, path: str | Path) -> None:
         """Write an artifact directory (`eqsat_deploy.artifact.save`)."""

@@ -7,7 +7,6 @@ they come from (`conv1`, `conv1:1`).
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import re
 import warnings
@@ -21,7 +20,7 @@ from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature, flat_output
 from eqsat_deploy.engines.onnx.graph import DOMAIN, Exported, all_values
 from eqsat_deploy.engines.onnx.lane import Lane
 from eqsat_deploy.engines.onnx.qdq import absorb_weight_transposes
-from eqsat_deploy.engines.program import export_program, node_origins
+from eqsat_deploy.engines.program import export_program, node_origins, prepared
 from eqsat_deploy.errors import EngineError
 from eqsat_deploy.quantization import (
     FakeQuantize,
@@ -46,9 +45,11 @@ IR_VERSION = 10
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A serialized ONNX model, and what it computes otherwise than the module on purpose, a sentence each."""
+    """A serialized ONNX model, how the module is called that it is of, and what it computes otherwise on purpose, a
+    sentence each."""
 
     model: bytes
+    signature: Signature
     changes: tuple[str, ...]
 
 
@@ -80,12 +81,13 @@ def export_onnx(
     """
     if (reason := missing_packages()) is not None:
         raise EngineError(f"ONNX export needs packages: {reason}")
-    exported = _export_float(module, batch, opset or OPSET)
+    graph, signature = prepared(module, batch)
+    exported = _export_float(graph, signature.wide, opset or OPSET)
     absorb_weight_transposes(exported)
     _fold_constants(exported.model)
     _name(exported.model, exported.inputs)
     lane.finalize(exported)
-    return OnnxFile(_serialize(exported), tuple(exported.changes))
+    return OnnxFile(_serialize(exported), signature, tuple(exported.changes))
 
 
 def nodes_of(layer: str) -> tuple[str, ...]:
@@ -120,9 +122,7 @@ class _Marker(nn.Module):
         return marked
 
 
-def _export_float(module: fx.GraphModule, batch: Batch, opset: int) -> Exported:
-    signature = Signature.of(module, batch)
-    graph = copy.deepcopy(module).cpu().eval()
+def _export_float(graph: fx.GraphModule, signature: Signature, opset: int) -> Exported:
     activations, weights = _replace_quantizers(graph)
     program = export_program(graph, signature)
     origins = node_origins(program)
