@@ -2,15 +2,16 @@
 
 INT8 outputs agree to 40 dB: rounding ties fall differently in another order of summation, everything else is equal.
 A network that amplifies a single code that fell differently agrees with itself no better when it is computed in
-float64; then that is the measure, 10 dB less. (ResNet-18 with random weights: one of 16,000 codes of the fifth
-activation differs, and the logits agree at 38 dB, in OpenVINO's static and its dynamic compilation alike, but not in
-the same codes: the two agree with each other at 43 dB.) Float outputs agree within verification's tolerance.
+float64; then that is the measure, 10 dB less. (ResNet-18 with random weights: one of 20,000 codes of the sixth
+activation falls differently, and the logits agree at 33 to 38 dB, in OpenVINO's static and its dynamic compilation
+alike; the module agrees with itself in float64 at 33 to 35. MobileNetV2: 22 to 26, and 20.) Float outputs agree within
+verification's tolerance.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf, log10
 
@@ -24,6 +25,7 @@ from eqsat_deploy.verify import ROUNDING_FACTOR, TOLERANCE, relative_error
 
 DECIBELS = 40.0
 SLACK = 10.0  # decibels below what a network agrees with itself at
+PROBES = 3
 
 Reference = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
@@ -62,16 +64,20 @@ def compare(
     """
     flat = flat_module(copy.deepcopy(module).cpu().eval())
     reference = asked or _runner(flat)
-    doubled = None if asked else _runner(_double(flat))
+    probes: Iterable[Reference] = () if asked else _Probes(flat)
     departures: list[Departure] = []
     lowest = inf
     for size, inputs in _batches(module, engine.signature):
         expected, found = reference(inputs), [value.cpu() for value in engine.flat(inputs)]
-        own = _own(doubled, inputs, expected)
         for index, (wanted, got) in enumerate(zip(expected, found, strict=True)):
-            exact = own[index] if own else wanted
             lowest = min(lowest, decibels(wanted, got))
-            if (words := _departs(wanted, got, exact, integer, engine.computes)) is not None:
+
+            def itself(
+                index: int = index, inputs: Sequence[Tensor] = inputs, wanted: Tensor = wanted
+            ) -> list[Tensor]:
+                return [probe(inputs)[index].to(wanted.dtype) for probe in probes]
+
+            if (words := _departs(wanted, got, itself, integer, engine.computes)) is not None:
                 departures.append(Departure(index, size, words))
     return Parity(tuple(departures), lowest)
 
@@ -134,40 +140,58 @@ def _runner(flat: fx.GraphModule) -> Reference:
     return run
 
 
-def _double(flat: fx.GraphModule) -> fx.GraphModule:
-    doubled = copy.deepcopy(flat).double()
-    doubled.meta = {}
-    return doubled
+class _Probes:
+    """The module itself with other rounding: in float64, and twice with its parameters off by as much as rounding."""
+
+    def __init__(self, flat: fx.GraphModule) -> None:
+        self.flat = flat
+
+    def __iter__(self) -> Iterator[Reference]:
+        for seed in range(PROBES):
+            doubled = copy.deepcopy(self.flat)
+            generator = torch.Generator().manual_seed(seed)
+            for tensor in (*doubled.parameters(), *doubled.buffers()):
+                if tensor.is_floating_point():
+                    ulp = torch.finfo(tensor.dtype).eps / 2
+                    noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1
+                    tensor.data = tensor.data.double() * (1 + (ulp * noise if seed else 0.0))
+            yield _doubled(_runner(doubled))
 
 
-def _own(doubled: Reference | None, inputs: Sequence[Tensor], expected: Sequence[Tensor]) -> Sequence[Tensor]:
-    """What the module computes in float64, its dtypes kept; nothing where it mixes in tensors of a fixed dtype."""
-    if doubled is None:
-        return ()
-    try:
-        exact = doubled([value.double() if value.is_floating_point() else value for value in inputs])
-    except RuntimeError:
-        return ()
-    return [value.to(wanted.dtype) for value, wanted in zip(exact, expected, strict=True)]
+def _doubled(run: Reference) -> Reference:
+    return lambda inputs: run([value.double() if value.is_floating_point() else value for value in inputs])
 
 
 def _departs(
-    expected: Tensor, found: Tensor, exact: Tensor, integer: bool, computes: torch.dtype
+    expected: Tensor, found: Tensor, itself: Callable[[], list[Tensor]], integer: bool, computes: torch.dtype
 ) -> str | None:
+    """In words, by how much `found` is not what was expected; `itself` is asked only where that is in doubt."""
     if integer and expected.is_floating_point():
-        measured, itself = decibels(expected, found), decibels(expected, exact)
-        needed = min(DECIBELS, itself - SLACK)
+        measured = decibels(expected, found)
+        if measured >= DECIBELS:
+            return None
+        needed = min(DECIBELS, *(decibels(expected, other) - SLACK for other in _possible(itself)))
         return None if measured >= needed else f"{measured:.1f} dB, where {needed:.1f} are needed"
-    error, rounding = relative_error([expected], [found]), relative_error([expected], [exact])
-    tolerance = max(
-        TOLERANCE.get(expected.dtype, 0.0), TOLERANCE[computes] if expected.is_floating_point() else 0.0
-    )
-    allowed = max(tolerance, ROUNDING_FACTOR * min(rounding, 1.0))
+    error = relative_error([expected], [found])
+    tolerance = TOLERANCE.get(expected.dtype, 0.0)
+    if expected.is_floating_point():
+        tolerance = max(tolerance, TOLERANCE[computes])
+    if error <= tolerance:
+        return None
+    rounding = max((relative_error([expected], [other]) for other in _possible(itself)), default=0.0)
+    allowed = max(tolerance, ROUNDING_FACTOR * rounding) if rounding < 1 else tolerance
     return (
         None
         if error <= allowed
         else f"differs by {error:.3g} of its largest value, where {allowed:.3g} is allowed"
     )
+
+
+def _possible(itself: Callable[[], list[Tensor]]) -> list[Tensor]:
+    try:
+        return itself()
+    except RuntimeError:  # the module mixes in tensors of a fixed dtype
+        return []
 
 
 def first_departure(
@@ -212,7 +236,7 @@ def _until(module: fx.GraphModule, last: fx.Node) -> fx.GraphModule:
             copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(copies[last])
     part = fx.GraphModule(module, graph)
-    part.graph.eliminate_dead_code(is_impure_node=lambda node: node.op == "placeholder")
+    part.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     part.recompile()
     part.meta = dict(module.meta)
     return part
