@@ -100,12 +100,11 @@ def decibels(expected: Tensor, found: Tensor) -> float:
 
 def inputs_of(module: fx.GraphModule, size: int) -> tuple[Tensor, ...]:
     """Inputs of batch `size`: the samples that the module's record keeps, repeated or cut, or else random ones."""
-    specs = deployment(module).inputs
-    kept: tuple[Tensor, ...] = getattr(deployment(module), "samples", ())
-    if kept:
-        return tuple(_sized(spec, value, size) for spec, value in zip(specs, kept, strict=True))
+    known = deployment(module)
+    if known.samples:
+        return tuple(_sized(*given, size) for given in zip(known.inputs, known.samples, strict=True))
     generator = torch.Generator().manual_seed(0)
-    return tuple(_random(spec, size, generator) for spec in specs)
+    return tuple(_random(spec, size, generator) for spec in known.inputs)
 
 
 def _batches(module: fx.GraphModule, signature: Signature) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
@@ -119,6 +118,7 @@ def _batches(module: fx.GraphModule, signature: Signature) -> Iterator[tuple[int
 
 
 def _sized(spec: InputSpec, value: Tensor, size: int) -> Tensor:
+    value = value.cpu()
     if None not in spec.shape:
         return value
     axis = spec.shape.index(None)
