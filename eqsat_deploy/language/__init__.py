@@ -1,4 +1,7 @@
-"""The tensor language: each operator declared once, with its meaning, shape rule, import and features."""
+"""The tensor language: each operator declared once, with its meaning, shape rule, import and features.
+
+Operators of other packages are modules registered under the entry-point group `eqsat_deploy.operators`, imported here.
+"""
 
 from eqsat_deploy.language import composed as composed
 from eqsat_deploy.language.attention import (
@@ -61,6 +64,7 @@ from eqsat_deploy.language.pointwise import add, binary, cast, div, mul, relu, s
 from eqsat_deploy.language.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from eqsat_deploy.language.resampling import fold, resize, unfold
 from eqsat_deploy.language.shapes import BATCH, SLOTS, batch_size, decode, encode
+from eqsat_extraction.registry import Registry
 
 __all__ = [
     "BATCH", "BY_CONSTRUCTOR", "IMPORTERS", "OPERATORS", "SLOTS", "Expr", "Guard", "Operator",
@@ -74,3 +78,12 @@ __all__ = [
     "roll", "scalar", "self_attention", "slice_", "softmax", "standardize", "sub", "take", "unary", "unfold",
     "vec", "where", "zeros",
 ]  # fmt: skip
+
+OTHERS: Registry[object] = Registry(
+    "eqsat_deploy.operators",
+    "module of operators",
+    lambda found: True,
+    "to declare operators when it is imported",
+)
+for _name in OTHERS.entries():
+    OTHERS.find(_name)

@@ -16,6 +16,7 @@ from typing import Any, Protocol, get_type_hints
 
 import torch
 
+from eqsat_extraction.errors import RegistrationError
 from eqsat_extraction.kernel import Kind
 
 Ints = tuple[int, ...]
@@ -220,7 +221,10 @@ def operator(
             inspect.getdoc(body) or "",
         )  # fmt: skip
         if name in OPERATORS or constructor in BY_CONSTRUCTOR:
-            raise ValueError(f"operator {name!r} is declared twice")
+            homes = (
+                o.body.__module__ for o in (OPERATORS.get(name) or BY_CONSTRUCTOR[constructor], declared)
+            )
+            raise RegistrationError(f"operator {name!r} is declared twice: in {' and '.join(homes)}")
         OPERATORS[name] = BY_CONSTRUCTOR[constructor] = declared
         return declared
 
@@ -248,7 +252,8 @@ def aten(*names: str) -> Callable[[Importer], Importer]:
     def register(importer: Importer) -> Importer:
         for name in names:
             if name in IMPORTERS:
-                raise ValueError(f"aten.{name} is imported twice")
+                homes = f"{IMPORTERS[name].__module__} and {importer.__module__}"
+                raise RegistrationError(f"aten.{name} is imported twice: by {homes}")
             IMPORTERS[name] = importer
         return importer
 

@@ -21,7 +21,7 @@ def test_contestants_take_turns_and_the_slow_one_loses() -> None:
 
     timings = race({"fast": fast, "slow": slow}, [torch.zeros(1)], runs=12)
     assert list(timings) == ["fast", "slow"]
-    assert timings["slow"].median >= 5000 > timings["fast"].median
+    assert timings["slow"].median > timings["fast"].median
     assert timings["fast"].runs == timings["slow"].runs == 12
     rounds = [tuple(calls[i : i + 2]) for i in range(6, len(calls), 2)]
     assert len(rounds) == 12
