@@ -12,7 +12,6 @@ from torch import fx
 from eqsat_deploy.deployment import Batch, comparable, deployment
 from eqsat_deploy.engines import Engine
 from eqsat_deploy.errors import EngineError, EqsatError, InputError
-from eqsat_deploy.module import OptimizedModule
 from eqsat_deploy.parity import compare, first_departure
 from eqsat_deploy.stages import Stages
 from eqsat_deploy.targets import find_engine
@@ -21,7 +20,7 @@ CHOSEN, PLAIN = "chosen", "plain"
 
 
 def build(
-    module: OptimizedModule,
+    module: fx.GraphModule,
     engine: str | type[Engine] = "auto",
     *,
     batch: Batch | int = 1,
@@ -144,7 +143,7 @@ def is_quantized(module: fx.GraphModule) -> bool:
     return any(isinstance(m, FakeQuantize) for m in module.modules())
 
 
-def _expected_int8(module: OptimizedModule) -> list[str]:
+def _expected_int8(module: fx.GraphModule) -> list[str]:
     """Anchors of the kernels that are to compute in INT8."""
     return [kernel.anchor for kernel in deployment(module).placement.kernels if kernel.precision == "int8"]
 
@@ -167,7 +166,7 @@ def _race(built: Mapping[str, Engine], sizes: Batch) -> dict[str, float]:
 
 
 def _report(
-    module: OptimizedModule,
+    module: fx.GraphModule,
     engine: Engine,
     shipped: str,
     latency: dict[str, float],
@@ -175,10 +174,12 @@ def _report(
     stages: Stages,
 ) -> dict[str, Any]:
     """The optimization's report with what the engine made of it."""
+    known = deployment(module).report
+    assert known is not None
     layers = engine.layers()
     expected = _expected_int8(module) if is_quantized(module) else []
     realized = {node for layer in layers if layer.precision == "int8" for node in layer.nodes}
-    report = module.report.to_dict()
+    report = known.to_dict()
     report["engine"] = {
         "name": engine.name,
         "version": engine.version,

@@ -18,7 +18,7 @@ from eqsat_extraction import InfeasibleError, extract
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-    from eqsat_deploy.research.figure import Drawing
+    from eqsat_deploy.report.figure import Drawing
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Inside:
         Raises:
             EqsatError: matplotlib is not installed.
         """
-        from eqsat_deploy.research.drawing import draw
+        from eqsat_deploy.report.drawing import draw
 
         numbers = [view.number for view in self.classes]
         return draw(self.search, numbers, depth=depth, max_forms=max_forms, max_classes=max_classes)

@@ -14,7 +14,7 @@ from eqsat_deploy.words import class_name, shape_words
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from eqsat_deploy.research.figure import Drawing
+    from eqsat_deploy.report.figure import Drawing
 
 # Inches, for a monospaced font of nine points.
 LETTER, LINE = 0.077, 0.2
@@ -72,7 +72,7 @@ def draw(
         EqsatError: matplotlib is not installed.
     """
     try:
-        from eqsat_deploy.research.figure import Drawing
+        from eqsat_deploy.report.figure import Drawing
     except ImportError as error:
         raise EqsatError('drawing needs matplotlib: pip install "eqsat-deploy[notebooks]"') from error
     boxes, reads, cut = _collect(found, numbers, depth, max_forms, max_classes)
