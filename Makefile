@@ -21,9 +21,10 @@ test: $(VENV)/.ready-all ## run every test
 fast: $(VENV)/.ready-all ## run the tests that take less than ten seconds each
 	$(PYTEST) -m "not slow"
 
-lint: $(VENV)/.ready-all ## ruff
+lint: $(VENV)/.ready-all ## ruff, and what may import what
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-cache
 
 types: $(VENV)/.ready-all ## mypy, strict
 	$(BIN)/mypy -p eqsat_deploy -p eqsat_rewrites -p eqsat_extraction

@@ -25,9 +25,11 @@ from torch import Tensor, nn
 from benchmarks._models import inputs, load, rerandomize
 from eqsat_deploy import optimize
 from eqsat_deploy.capture import capture
-from eqsat_deploy.engines.onnx_export import export_onnx
+from eqsat_deploy.engines.onnx import TENSORRT, export_onnx
 from eqsat_deploy.lower import lower
-from eqsat_deploy.optimizer import find_cost, registered_rules, search
+from eqsat_deploy.search import Limits, search
+from eqsat_deploy.selection import find_rules
+from eqsat_deploy.targets import find_cost
 
 MODELS = "torchvision:resnet50,torchvision:vit_b_16"
 LENGTHS = (2_500, 5_000, 10_000)
@@ -65,7 +67,7 @@ def form(spec: str, repeat: int) -> dict[str, float]:
     captured = capture(model, (example,))
 
     def reach(extractor: str) -> Any:
-        return search(lower(captured), registered_rules(), cost, extractor=extractor)
+        return search(lower(captured), find_rules(), cost, Limits(extractor=extractor))
 
     def whole() -> Any:
         return optimize(model, example, cost=cost, check=False)
@@ -83,7 +85,7 @@ def growth() -> tuple[dict[int, float], float]:
     for nodes in LENGTHS:
         captured = capture(Chain(nodes).eval(), (torch.randn(2, 4, 8, 8),))
         start = time.process_time()
-        search(lower(captured), registered_rules(), find_cost("trt_int8"), extractor="greedy")
+        search(lower(captured), find_rules(), find_cost("trt_int8"), Limits(extractor="greedy"))
         taken[nodes] = time.process_time() - start
     first, last = LENGTHS[0], LENGTHS[-1]
     return taken, math.log(taken[last] / taken[first]) / math.log(last / first)
@@ -105,7 +107,7 @@ def export(repeat: int) -> float:
     example = inputs("torchvision:resnet50")
     module = optimize(rerandomize(load("torchvision:resnet50")), example, cost="trt_int8", check=False)
     quantized = module.quantize([example])
-    return least(lambda: export_onnx(quantized, lane="tensorrt"), repeat)
+    return least(lambda: export_onnx(quantized, lane=TENSORRT), repeat)
 
 
 def main() -> None:

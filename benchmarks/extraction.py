@@ -109,14 +109,15 @@ def save(spec: str, folder: Path) -> list[Path]:
     from eqsat_deploy.freeze import freeze
     from eqsat_deploy.inputs import example_arguments
     from eqsat_deploy.lower import lower
-    from eqsat_deploy.optimizer import find_cost, find_rules
     from eqsat_deploy.price import price
     from eqsat_deploy.saturate import saturate
+    from eqsat_deploy.selection import find_rules
+    from eqsat_deploy.targets import find_cost
 
     model = models.load(spec)
     args, kwargs = example_arguments(model, models.inputs(spec))
     lowered = lower(capture(model, args, kwargs))
-    space = freeze(lowered, saturate(lowered, find_rules(None)))
+    space = freeze(lowered, saturate(lowered, find_rules().rules))
     written = []
     for cost in ZOO_COSTS:
         priced = price(space, find_cost(cost))

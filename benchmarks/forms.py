@@ -29,9 +29,10 @@ from eqsat_deploy.capture import capture
 from eqsat_deploy.freeze import freeze
 from eqsat_deploy.inputs import example_arguments
 from eqsat_deploy.lower import lower
-from eqsat_deploy.optimizer import find_cost, launches, registered_rules
 from eqsat_deploy.price import price
 from eqsat_deploy.saturate import saturate
+from eqsat_deploy.selection import registered_rules
+from eqsat_deploy.targets import find_cost
 from eqsat_extraction import extract
 from eqsat_extraction.cost_models import cost_models
 
@@ -60,10 +61,10 @@ def survey(spec: str, *, seed: int, threads: int, side: int | None, seconds: flo
         started = time.perf_counter()
         priced = price(space, find_cost(name))
         solution = extract(priced.egraph, priced.costs, time_limit=seconds)
-        chosen = launches(priced, solution)
+        chosen = [space.choices[i][1] for i in solution.nodes() if space.choices[i][1].is_launch]
         row["forms"][name] = {
             "cost": solution.cost, "bound": solution.bound, "kernels": len(chosen),
-            "int8": sum(space.choices[i][1].integer for i in chosen), "seconds": time.perf_counter() - started,
+            "int8": sum(node.integer for node in chosen), "seconds": time.perf_counter() - started,
         }  # fmt: skip
     return row
 

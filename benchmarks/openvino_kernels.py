@@ -33,15 +33,18 @@ from torch import nn
 
 import eqsat_extraction.cost_models.openvino as prices
 from eqsat_deploy.capture import capture
+from eqsat_deploy.deployment import record
 from eqsat_deploy.engines.openvino import OpenVINOEngine, executed_layers
-from eqsat_deploy.freeze import QUANTIZE, Space, freeze
-from eqsat_deploy.lower import lower
+from eqsat_deploy.freeze import freeze
+from eqsat_deploy.kernels import QUANTIZE
+from eqsat_deploy.lower import Lowered, lower
 from eqsat_deploy.module import OptimizedModule
-from eqsat_deploy.optimizer import registered_rules
 from eqsat_deploy.price import kernel_of, price
 from eqsat_deploy.quantization import quantize
 from eqsat_deploy.rebuild import rebuild
-from eqsat_deploy.saturate import saturate
+from eqsat_deploy.saturate import Saturation, saturate
+from eqsat_deploy.search import Search
+from eqsat_deploy.selection import registered_rules
 from eqsat_extraction import extract
 from eqsat_extraction.kernel import Epilogue, Kernel, TensorSpec
 from tests.deploy.placing import Attention, images, torchvision_model
@@ -86,13 +89,22 @@ class Form:
     request: Any
 
     @classmethod
-    def build(cls, label: dict[str, Any], space: Space, model: prices.OpenVINOModel, x: torch.Tensor) -> Form:
+    def build(
+        cls,
+        label: dict[str, Any],
+        lowered: Lowered,
+        saturation: Saturation,
+        model: prices.OpenVINOModel,
+        x: torch.Tensor,
+    ) -> Form:
+        space = freeze(lowered, saturation)
         priced = price(space, model)
         solution = extract(priced.egraph, priced.costs, extractor="greedy")
         # Costs that are the choices' own numbers lead from placed kernels back to them.
-        rebuilt = rebuild(replace(priced, costs=np.arange(len(space.choices), dtype=float)), solution)
+        numbered = replace(priced, costs=np.arange(len(space.choices), dtype=float))
+        rebuilt = rebuild(Search(lowered, saturation, space, numbered, solution))
         module = OptimizedModule(rebuilt.root, rebuilt.graph, "Measured").eval()
-        module.meta |= {"inputs": rebuilt.inputs, "placement": rebuilt.placement}
+        record(module, inputs=rebuilt.inputs, placement=rebuilt.placement)
         engine = OpenVINOEngine.build(quantize(module, [x]) if model.int8 else module, options={"threads": 1})
         placed = [(kernel.nodes, space.choices[int(kernel.cost)]) for kernel in rebuilt.placement.kernels]
         # The graph has no node of its own for these: an engine may do them inside what writes the tensor.
@@ -103,7 +115,7 @@ class Form:
         return cls(
             label,
             [(nodes, kernel_of(space, *choice, model, 1)) for nodes, choice in placed],
-            [kernel_of(space, *choice, model, 1) for choice in chosen if choice[1].kind == QUANTIZE],
+            [kernel_of(space, *choice, model, 1) for choice in chosen if choice[1].operator is QUANTIZE],
             compiled,
             request,
         )
@@ -163,9 +175,9 @@ def measure(name: str, size: int) -> list[dict[str, Any]]:
     """
     x = images(1, size=size, batch=1)[0]
     lowered = lower(capture(model_of(name), (x,), {}))
-    space = freeze(lowered, saturate(lowered, list(registered_rules())))
+    saturation = saturate(lowered, list(registered_rules()))
     forms = [
-        Form.build({"model": name, "size": size, "int8": model.int8}, space, model, x)
+        Form.build({"model": name, "size": size, "int8": model.int8}, lowered, saturation, model, x)
         for model in (prices.openvino_fp32(), prices.openvino_int8())
     ]
     beat, still = metronome(), np.zeros((1, 64, 28, 28), np.float32)

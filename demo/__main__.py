@@ -19,12 +19,13 @@ from demo.data import Digits, digits
 from demo.models import ConvNet, VisionTransformer
 from demo.training import accuracy, train
 from eqsat_deploy.deployment import comparable
-from eqsat_deploy.engines import Batch, find_engine
+from eqsat_deploy.engines import Batch
 from eqsat_deploy.engines.race import race
-from eqsat_deploy.optimizer import TARGET
 from eqsat_deploy.progress import Progress
 from eqsat_deploy.report import Report
+from eqsat_deploy.selection import TARGET
 from eqsat_deploy.stages import Stages
+from eqsat_deploy.targets import find_engine
 
 BATCH = 64  # of images as small as these, one at a time is all overhead, in any precision
 SAME = 1e-5

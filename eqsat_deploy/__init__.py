@@ -13,8 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eqsat_deploy.artifact import load
     from eqsat_deploy.errors import EqsatError
+    from eqsat_deploy.loading import load
     from eqsat_deploy.module import OptimizedModule
     from eqsat_deploy.optimizer import optimize
     from eqsat_deploy.report import Report
@@ -31,7 +31,7 @@ _HOMES = {
     "OptimizedModule": "module",
     "Report": "report",
     "check_egraph": "soundness",
-    "load": "artifact",
+    "load": "loading",
     "optimize": "optimizer",
     "rule": "rules",
 }

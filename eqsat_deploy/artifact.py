@@ -14,20 +14,19 @@ import os
 import platform
 import shutil
 import tempfile
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch import Tensor
 
 from eqsat_deploy.deployment import Signature
-from eqsat_deploy.engines.base import Engine, find_engine
-from eqsat_deploy.errors import ArtifactError, EngineError, EqsatError, UnknownNameError
+from eqsat_deploy.errors import ArtifactError, EqsatError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -35,12 +34,40 @@ WEIGHTS = "weights.safetensors"
 ENGINE = "engine"
 
 
-def save(engine: Engine, path: str | Path) -> None:
+class Saved(Protocol):
+    """What an artifact holds of an engine."""
+
+    signature: Signature
+    weights: Mapping[str, Tensor]
+    report: dict[str, Any] | None
+    options: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What the engine is found by."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """The processor it is compiled for."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """The runtime's version."""
+        ...
+
+    def save_files(self, folder: Path) -> None:
+        """Write the engine's own files into an existing, empty folder."""
+        ...
+
+
+def save(engine: Saved, path: str | Path) -> None:
     """Write `engine` to the directory `path`, replacing an artifact that is there.
 
     Everything is written to a hidden sibling first and renamed at the end, so that `path` never holds half an
     artifact, whatever interrupts. Raises `ArtifactError`: `path` holds something else, the disk is full, the
-    folder is read-only, or the report is not JSON.
+    folder is read-only, or the report or an option is not JSON.
     """
     path = Path(path)
     check_target(path)
@@ -55,6 +82,7 @@ def save(engine: Engine, path: str | Path) -> None:
             "versions": _versions(engine),
             "device": engine.device,
             "signature": engine.signature.to_json(),
+            "options": dict(engine.options),
             "report": engine.report,
             "files": {
                 file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
@@ -65,7 +93,7 @@ def save(engine: Engine, path: str | Path) -> None:
         try:
             text = json.dumps(manifest, indent=2, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise ArtifactError(f"{path}: the report is not JSON: {error}") from error
+            raise ArtifactError(f"{path}: the report or an option is not JSON: {error}") from error
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
@@ -77,30 +105,6 @@ def check_target(path: Path) -> None:
         raise ArtifactError(
             f"cannot write beside {path}: {path.parent} is not a folder that can be written to"
         )
-
-
-def load(path: str | Path, engine: type[Engine] | None = None) -> Engine:
-    """The engine that `save` wrote to `path`, ready to run.
-
-    `engine` is the class to load it with, by default the one registered under the manifest's name. Raises
-    `ArtifactError`: not an artifact, a file missing or changed, made for another device or version by an
-    engine that cannot move between them, or an engine this machine cannot run. An engine that can move warns.
-    """
-    path = Path(path)
-    manifest = read_manifest(path)
-    verify(path, manifest)
-    try:
-        kind = engine or find_engine(manifest["engine"])
-        loaded = kind.load_files(path / ENGINE, Signature.from_json(manifest["signature"]))
-    except (EngineError, UnknownNameError) as error:
-        raise ArtifactError(
-            f"{path} needs engine {manifest['engine']!r} ({manifest['versions']['engine']}, built on "
-            f"{manifest['device']}): {error}"
-        ) from error
-    _check_origin(path, manifest, loaded)
-    loaded.weights = load_file(path / WEIGHTS)
-    loaded.report = manifest["report"]
-    return loaded
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
@@ -138,7 +142,7 @@ def verify(path: str | Path, manifest: dict[str, Any]) -> None:
         raise ArtifactError(f"{path / MANIFEST} lists no {WEIGHTS}: save the artifact again")
 
 
-def _versions(engine: Engine) -> dict[str, str]:
+def _versions(engine: Saved) -> dict[str, str]:
     try:
         own = package_version("eqsat-deploy")
     except PackageNotFoundError:
@@ -151,38 +155,20 @@ def _versions(engine: Engine) -> dict[str, str]:
     }
 
 
-def _check_origin(path: Path, manifest: dict[str, Any], engine: Engine) -> None:
-    differences = [
-        f"{what}: saved {saved}, here {here}"
-        for what, saved, here in (
-            ("device", manifest["device"], engine.device),
-            ("runtime", manifest["versions"]["engine"], engine.version),
-        )
-        if saved != here
-    ]
-    if not differences:
-        return
-    message = f"{path} was built elsewhere ({'; '.join(differences)})"
-    if not engine.portable:
-        raise ArtifactError(
-            f"{message}: build it again on this machine, or install the version it was built with"
-        )
-    warnings.warn(f"{message}: it runs, but was not tuned for this machine", stacklevel=3)
-
-
 def _replaceable(path: Path) -> bool:
     return path.is_dir() and ((path / MANIFEST).is_file() or not any(path.iterdir()))
 
 
 @contextmanager
 def _sibling(path: Path) -> Iterator[Path]:
-    """A new folder beside `path`: takes its name when the block succeeds, vanishes when it does not."""
+    """A new folder: takes the name `path` when the block succeeds, vanishes when it does not."""
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        private = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     except OSError as error:
         raise ArtifactError(f"cannot write beside {path}: {error}") from error
+    folder = private / path.name
     try:
-        folder.chmod(0o777 & ~_umask())
+        folder.mkdir()  # unlike mkdtemp, with the permissions that the caller's umask leaves
         yield folder
         _replace(folder, path)
     except EqsatError:
@@ -190,7 +176,7 @@ def _sibling(path: Path) -> Iterator[Path]:
     except Exception as error:  # a full disk is OSError, RuntimeError or SafetensorError, by who writes
         raise ArtifactError(f"cannot write {path}: {error}; nothing was saved") from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(private, ignore_errors=True)
 
 
 def _replace(folder: Path, path: Path) -> None:
@@ -198,7 +184,7 @@ def _replace(folder: Path, path: Path) -> None:
     if not path.exists():
         folder.rename(path)
         return
-    aside = folder.with_name(folder.name + "-replaced")
+    aside = folder.parent.with_name(f"{folder.parent.name}-replaced")  # outlives the private folder
     path.rename(aside)
     try:
         folder.rename(path)
@@ -206,12 +192,6 @@ def _replace(folder: Path, path: Path) -> None:
         aside.rename(path)
         raise
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sha256(file: Path) -> str:

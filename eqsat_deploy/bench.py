@@ -10,10 +10,11 @@ from torch import fx, nn
 
 from eqsat_deploy.build import is_quantized
 from eqsat_deploy.deployment import Batch, comparable
-from eqsat_deploy.engines import Engine, find_engine
+from eqsat_deploy.engines import Engine
 from eqsat_deploy.engines.race import Timing, race
 from eqsat_deploy.module import OptimizedModule
 from eqsat_deploy.stages import Stages
+from eqsat_deploy.targets import find_engine
 
 TORCH = "torch eager"
 

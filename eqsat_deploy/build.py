@@ -1,4 +1,5 @@
-"""Building: the chosen form and the plain one are compiled, timed in turns, and the faster is shipped."""
+"""Building: the chosen form and the plain one are compiled, compared with their modules, timed in turns, and the faster
+is shipped."""
 
 from __future__ import annotations
 
@@ -9,16 +10,17 @@ from typing import Any
 from torch import fx
 
 from eqsat_deploy.deployment import Batch, comparable, deployment
-from eqsat_deploy.engines import Engine, find_engine
-from eqsat_deploy.errors import EqsatError
-from eqsat_deploy.module import OptimizedModule
+from eqsat_deploy.engines import Engine
+from eqsat_deploy.errors import EngineError, EqsatError, InputError
+from eqsat_deploy.parity import compare, first_departure
 from eqsat_deploy.stages import Stages
+from eqsat_deploy.targets import find_engine
 
 CHOSEN, PLAIN = "chosen", "plain"
 
 
 def build(
-    module: OptimizedModule,
+    module: fx.GraphModule,
     engine: str | type[Engine] = "auto",
     *,
     batch: Batch | int = 1,
@@ -26,6 +28,9 @@ def build(
     options: Mapping[str, Any] | None = None,
 ) -> Engine:
     """Compile `module`, and with `baseline` also the form that the engine reaches by itself; ship the faster.
+
+    Every engine is compared with its module on real inputs (`parity`). One that departs is compiled in the engine's
+    other ways; a form for which none holds is out of the race, and the report says why.
 
     The cost model proposes and the hardware disposes: the two are timed in turns on this machine, so the result
     is never slower than doing nothing. What was realized (precision per kernel, latencies) is added to the report
@@ -39,12 +44,15 @@ def build(
         options: of the engine.
 
     Raises:
-        EngineError: the engine is not available, with how to get it, or cannot compile the chosen form.
+        EngineError: the engine is not available, with how to get it; it cannot compile the chosen form; or nothing it
+            makes computes what the module computes, with the node at which it departs.
+        InputError: `batch` is no size of a batch.
     """
     stages = Stages()
     maker = find_engine(engine) if isinstance(engine, str) else engine
-    sizes = Batch(typical=batch) if isinstance(batch, int) else batch
-    if not is_quantized(module):
+    sizes = _sizes(batch)
+    integer = is_quantized(module)
+    if not integer:
         warnings.warn(
             "the module is not quantized, so the engine computes in float: call quantize(batches) before build() "
             "for INT8"
@@ -52,20 +60,80 @@ def build(
             else "no kernel of the chosen form is faster in INT8 by the cost model, so the engine computes in float",
             stacklevel=3,
         )
+    notes: list[str] = []
+    built: dict[str, Engine] = {}
     with stages("build"):
-        built = {CHOSEN: maker.build(module, batch=sizes, options=options)}
-    latency: dict[str, float] = {}
-    plain = comparable(module) if baseline else None
+        chosen = _faithful(maker, module, sizes, options, CHOSEN, notes)
+    if chosen is not None:
+        built[CHOSEN] = chosen
+    plain = comparable(module) if baseline or chosen is None else None
     if plain is not None:
         with stages("baseline"):
-            built |= _plain(lambda: maker.build(plain, batch=sizes, options=options))
-        if PLAIN in built:
-            with stages("race"):
-                latency = _race(built, sizes)
-    shipped = min(built, key=lambda name: latency.get(name, 0.0))
+            built |= _plain(lambda: _faithful(maker, plain, sizes, options, PLAIN, notes))
+    if not built:
+        raise EngineError(_unfaithful(maker, module, sizes, options, notes))
+    latency: dict[str, float] = {}
+    if len(built) > 1:
+        with stages("race"):
+            latency = _race(built, sizes)
+    shipped = min(latency or built, key=lambda name: latency.get(name, 0.0))
     result = built[shipped]
-    result.report = _report(module, result, shipped, latency, stages)
+    result.report = _report(module, result, shipped, latency, notes, stages)
     return result
+
+
+def _sizes(batch: object) -> Batch:
+    if isinstance(batch, Batch):
+        return batch
+    if isinstance(batch, bool) or not isinstance(batch, int):
+        raise InputError(f"batch={batch!r}: needs a whole number of samples, or a Batch")
+    return Batch(typical=batch)
+
+
+def _faithful(
+    maker: type[Engine],
+    module: fx.GraphModule,
+    sizes: Batch,
+    options: Mapping[str, Any] | None,
+    name: str,
+    notes: list[str],
+) -> Engine | None:
+    """An engine of `module` that computes what the module computes; None where no way of compiling it does.
+
+    What was found on the way is added to `notes`.
+    """
+    for more in ({}, *maker.fallbacks):
+        engine = maker.build(module, batch=sizes, options={**(options or {}), **more})
+        how = " with " + ", ".join(f"{key}={value}" for key, value in more.items()) if more else ""
+        asked = engine.asked() if engine.changes else None
+        notes += [f"{name}: changed on purpose: {change}" for change in engine.changes]
+        found = compare(engine, module, integer=is_quantized(module), asked=asked)
+        if found.holds:
+            notes.append(
+                f"{name}{how}: agrees with {'what was asked' if asked else 'its module'}: {found.decibels:.1f} dB"
+            )
+            return engine
+        notes.append(
+            f"{name}{how}: refused, it departs from its module: " + "; ".join(map(str, found.departures))
+        )
+    return None
+
+
+def _unfaithful(
+    maker: type[Engine],
+    module: fx.GraphModule,
+    sizes: Batch,
+    options: Mapping[str, Any] | None,
+    notes: list[str],
+) -> str:
+    """Why nothing can be shipped, with the node at which the engine departs first."""
+    first = first_departure(
+        lambda part: maker.build(part, batch=sizes, options=options), module, integer=is_quantized(module)
+    )
+    where = (
+        f"from node {first!r} on" if first is not None else "as a whole, though none of its parts does alone"
+    )
+    return f"engine {maker.name!r} does not compute what the module computes, {where}: {'; '.join(notes)}"
 
 
 def is_quantized(module: fx.GraphModule) -> bool:
@@ -75,15 +143,16 @@ def is_quantized(module: fx.GraphModule) -> bool:
     return any(isinstance(m, FakeQuantize) for m in module.modules())
 
 
-def _expected_int8(module: OptimizedModule) -> list[str]:
+def _expected_int8(module: fx.GraphModule) -> list[str]:
     """Anchors of the kernels that are to compute in INT8."""
     return [kernel.anchor for kernel in deployment(module).placement.kernels if kernel.precision == "int8"]
 
 
-def _plain(make: Callable[[], Engine]) -> dict[str, Engine]:
+def _plain(make: Callable[[], Engine | None]) -> dict[str, Engine]:
     """The plain form's engine; failing to get it costs the comparison, not the build."""
     try:
-        return {PLAIN: make()}
+        engine = make()
+        return {} if engine is None else {PLAIN: engine}
     except EqsatError as error:
         warnings.warn(f"the plain form could not be built for comparison: {error}", stacklevel=4)
         return {}
@@ -97,18 +166,26 @@ def _race(built: Mapping[str, Engine], sizes: Batch) -> dict[str, float]:
 
 
 def _report(
-    module: OptimizedModule, engine: Engine, shipped: str, latency: dict[str, float], stages: Stages
+    module: fx.GraphModule,
+    engine: Engine,
+    shipped: str,
+    latency: dict[str, float],
+    notes: list[str],
+    stages: Stages,
 ) -> dict[str, Any]:
     """The optimization's report with what the engine made of it."""
+    known = deployment(module).report
+    assert known is not None
     layers = engine.layers()
     expected = _expected_int8(module) if is_quantized(module) else []
     realized = {node for layer in layers if layer.precision == "int8" for node in layer.nodes}
-    report = module.report.to_dict()
+    report = known.to_dict()
     report["engine"] = {
         "name": engine.name,
         "version": engine.version,
         "device": engine.device,
         "shipped": shipped,
+        "notes": notes,
         "latency": {k: round(v, 2) for k, v in latency.items()},
         "expected_int8": len(expected),
         "realized_int8": len(set(expected) & realized) if shipped == CHOSEN else None,

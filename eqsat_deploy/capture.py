@@ -53,6 +53,11 @@ class Captured:
     batch_symbol: Any
     module: nn.Module
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The example's tensors, in the order of `inputs`."""
+        return tuple(leaf for leaf in pytree.tree_leaves(self.example) if isinstance(leaf, Tensor))
+
 
 def shared_copy(model: nn.Module) -> nn.Module:
     """A copy of the module tree that shares every parameter and buffer with `model`."""

@@ -27,6 +27,7 @@ from eqsat_deploy.errors import (
     UnknownNameError,
     VerificationError,
 )
+from eqsat_deploy.streams import results_alone
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,9 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json, debug = "--json" in arguments, "--debug" in arguments
     try:
         args = parse(arguments)
-        with notes(args.quiet, debug):
+        with notes(args.quiet, debug), results_alone(args.quiet) as args.results:
             code: int = args.run(args)
-        sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader of our output has gone, as in `eqsat-deploy rules | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -268,9 +268,7 @@ def optimize(args: argparse.Namespace) -> int:
 
 def explain(args: argparse.Namespace) -> int:
     """Chosen kernels, and the alternatives at each `--node`."""
-    from dataclasses import asdict
-
-    from eqsat_deploy.explain import explain
+    from eqsat_deploy.explain import explain, inside
 
     model, inputs = _load(args)
     found = explain(
@@ -283,8 +281,8 @@ def explain(args: argparse.Namespace) -> int:
         batch=args.batch,
     )
     limit = sys.maxsize if args.all else 30
-    nodes: list[Any] = [found.alternatives(name, limit=limit) for name in args.node]
-    show(args, {**found.to_dict(), "nodes": [asdict(node) for node in nodes]}, *(nodes or [found]))
+    nodes: list[Any] = [inside(found, name, limit=limit) for name in args.node]
+    show(args, {**found.to_dict(), "nodes": [node.to_dict() for node in nodes]}, *(nodes or [found]))
     return OK
 
 
@@ -316,8 +314,8 @@ def rules(args: argparse.Namespace) -> int:
     """The catalogue, or with `--check` what is derived from every rule's declaration."""
     from rich.table import Table
 
-    from eqsat_deploy.optimizer import registered_rules
     from eqsat_deploy.rules import select
+    from eqsat_deploy.selection import registered_rules
 
     chosen = select(registered_rules(), args.name) if args.name else registered_rules()
     if args.check:
@@ -339,7 +337,7 @@ def rules(args: argparse.Namespace) -> int:
 def _check_rules(args: argparse.Namespace, chosen: Sequence[EgglogRule]) -> int:
     from rich.table import Table
 
-    from eqsat_deploy.rules.checks import check_all
+    from eqsat_deploy.checks import check_all
 
     checked = list(check_all(chosen))
     table = Table("rule", "samples", "what was checked", "ok")
@@ -388,10 +386,10 @@ def doctor(args: argparse.Namespace) -> int:
 def show(args: argparse.Namespace, result: Any, *texts: Any) -> None:
     """Print `result` as JSON where `--json` asks for it, else `texts`."""
     if args.json:
-        json.dump(_finite(result), sys.stdout, indent=2, default=str, allow_nan=False)
-        print()
+        json.dump(_finite(result), args.results, indent=2, default=str, allow_nan=False)
+        print(file=args.results)
         return
-    out = console(sys.stdout)
+    out = console(args.results)
     for text in texts:
         out.print(text, markup=False, highlight=False)
 
@@ -440,13 +438,15 @@ def console(stream: TextIO) -> Console:
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     """The model and its example inputs (None where they are to be inferred)."""
-    from eqsat_deploy.optimizer import find_cost, find_rules, known_extractor
+    from eqsat_deploy.selection import find_rules
     from eqsat_deploy.specs import load_model, parse_input
     from eqsat_deploy.stages import Stages
+    from eqsat_deploy.targets import find_cost
+    from eqsat_extraction.extractor import EXTRACTORS
 
     find_cost(args.cost)  # before anything slow
     find_rules(args.rules)
-    known_extractor(args.extractor)
+    EXTRACTORS.known(args.extractor)
     inputs = tuple(parse_input(text) for text in args.input) or None
     with Stages()("load"):
         model = load_model(args.spec, pretrained=args.pretrained, weights=args.weights)
@@ -470,8 +470,8 @@ def _optimize(args: argparse.Namespace, model: Any, inputs: Any) -> Any:
 def _check_build(args: argparse.Namespace) -> None:
     """What can be known before the work: calibration data, engine and a place for the artifact."""
     from eqsat_deploy.artifact import check_target
-    from eqsat_deploy.engines import find_engine
     from eqsat_deploy.quantization.observers import OBSERVERS
+    from eqsat_deploy.targets import find_engine
 
     if args.calibration is None and not args.float:
         raise QuantizationError(

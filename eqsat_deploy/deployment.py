@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from eqsat_deploy.report import Report
 
 KEY = "eqsat_deploy"
+SAMPLES = 4
+"""How many real inputs a module keeps."""
+
+HALVES = (torch.float16, torch.bfloat16)
 
 Structure = Any  # a position among the flat outputs, None, or a tuple, list or dict of these
 
@@ -79,8 +83,11 @@ class Batch:
     maximum: int | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.minimum <= self.typical <= (self.maximum or self.typical):
-            raise InputError(f"{self}: needs 1 <= minimum <= typical <= maximum")
+        sizes = (self.minimum, self.typical, self.typical if self.maximum is None else self.maximum)
+        if any(not isinstance(size, int) or isinstance(size, bool) for size in sizes):
+            raise InputError(f"batch={self}: its sizes are whole numbers")
+        if not 1 <= self.minimum <= self.typical <= sizes[2]:
+            raise InputError(f"batch={self}: needs 1 <= minimum <= typical <= maximum")
 
 
 DEFAULT_BATCH = Batch()
@@ -90,12 +97,14 @@ DEFAULT_BATCH = Batch()
 class Signature:
     """How a module is called: its inputs, the structure of its outputs, and the batch sizes allowed.
 
-    `outputs` has a position among the flat outputs wherever the module returns a tensor.
+    `outputs` has a position among the flat outputs wherever the module returns a tensor. `narrow` are the dtypes of
+    the flat outputs of a module in half precision, which engines compute in float32; empty for any other.
     """
 
     inputs: tuple[InputSpec, ...]
     outputs: Structure
     batch: Batch = DEFAULT_BATCH
+    narrow: tuple[torch.dtype, ...] = ()
 
     @classmethod
     def of(cls, module: fx.GraphModule, batch: Batch) -> Self:
@@ -126,6 +135,22 @@ class Signature:
         """The flat outputs in the module's own structure."""
         return _fill(self.outputs, tensors)
 
+    @property
+    def wide(self) -> Signature:
+        """The signature in float32 of what an engine computes for a module in half precision."""
+        inputs = tuple(replace(s, dtype=torch.float32) if s.dtype in HALVES else s for s in self.inputs)
+        return replace(self, inputs=inputs, narrow=())
+
+    def widened(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """`inputs` as an engine takes them: half precision as float32."""
+        return tuple(value.float() if value.dtype in HALVES else value for value in inputs)
+
+    def narrowed(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Flat outputs of an engine in the dtypes of the module."""
+        if not self.narrow:
+            return tensors
+        return [value.to(dtype) for value, dtype in zip(tensors, self.narrow, strict=True)]
+
     def zeros(self, size: int) -> tuple[Tensor, ...]:
         """Inputs of zeros at batch `size`."""
         shapes = ([size if n is None else n for n in spec.shape] for spec in self.inputs)
@@ -145,6 +170,7 @@ class Signature:
                 for spec in self.inputs
             ],
             "outputs": _encode(self.outputs),
+            "narrow": [str(dtype).removeprefix("torch.") for dtype in self.narrow],
             "batch": {
                 "minimum": self.batch.minimum,
                 "typical": self.batch.typical,
@@ -159,19 +185,23 @@ class Signature:
             InputSpec(item["name"], tuple(item["shape"]), getattr(torch, item["dtype"]))
             for item in data["inputs"]
         )
-        return cls(inputs, _decode(data["outputs"]), Batch(**data["batch"]))
+        narrow = tuple(getattr(torch, name) for name in data.get("narrow", ()))
+        return cls(inputs, _decode(data["outputs"]), Batch(**data["batch"]), narrow)
 
 
 @dataclass(frozen=True)
 class Deployment:
     """The record of a rebuilt module.
 
-    `plain` is the form that an engine reaches by itself, for comparison, and `fingerprint` that of the module's
-    weights when the two were the same function.
+    `target` names what it was optimized for, None where its prices are of no target. `samples` are a few real inputs
+    in the order of `inputs`, which an engine is compared with the module on. `plain` is the form that an engine reaches
+    by itself, for comparison, and `fingerprint` that of the module's weights when the two were the same function.
     """
 
     inputs: tuple[InputSpec, ...]
     placement: Placement = Placement()
+    target: str | None = None
+    samples: tuple[Tensor, ...] = ()
     report: Report | None = None
     plain: fx.GraphModule | None = None
     fingerprint: int = 0
@@ -196,6 +226,18 @@ def record(module: fx.GraphModule, **changes: Any) -> None:
     """Change fields of the record that `module` carries, which gets one where it has none."""
     known = module.meta.get(KEY)
     module.meta[KEY] = Deployment(**changes) if known is None else replace(known, **changes)
+
+
+def samples_of(
+    inputs: Sequence[InputSpec], values: Sequence[Tensor], count: int = SAMPLES
+) -> tuple[Tensor, ...]:
+    """Copies of the first `count` samples of a batch; an input without a batch axis whole."""
+    kept = []
+    for spec, value in zip(inputs, values, strict=True):
+        axis = next((i for i, size in enumerate(spec.shape) if size is None), None)
+        few = value if axis is None else value.narrow(axis, 0, min(count, value.shape[axis]))
+        kept.append(few.detach().clone())
+    return tuple(kept)
 
 
 def fingerprint(module: nn.Module) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from eqsat_deploy.engines.base import PREFERENCE, engines
-from eqsat_deploy.errors import EngineError, EqsatError
+from eqsat_deploy.errors import RegistrationError
+from eqsat_deploy.targets import Candidate, candidates
+from eqsat_deploy.targets.tensorrt import device_option
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
-# The cost model of each engine, which `cost="auto"` stands for.
-COST_MODELS = {"tensorrt": "trt_int8", "openvino": "openvino_int8", "onnxruntime": "ort_int8"}
 # CPU features that INT8 kernels use, by their names in /proc/cpuinfo and in torch's CPU capabilities.
 INT8_FEATURES = {
     "AVX512-VNNI": ("avx512_vnni",),
@@ -82,61 +81,17 @@ class Diagnosis:
 
 def doctor() -> Diagnosis:
     """Look at packages, CPU, GPU, engines and cost models; never raises for what it finds."""
-    findings = [*_packages(), _cpu(), _gpu(), *_engines(), _cost_models()]
-    engine = next((name for name, reason in _engine_states() if reason is None), None)
-    cost = COST_MODELS.get(engine) if engine is not None else None
+    try:
+        known = candidates()
+        targets = list(_targets(known))
+    except RegistrationError as error:
+        known, targets = (), [Finding("engines", BROKEN, str(error), "uninstall one of the two")]
+    findings = [*_packages(), _cpu(), _gpu(), *targets, _cost_models()]
+    best = next((candidate.target for candidate in known if candidate.lacks is None), None)
+    engine, cost = (best.name, best.cost_models[0]) if best is not None else (None, None)
     versions = {name: found for name in ("eqsat-deploy", *PACKAGES) if (found := _version(name)) is not None}
     versions["python"] = platform.python_version()
     return Diagnosis(tuple(findings), engine, cost, versions)
-
-
-def auto_cost() -> str:
-    """Name of the cost model that belongs to the engine `build()` would use on this machine.
-
-    Engines without a cost model of their own (plugins) are passed over. `EngineError` says what is missing
-    where there is no engine.
-    """
-    reasons = []
-    for name, reason in _engine_states():
-        if reason is None and name in COST_MODELS:
-            return COST_MODELS[name]
-        reasons.append(f"{name}: {reason or 'no cost model belongs to it'}")
-    raise EngineError(
-        "cost='auto' needs an engine to price for; name a cost model instead, or install one: "
-        + ("; ".join(reasons) or "no engine is registered, run `pip install -e .` in the checkout")
-    )
-
-
-def roofline_device() -> str | None:
-    """The CUDA device's name where `trt_int8` has a table for it; None otherwise, for the default table."""
-    from eqsat_extraction.cost_models import CostModelError
-    from eqsat_extraction.cost_models.roofline import device_table
-
-    if not torch.cuda.is_available():
-        return None
-    name = torch.cuda.get_device_name()
-    try:
-        device_table(name)
-    except CostModelError:
-        return None
-    return name
-
-
-def _engine_states() -> Iterator[tuple[str, str | None]]:
-    """Registered engines in order of preference, each with the reason it is not available."""
-    try:
-        known = engines()
-    except EngineError:
-        return
-    order = [
-        *(name for name in PREFERENCE if name in known),
-        *(name for name in known if name not in PREFERENCE),
-    ]
-    for name in order:
-        try:
-            yield name, known[name].load().unavailable()
-        except Exception as error:  # a plugin may fail in any way, and costs itself alone
-            yield name, f"{known[name].value} cannot be loaded: {error}"
 
 
 def _packages() -> Iterator[Finding]:
@@ -196,7 +151,7 @@ def _gpu() -> Finding:
     name = torch.cuda.get_device_name()
     major, minor = torch.cuda.get_device_capability()
     detail = f"{name}, compute capability {major}.{minor}, CUDA {torch.version.cuda}"
-    if roofline_device() is not None:
+    if device_option():
         return Finding("GPU", OK, detail)
     return Finding(
         "GPU", OK, f"{detail}; no roofline table",
@@ -204,23 +159,14 @@ def _gpu() -> Finding:
     )  # fmt: skip
 
 
-def _engines() -> Iterator[Finding]:
-    states = dict(_engine_states())
-    if not states:
-        yield Finding("engines", BROKEN, _registry_problem("engine"), "pip install -e . in the checkout")
-    for name, reason in states.items():
-        if reason is None:
-            yield Finding(f"engine {name}", OK, _version(name) or "available")
+def _targets(known: Sequence[Candidate]) -> Iterator[Finding]:
+    if not known:
+        yield Finding("engines", BROKEN, "no target is registered", "pip install -e . in the checkout")
+    for candidate in known:
+        if candidate.lacks is None:
+            yield Finding(f"engine {candidate.name}", OK, _version(candidate.name) or "available")
         else:
-            yield Finding(f"engine {name}", MISSING, "not available", reason)
-
-
-def _registry_problem(kind: str) -> str:
-    try:
-        engines()
-    except EqsatError as error:
-        return str(error)
-    return f"no {kind} is registered"
+            yield Finding(f"engine {candidate.name}", MISSING, "not available", candidate.lacks)
 
 
 def _cost_models() -> Finding:

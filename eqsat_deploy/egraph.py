@@ -114,8 +114,10 @@ def _clause_text(clause: facts.Clause, phase: str, index: int) -> str:
 
 # -- the program -------------------------------------------------------------------------------------------
 
-COLUMNS = {"i64": "i64", "f64": "f64", "String": "String", "VI": "i64", "T": "i64"}
+COLUMNS = {"i64": "i64", "f64": "f64", "String": "String", "VI": "i64", "T": "i64", "L": "i64"}
 
+LOADED = {"T": "(Node a{})", "L": "(NodeList a{})", "VI": "w{}"}
+"""How a row's column becomes an argument, by sort; a vector is looked up by a fact, other columns are arguments."""
 NEAR = 64
 """Rows of a model within which siblings are joined."""
 
@@ -164,16 +166,9 @@ def _declare(o: Operator) -> list[str]:
     name = o.constructor
     sorts = [s for _, s in o.parameters]
     variables = [f"a{i}" for i in range(len(sorts))]
-    if o.name == "opaque":
-        sorts = ["i64", "L"]
-        columns, bound = ["i64", "i64"], ["a0", "(NodeList a1)"]
-        body: list[str] = []
-    else:
-        columns = [COLUMNS[s] for s in sorts]
-        body = [f"(= w{i} (vector a{i}))" for i, s in enumerate(sorts) if s == "VI"]
-        bound = [
-            f"(Node a{i})" if s == "T" else f"w{i}" if s == "VI" else f"a{i}" for i, s in enumerate(sorts)
-        ]
+    columns = [COLUMNS[s] for s in sorts]
+    body = [f"(= w{i} (vector a{i}))" for i, s in enumerate(sorts) if s == "VI"]
+    bound = [LOADED.get(s, "a{}").format(i) for i, s in enumerate(sorts)]
     numbered = "(set (row-of (Node i)) i)" if o.numbered else ""
     lines = [
         f"(constructor {name} ({' '.join(sorts)}) T)",
@@ -204,7 +199,7 @@ def _declare(o: Operator) -> list[str]:
         lines.append(f"(rule ((= e {term})) ((over a{facts.first_operand(o)} e)) :ruleset kin)")
     if o.name in ("unary", "reshape", "permute"):
         lines.append(f"(rule ((= e {term}) (over x a{facts.first_operand(o)})) ((over x e)) :ruleset kin)")
-    if o.name not in ("input", "parameter", "opaque"):
+    if o.shape is not None or "T" in sorts:
         operands = [f"a{i}" for i, s in enumerate(sorts) if s == "T"]
         body = [f"(const {a})" for a in operands]
         if o.name == "expand":  # to a shape with the batch: known only when the model runs
@@ -416,9 +411,14 @@ def _tables(
 
     for number, row in enumerate(lowered.rows):
         tables.setdefault(f"row-{row.operator.constructor}", []).append(
-            (number, row.args[0], operand_list(row.args[1])) if row.operator.name == "opaque"
-            else (number, *map(column, row.args))
-        )  # fmt: skip
+            (
+                number,
+                *(
+                    operand_list(arg) if sort == "L" else column(arg)
+                    for (_, sort), arg in zip(row.operator.parameters, row.args, strict=True)
+                ),
+            )
+        )
         meta = lowered.metas[number]
         if meta is not None and (shapes or row.operator.shape is None):
             tables.setdefault("row-shape", []).append((number, column(encode(tuple(meta.shape)))))

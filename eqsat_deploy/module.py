@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 
 from eqsat_deploy.deployment import deployment
 from eqsat_deploy.errors import InputError
@@ -30,6 +33,12 @@ class OptimizedModule(fx.GraphModule):
         assert isinstance(copied, OptimizedModule)
         copied.register_forward_pre_hook(_check_inputs, with_kwargs=True)
         return copied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled node by node: `fx.GraphModule` would trace its code again and lose the names that the record uses."""
+        root = nn.Module()
+        root._modules, root._parameters, root._buffers = self._modules, self._parameters, self._buffers
+        return _restored, (type(self).__name__, root, _written(self.graph), self.meta, self.training)
 
     @property
     def report(self) -> Report:
@@ -59,6 +68,45 @@ class OptimizedModule(fx.GraphModule):
         from eqsat_deploy.build import build
 
         return build(self, engine, **options)
+
+
+_Written = tuple[str, str, Any, Any, Any]
+"""A node as plain data: name, opcode, target, arguments, keyword arguments; other nodes by `_Named`."""
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A node, or an operator overload, neither of which can be pickled, by name."""
+
+    name: str
+
+
+def _written(graph: fx.Graph) -> list[_Written]:
+    written = []
+    for node in graph.nodes:
+        args, kwargs = pytree.tree_map_only(fx.Node, lambda n: _Named(n.name), (node.args, node.kwargs))
+        target = _Named(str(node.target)) if isinstance(node.target, OpOverload) else node.target
+        written.append((node.name, node.op, target, args, dict(kwargs)))
+    return written
+
+
+def _restored(
+    name: str, root: nn.Module, written: list[_Written], meta: dict[str, Any], training: bool
+) -> OptimizedModule:
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+
+    def read(leaf: Any) -> Any:
+        return nodes[leaf.name] if isinstance(leaf, _Named) else leaf
+
+    for node_name, op, target, args, kwargs in written:
+        if isinstance(target, _Named):
+            target = reduce(getattr, target.name.split("."), torch.ops)
+        args, kwargs = pytree.tree_map(read, (args, kwargs))
+        nodes[node_name] = graph.create_node(op, target, args, kwargs, name=node_name)
+    module = OptimizedModule(root, graph, name)
+    module.meta = meta
+    return module.train(training)
 
 
 def _check_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

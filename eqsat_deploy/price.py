@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isnan
 from typing import Any
@@ -10,10 +11,13 @@ import numpy as np
 import torch
 
 from eqsat_deploy.errors import ExtractionError
-from eqsat_deploy.freeze import CONCAT, CONSTANT, QUANTIZE, EClass, ENode, Space
+from eqsat_deploy.freeze import EClass, Space
+from eqsat_deploy.kernels import QUANTIZE, ENode
+from eqsat_deploy.language import masked_attention
+from eqsat_deploy.language.pointwise import base_name
 from eqsat_deploy.language.shapes import BATCH
 from eqsat_extraction import EGraph
-from eqsat_extraction.kernel import CostModel, Epilogue, Kernel, Kind, TensorSpec
+from eqsat_extraction.kernel import CostModel, Epilogue, Kernel, TensorSpec
 
 # Among forms that a cost model cannot tell apart, the one with fewer steps: a folded bias before an added one, no mask
 # before a mask of zeros.
@@ -22,9 +26,9 @@ TIE = 1e-6
 
 @dataclass(frozen=True)
 class Priced:
-    """A frozen e-graph as an extraction problem: `costs[i]` is the price of `space.choices[i]`."""
+    """A frozen e-graph as an extraction problem: `costs[i]` is the price of the space's `choices[i]`, in batches of
+    `batch`."""
 
-    space: Space
     egraph: EGraph
     costs: np.ndarray
     model: CostModel
@@ -37,36 +41,31 @@ def price(space: Space, model: CostModel, *, batch: int = 1) -> Priced:
     Raises:
         ExtractionError: the cost model answered with a negative or undefined price; the message names the kernel.
     """
-    known: dict[Kernel, float] = {}
+    specs = [_spec(known, model.float_dtype, batch) for known in space.classes]
+    alike = {spec: number for number, spec in enumerate(dict.fromkeys(specs))}
+    like = [alike[spec] for spec in specs]
+    prices: dict[Any, float] = {}
     costs = np.empty(len(space.choices))
     for index, (number, node) in enumerate(space.choices):
-        if is_leaf(node):
+        if node.is_leaf:
             costs[index] = 0.0
         elif not model.int8 and _is_integer(space, number, node):
             costs[index] = inf
         else:
-            kernel = kernel_of(space, number, node, model, batch)
-            if kernel not in known:
-                known[kernel] = _checked(model, kernel)
-            costs[index] = known[kernel] * (1 + TIE * (len(node.steps) + (node.kind == "masked_attention")))
+            steps = tuple((s.function, None if s.operand is None else like[s.operand]) for s in node.steps)
+            key = (node.operator, node.attributes, like[number], *(like[o] for o in node.operands), steps)
+            if key not in prices:
+                prices[key] = _checked(model, _kernel(specs, number, node))
+            ties = len(node.steps) + (node.operator is masked_attention)
+            costs[index] = prices[key] * (1 + TIE * ties)
     nodes = [(number, node.children) for number, node in space.choices]
-    labels = tuple(describe(node) for _, node in space.choices)
-    egraph = EGraph.build(nodes, space.roots, len(space.classes), ops=labels)
-    return Priced(space, egraph, costs, model, batch)
-
-
-def is_leaf(node: ENode) -> bool:
-    """Whether a choice is there before anything runs: an input, a parameter, a constant."""
-    return node.kind == CONSTANT or (node.operator is not None and node.operator.kind is Kind.LEAF)
-
-
-def is_launch(node: ENode) -> bool:
-    """Whether a choice is a kernel that runs, and not a leaf or a view."""
-    return not is_leaf(node) and (node.operator is None or node.operator.kind is not Kind.VIEW)
+    labels = tuple(str(node) for _, node in space.choices)
+    egraph = EGraph.build(nodes, list(space.roots), len(space.classes), ops=labels)
+    return Priced(egraph, costs, model, batch)
 
 
 def _is_integer(space: Space, number: int, node: ENode) -> bool:
-    return node.integer or node.kind == QUANTIZE or space.classes[number].quantized_of is not None
+    return node.integer or node.operator is QUANTIZE or space.classes[number].quantized_of is not None
 
 
 def _checked(model: CostModel, kernel: Kernel) -> float:
@@ -79,18 +78,18 @@ def _checked(model: CostModel, kernel: Kernel) -> float:
 def kernel_of(space: Space, number: int, node: ENode, model: CostModel, batch: int) -> Kernel:
     """What the cost model is asked to price for a choice of class `number`."""
 
-    def spec(index: int) -> TensorSpec:
-        return _spec(space.classes[index], model.float_dtype, batch)
+    return _kernel([_spec(known, model.float_dtype, batch) for known in space.classes], number, node)
 
-    output = spec(number)
+
+def _kernel(specs: Sequence[TensorSpec], number: int, node: ENode) -> Kernel:
+    output, inputs = specs[number], tuple(specs[o] for o in node.operands)
     steps = tuple(
-        Epilogue(_function(s.function), None if s.operand is None else spec(s.operand)) for s in node.steps
+        Epilogue(base_name(s.function), None if s.operand is None else specs[s.operand]) for s in node.steps
     )
-    inputs = tuple(spec(o) for o in node.operands)
-    attributes: tuple[tuple[str, Any], ...] = ()
-    if node.operator is not None and node.kind not in (CONCAT, "opaque"):
-        attributes = tuple(zip(node.operator.attribute_names, node.attributes, strict=True))
-    return Kernel(operator_name(node), inputs, output, attributes, steps, _flops(node, inputs, output))
+    attributes = tuple(zip(node.operator.attribute_names, node.attributes, strict=True))
+    return Kernel(
+        node.name, node.operator.kind, inputs, output, attributes, steps, _flops(node, inputs, output)
+    )
 
 
 def _spec(known: EClass, float_dtype: str, batch: int) -> TensorSpec:
@@ -100,26 +99,9 @@ def _spec(known: EClass, float_dtype: str, batch: int) -> TensorSpec:
     return TensorSpec(shape, name, known.constant)
 
 
-def operator_name(node: ENode) -> str:
-    """The name a cost model knows a kernel's anchor by."""
-    if node.operator is None or node.kind == "opaque":
-        return node.kind
-    return node.operator.kernel_name(node.attributes)
-
-
-def _function(function: str) -> str:
-    return function.partition("(")[0]
-
-
 def _flops(node: ENode, inputs: tuple[TensorSpec, ...], output: TensorSpec) -> float:
     steps = float(output.numel * len(node.steps))
-    if node.operator is None or node.operator.flops is None:
+    if node.operator.flops is None:
         return steps
-    args = node.operator.join(tuple(i.shape for i in inputs), node.attributes)
+    args: tuple[Any, ...] = node.operator.join(tuple(i.shape for i in inputs), node.attributes)
     return node.operator.flops(output.shape, *args) + steps
-
-
-def describe(node: ENode) -> str:
-    """A kernel in words: `conv2d + add + relu [int8]`."""
-    words = [operator_name(node), *(_function(s.function) for s in node.steps)]
-    return " + ".join(words) + (" [int8]" if node.integer else "")

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import operator as python_operator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from eqsat_deploy.attention import rebuild_attention
+from eqsat_deploy.constants import Constants
 from eqsat_deploy.deployment import InputSpec, PlacedKernel, Placement, Quantizer
-from eqsat_deploy.freeze import CONCAT, CONSTANT, QUANTIZE, ENode, Space
-from eqsat_deploy.language.operator import Evaluate, interpreted_by
-from eqsat_deploy.language.pointwise import BINARY, unary
-from eqsat_deploy.language.shapes import BATCH, axis, batch_size
-from eqsat_deploy.lower import Hole, Term
-from eqsat_deploy.price import Priced, is_launch
-from eqsat_extraction import Solution
+from eqsat_deploy.kernels import CONSTANT, QUANTIZE, ENode, Step, applied, realized
+from eqsat_deploy.language import binary, input_, opaque, scalar
+from eqsat_deploy.language.operator import Evaluate, Operator, interpreted_by
+from eqsat_deploy.language.shapes import BATCH, batch_size
+from eqsat_deploy.lower import Call, Hole, Term
+from eqsat_deploy.names import Tree
+from eqsat_deploy.search import Search
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,25 @@ class Rebuilt:
     inputs: tuple[InputSpec, ...]
 
 
+def rebuild(found: Search) -> Rebuilt:
+    """Emit the chosen e-nodes in order; constant classes are evaluated once, in float64, from the parameters."""
+    emitter = _Emitter(found)
+    inputs = emitter.placeholders()
+    with torch.no_grad(), interpreted_by(Evaluate()), batch_size(_LazyBatch(emitter)):
+        for index in found.chosen:
+            number, node = found.space.choices[index]
+            if number not in emitter.values and node.operator is not CONSTANT:
+                emitter.emit(number, node, float(found.priced.costs[index]))
+        outputs = [emitter.value(found.space.row_class[o.row]).node if isinstance(o, Term) else o
+                   for o in found.lowered.outputs]  # fmt: skip
+    graph = emitter.graph
+    graph.output(pytree.tree_unflatten(outputs, found.lowered.captured.out_spec))
+    for emitted in reversed(list(graph.nodes)):
+        if not emitted.users and emitted.op not in ("placeholder", "output"):
+            graph.erase_node(emitted)
+    return Rebuilt(emitter.tree.root, graph, emitter.placed.placement(graph), inputs)
+
+
 class _Proxy(fx.Proxy):
     """A proxy that knows its rank, so that operator bodies can turn slots into axes."""
 
@@ -40,84 +61,71 @@ class _Proxy(fx.Proxy):
         return self.rank
 
 
-def rebuild(priced: Priced, solution: Solution) -> Rebuilt:
-    """Emit the chosen e-nodes in order; constant classes are evaluated once, in float64, from the parameters."""
-    return _Rebuilder(priced, solution).rebuilt()
+@dataclass
+class _Placed:
+    """Where INT8 is, as it comes out: the graph node that every INT8 class is the codes of, and who reads them."""
+
+    quantizers: dict[int, str] = field(default_factory=dict)
+    readers: dict[str, dict[str, None]] = field(default_factory=dict)
+    kernels: list[PlacedKernel] = field(default_factory=list)
+
+    def read(self, number: int, reader: fx.Node) -> None:
+        if number in self.quantizers:
+            self.readers.setdefault(self.quantizers[number], {})[reader.name] = None
+
+    def placement(self, graph: fx.Graph) -> Placement:
+        alive = {node.name for node in graph.nodes}
+        quantizers = tuple(Quantizer(tensor, tuple(readers)) for tensor, readers in self.readers.items())
+        return Placement(quantizers, tuple(kernel for kernel in self.kernels if kernel.anchor in alive))
 
 
-class _Rebuilder:
-    def __init__(self, priced: Priced, solution: Solution) -> None:
-        self.priced, self.space, self.solution = priced, priced.space, solution
+class _Emitter:
+    """Writes graph nodes for e-nodes; `values` has what stands for every e-class so far."""
+
+    def __init__(self, found: Search) -> None:
+        self.space, self.lowered = found.space, found.lowered
+        self.floating = found.priced.model.float_dtype
         self.graph = fx.Graph()
         self.tracer = fx.proxy.GraphAppendingTracer(self.graph)
-        self.root = nn.Module()
-        self.constants = Constants(self.space)
+        self.tree = Tree()
+        self.constants = Constants(self.lowered, self.space)
+        self.placed = _Placed()
         self.values: dict[int, _Proxy] = {}
         self.modules: dict[Any, str] = {}
-        self.attributes: dict[int, str] = {}
-        self.paths: dict[str, str] = {}
-        self.quantizers: dict[int, str] = {}
-        self.readers: dict[str, dict[str, None]] = {}
-        self.kernels: list[PlacedKernel] = []
         self.size: fx.Proxy | None = None
-
-    def rebuilt(self) -> Rebuilt:
-        lowered = self.space.lowered
-        inputs = self._inputs()
-        with torch.no_grad(), interpreted_by(Evaluate()), batch_size(_LazyBatch(self)):
-            for index in self.solution.order(self.priced.egraph):
-                number, node = self.space.choices[index]
-                if number not in self.values and node.kind != CONSTANT:
-                    self._emit(number, node, float(self.priced.costs[index]))
-            outputs = [self._value(self.space.row_class[o.row]).node if isinstance(o, Term) else o
-                       for o in lowered.outputs]  # fmt: skip
-        self.graph.output(pytree.tree_unflatten(outputs, lowered.captured.out_spec))
-        for emitted in reversed(list(self.graph.nodes)):
-            if not emitted.users and emitted.op not in ("placeholder", "output"):
-                self.graph.erase_node(emitted)
-        quantizers = tuple(Quantizer(t, tuple(r)) for t, r in self.readers.items())
-        alive = {n.name for n in self.graph.nodes}
-        kernels = tuple(k for k in self.kernels if k.anchor in alive)
-        return Rebuilt(self.root, self.graph, Placement(quantizers, kernels), inputs)
+        self.batched: tuple[fx.Proxy, int] | None = None
 
     # -- inputs --------------------------------------------------------------------------------------------
 
-    def _inputs(self) -> tuple[InputSpec, ...]:
+    def placeholders(self) -> tuple[InputSpec, ...]:
         """One placeholder per argument of the original's forward; nested arguments are taken apart by index."""
-        lowered = self.space.lowered
-        captured = lowered.captured
+        captured = self.lowered.captured
+        rows = {row.args[0]: i for i, row in enumerate(self.lowered.rows) if row.operator is input_}
         leaves = iter(captured.inputs)
-        numbers = {
-            row.args[0]: number for number, row in enumerate(lowered.rows) if row.operator.name == "input"
-        }
         specs: list[InputSpec] = []
         for name, structure in captured.arguments:
-            placeholder = self._proxy(self.graph.placeholder(name), 0)
+            placeholder = self.graph.placeholder(name)
             for path in structure:
-                leaf = next(leaves)
-                proxy = placeholder
+                node = placeholder
                 for key in path:
-                    proxy = self._proxy(
-                        self.graph.call_function(python_operator.getitem, (proxy.node, key)), 0
-                    )
-                index = captured.inputs.index(leaf)
-                if index not in numbers:
-                    continue
-                row = numbers[index]
-                known = self.space.classes[self.space.row_class[row]]
-                shape = known.shape or ()
-                proxy.rank = len(shape)
-                self.values[self.space.row_class[row]] = proxy
+                    node = self.graph.call_function(python_operator.getitem, (node, key))
+                index = captured.inputs.index(next(leaves))
                 spec = captured.input_specs[index]
-                assert spec is not None
-                specs.append(spec)
-                if self.size is None and any(d == BATCH for d in shape):
-                    self.batched = (proxy, shape.index(BATCH))
+                if index in rows and spec is not None:
+                    specs.append(spec)
+                    self._input(self.space.row_class[rows[index]], node)
         return tuple(specs)
+
+    def _input(self, number: int, node: fx.Node) -> None:
+        shape = self.space.classes[number].shape or ()
+        self.values[number] = self._proxy(node, len(shape))
+        if self.batched is None and BATCH in shape:
+            self.batched = (self.values[number], shape.index(BATCH))
 
     def batch(self, factor: int = 1) -> fx.Proxy:
         """The batch size at run time, asked of the first input that has it, times `factor`."""
         if self.size is None:
+            assert self.batched is not None
             proxy, position = self.batched
             with self.graph.inserting_after(proxy.node):
                 self.size = fx.Proxy(self.graph.call_method("size", (proxy.node, position)), self.tracer)
@@ -125,7 +133,21 @@ class _Rebuilder:
             return self.size
         return fx.Proxy(self.graph.call_function(python_operator.mul, (self.size.node, factor)), self.tracer)
 
-    # -- nodes ---------------------------------------------------------------------------------------------
+    # -- values --------------------------------------------------------------------------------------------
+
+    def value(self, number: int) -> _Proxy:
+        """What stands for a class in the graph: its node, or the attribute that holds its constant."""
+        if number not in self.values:
+            name = next(iter(self.constants.names(number)), f"constant_{number}")
+            path = self.tree.add_tensor(name, self.constants[number])
+            self.values[number] = self._proxy(self.graph.get_attr(path), self._rank(number))
+        return self.values[number]
+
+    def _value_or_number(self, number: int) -> Any:
+        term = self.space.terms.get(number)
+        if self.space.classes[number].constant and term is not None and term.operator is scalar:
+            return float(term.attributes[0])
+        return self.value(number)
 
     def _proxy(self, node: fx.Node, rank: int) -> _Proxy:
         proxy = _Proxy(node, self.tracer)
@@ -135,105 +157,98 @@ class _Rebuilder:
     def _rank(self, number: int) -> int:
         return len(self.space.classes[number].shape or ())
 
-    def _value(self, number: int) -> _Proxy:
-        """What stands for a class in the graph: its node, or the parameter that holds its constant."""
-        if number not in self.values:
-            self.values[number] = self._proxy(
-                self.graph.get_attr(self._attribute(number)), self._rank(number)
-            )
-        return self.values[number]
+    # -- kernels -------------------------------------------------------------------------------------------
 
-    def _scalar(self, number: int) -> Any:
-        """A number for a scalar class, else its node."""
-        term = self.space.terms.get(number)
-        if self.space.classes[number].constant and term is not None and term.kind == "scalar":
-            return float(term.attributes[0])
-        return self._value(number)
-
-    def _emit(self, number: int, node: ENode, cost: float) -> None:
-        if node.kind == QUANTIZE:
-            (source,) = node.operands
-            self.values[number] = self._value(source)
-            self.quantizers[number] = self._value(source).node.name
+    def emit(self, number: int, node: ENode, cost: float) -> None:
+        """Write a kernel's nodes, and note where it reads and writes INT8."""
+        if node.operator is QUANTIZE:
+            self.values[number] = self.value(node.operands[0])
+            self.placed.quantizers[number] = self.values[number].node.name
             return
-        anchor = self._anchor(number, node)
-        self._read(node.operands if node.integer else (), anchor)
-        value, names = anchor, [anchor.node.name]
-        for step in node.steps:
-            if step.operand is None:
-                before = next(reversed(self.graph.nodes))
-                value = unary(step.function, value)
-                names += _names_between(before, value.node)
-            else:
-                other = self._scalar(step.operand)
-                left, right = (value, other) if step.side == 0 else (other, value)
-                value = BINARY[step.function](left, right)
-                if step.quantized:
-                    self._read((step.operand,), value)
-            names.append(value.node.name)
-        self.values[number] = self._proxy(value.node, self._rank(number))
-        quantized = self.space.classes[number].quantized_of is not None
-        if quantized and (node.steps or not self._hands_on(node)):
-            self.quantizers[number] = value.node.name
-        if not is_launch(node):
-            return
-        floating = self.priced.model.float_dtype
-        precision = "int8" if node.integer else floating
-        output = "int8" if quantized else floating
-        self.kernels.append(PlacedKernel(anchor.node.name, tuple(names), precision, output, cost))
+        names: list[str] = []
+        for step, value in realized(node, self._value_or_number, lambda _: self._anchor(number, node)):
+            written = value.node
+            names += [*self._written_since(names, written), written.name] if step else [written.name]
+            for operand in _codes_read(node, step):
+                self.placed.read(operand, written)
+        self.values[number] = self._proxy(written, self._rank(number))
+        codes = self.space.classes[number].quantized_of is not None
+        if codes and (node.steps or node.operator.integer != "commute"):
+            self.placed.quantizers[number] = written.name
+        if node.is_launch:
+            precision, output = "int8" if node.integer else self.floating, "int8" if codes else self.floating
+            self.placed.kernels.append(PlacedKernel(names[0], tuple(names), precision, output, cost))
 
-    def _hands_on(self, node: ENode) -> bool:
-        return node.operator is not None and node.operator.integer == "commute"
-
-    def _read(self, classes: tuple[int, ...], reader: fx.Proxy) -> None:
-        for number in classes:
-            if number in self.quantizers:
-                self.readers.setdefault(self.quantizers[number], {})[reader.node.name] = None
+    def _written_since(self, names: list[str], last: fx.Node) -> list[str]:
+        """What a function of several operators wrote before its result."""
+        between: list[str] = []
+        node = last.prev
+        while node.name != names[-1] and node.op not in ("get_attr", "root"):
+            between.append(node.name)
+            node = node.prev
+        return between[::-1]
 
     def _anchor(self, number: int, node: ENode) -> _Proxy:
-        rank = self._rank(number)
-        if node.kind == "opaque":
-            return self._opaque(number, node)
-        assert node.operator is not None
-        if node.kind == CONCAT:
-            parts = [self._value(o).node for o in node.operands]
-            joined = self.graph.call_function(torch.cat, (parts,), {"dim": axis(node.attributes[0], rank)})
-            return self._proxy(joined, rank)
-        target = self._module(node)
-        if target is not None:
-            data = [self._value(o).node for o in node.operands[: node.operator.module_operands]]
-            return self._proxy(self.graph.call_module(target, tuple(data)), rank)
-        operands = [self._scalar(o) if node.kind == "binary" else self._value(o) for o in node.operands
-                    ] if node.operator.bias is None else self._with_bias(node)  # fmt: skip
-        emitted = node.operator.body(*node.operator.join(tuple(operands), node.attributes))
-        return self._proxy(emitted.node, rank)
+        if node.operator is opaque:
+            emitted = self._opaque(node)
+        elif (module := self._module(node)) is not None:
+            data = [self.value(o).node for o in node.operands[: node.operator.module_operands]]
+            emitted = self.graph.call_module(module, tuple(data))
+        elif node.operator.bias is not None:
+            emitted = node.operator(*node.operator.join(self._with_bias(node), node.attributes)).node
+        else:
+            emitted = applied(node, self._value_or_number if node.operator is binary else self.value).node
+        return self._proxy(emitted, self._rank(number))
 
-    def _with_bias(self, node: ENode) -> list[Any]:
-        assert node.operator is not None
-        assert node.operator.bias is not None
-        position = node.operator.operand_names.index(node.operator.bias)
+    def _with_bias(self, node: ENode) -> tuple[Any, ...]:
+        position = node.operator.operand_names.index(str(node.operator.bias))
         bias = node.operands[position]
         none = self.space.classes[bias].constant and not self.constants[bias].any()
-        return [None if i == position and none else self._value(o) for i, o in enumerate(node.operands)]
+        return tuple(None if i == position and none else self.value(o) for i, o in enumerate(node.operands))
 
-    def _opaque(self, number: int, node: ENode) -> _Proxy:
-        call = self.space.lowered.calls[node.attributes[0]]
-        rank = self._rank(number) if self.space.classes[number].shape is not None else 0
+    # -- modules -------------------------------------------------------------------------------------------
+
+    def _module(self, node: ENode) -> str | None:
+        """The path of the module that computes the anchor; None where it is called as a function."""
+        operator = node.operator
+        held = node.operands[operator.module_operands :]
+        if operator.module is None or not all(self.space.classes[o].constant for o in held):
+            return None
+        key = (operator, held, node.attributes, *(() if held else (node.operands,)))
+        if key not in self.modules:
+            module = operator.module(*(self.constants[o] for o in held), *node.attributes)
+            if module is None:
+                return None
+            _share(module, [self.constants[o] for o in held])
+            path = self.constants.path(held[0]) if held else self._beside(node, operator)
+            self.modules[key] = self.tree.add_module(path, module)
+        return self.modules[key]
+
+    def _beside(self, node: ENode, operator: Operator) -> str:
+        """Where a module without parameters goes: next to the module that computes its input."""
+        producer = self.value(node.operands[0]).node
+        parent = str(producer.target).rpartition(".")[0] if producer.op == "call_module" else ""
+        name = operator.kind.name.lower().removeprefix("whole_").replace("normalization", "norm")
+        return f"{parent}.{name}" if parent else name
+
+    # -- what no operator models ---------------------------------------------------------------------------
+
+    def _opaque(self, node: ENode) -> fx.Node:
+        call = self.lowered.calls[node.attributes[0]]
         if "multihead_attention" in str(call.target):
             return self._whole_attention(call, node)
 
         def fill(leaf: Any) -> Any:
             if isinstance(leaf, Hole):
-                return self._value(node.operands[leaf.index]).node
+                return self.value(node.operands[leaf.index]).node
             if isinstance(leaf, int) and not isinstance(leaf, bool) and leaf and leaf % BATCH == 0:
-                factor = leaf // BATCH
-                return self.batch(factor).node
+                return self.batch(leaf // BATCH).node
             return leaf
 
         args, kwargs = pytree.tree_map(fill, (call.args, call.kwargs))
-        return self._proxy(self.graph.call_function(call.target, args, kwargs), rank)
+        return self.graph.call_function(call.target, args, kwargs)
 
-    def _whole_attention(self, call: Any, node: ENode) -> _Proxy:
+    def _whole_attention(self, call: Call, node: ENode) -> fx.Node:
         """An attention that no rule takes apart comes back as `nn.MultiheadAttention`."""
         names = [a.name for a in call.target._schema.arguments]
         given = dict(zip(names, call.args, strict=False)) | call.kwargs
@@ -244,168 +259,51 @@ class _Rebuilder:
             if isinstance(leaf, Hole) and name not in runtime:
                 values[name] = self.constants[node.operands[leaf.index]]
             else:
-                values[name] = self._value(node.operands[leaf.index]).node if isinstance(leaf, Hole) else leaf
+                values[name] = self.value(node.operands[leaf.index]).node if isinstance(leaf, Hole) else leaf
         key = ("multihead_attention", repr(given), node.operands)
         if key not in self.modules:
-            self.modules[key] = self._add_module(_path_of(call.node, self.space), rebuild_attention(values))
+            module = rebuild_attention(values)
+            _share(module, [v for v in values.values() if isinstance(v, nn.Parameter)])
+            self.modules[key] = self.tree.add_module(_path_of(call.node, self.lowered.origin), module)
         arguments = tuple(values[n] for n in ("query", "key", "value"))
         options = {n: values[n] for n in ("key_padding_mask", "attn_mask", "need_weights", "average_attn_weights",
                                           "is_causal")}  # fmt: skip
-        return self._proxy(self.graph.call_module(self.modules[key], arguments, options), 0)
-
-    # -- modules and parameters ----------------------------------------------------------------------------
-
-    def _module(self, node: ENode) -> str | None:
-        operator = node.operator
-        assert operator is not None
-        if operator.module is None:
-            return None
-        held = node.operands[operator.module_operands :]
-        if not all(self.space.classes[o].constant for o in held):
-            return None
-        key = (operator.name, held, node.attributes, *(() if held else (node.operands,)))
-        if key not in self.modules:
-            module = operator.module(*(self.constants[o] for o in held), *node.attributes)
-            if module is None:
-                return None
-            path = module_path(self.space, held[0]) if held else self._beside(node)
-            self.modules[key] = self._add_module(path, module)
-        return self.modules[key]
-
-    def _beside(self, node: ENode) -> str:
-        """Where a module without parameters goes: next to the module that computes its input."""
-        producer = self._value(node.operands[0]).node
-        parent = str(producer.target).rpartition(".")[0] if producer.op == "call_module" else ""
-        name = "norm" if node.kind == "standardize" else "attention"
-        return f"{parent}.{name}" if parent else name
-
-    def _add_module(self, path: str, module: nn.Module) -> str:
-        path = self._unique(path)
-        *parents, leaf = path.split(".")
-        container = self.root
-        for name in parents:
-            if not hasattr(container, name):
-                container.add_module(name, nn.Module())
-            container = getattr(container, name)
-        container.add_module(leaf, module)
-        return path
-
-    def _attribute(self, number: int) -> str:
-        if number not in self.attributes:
-            name = leading_parameter(self.space, number) or f"constant_{number}"
-            path = self._unique(name)
-            *parents, leaf = path.split(".")
-            container = self.root
-            for part in parents:
-                if not hasattr(container, part):
-                    container.add_module(part, nn.Module())
-                container = getattr(container, part)
-            value = self.constants[number]
-            if value.is_floating_point():
-                container.register_parameter(leaf, nn.Parameter(value))
-            else:
-                container.register_buffer(leaf, value)
-            self.attributes[number] = path
-        return self.attributes[number]
-
-    def _unique(self, path: str) -> str:
-        """A dotted path that names nothing yet, on a branch that holds no module of its own."""
-        path = self._beside_modules(path)
-        candidate, count = path, 0
-        while self._taken(candidate):
-            count += 1
-            candidate = f"{path}_{count}"
-        return candidate
-
-    def _beside_modules(self, path: str) -> str:
-        """`a.b.c` as `a.b_c` where `a.b` is a module of its own, which holds nothing else."""
-        container: Any = self.root
-        parts = path.split(".")
-        for depth, name in enumerate(parts[:-1]):
-            container = getattr(container, name, None)
-            if container is None:
-                return path
-            if type(container) is not nn.Module:
-                return ".".join([*parts[:depth], "_".join(parts[depth:])])
-        return path
-
-    def _taken(self, path: str) -> bool:
-        container: Any = self.root
-        for name in path.split("."):
-            container = getattr(container, name, None)
-            if container is None:
-                return False
-        return True
-
-
-def _names_between(first: fx.Node, last: fx.Node) -> list[str]:
-    """What a function of several operators wrote before its result."""
-    names: list[str] = []
-    node = last.prev
-    while node is not first:
-        names.append(node.name)
-        node = node.prev
-    return names[::-1]
+        return self.graph.call_module(self.modules[key], arguments, options)
 
 
 class _LazyBatch:
     """Stands for the batch size in operator bodies; the graph asks for it only where it is used."""
 
-    def __init__(self, rebuilder: _Rebuilder) -> None:
-        self.rebuilder = rebuilder
+    def __init__(self, emitter: _Emitter) -> None:
+        self.emitter = emitter
 
     def __rmul__(self, factor: int) -> Any:
-        return self.rebuilder.batch(factor)
+        return self.emitter.batch(factor)
 
     def __fx_create_arg__(self, tracer: Any) -> fx.Node:
-        return self.rebuilder.batch().node
+        return self.emitter.batch().node
 
 
-class Constants:
-    """Values of constant classes, each evaluated once in float64 and rounded to its class's dtype."""
-
-    def __init__(self, space: Space) -> None:
-        self.space = space
-        self._exact: dict[int, Tensor] = {}
-
-    def __getitem__(self, number: int) -> Tensor:
-        known = self.space.classes[number]
-        value = self._evaluate(number)
-        dtype = known.dtype if known.shape != () or known.dtype != torch.float64 else value.dtype
-        return value.to(dtype or value.dtype).clone()
-
-    def _evaluate(self, number: int) -> Tensor:
-        if number not in self._exact:
-            self._exact[number] = self._compute(self.space.terms[number])
-        return self._exact[number]
-
-    def _compute(self, term: ENode) -> Tensor:
-        if term.kind == "parameter":
-            stored: Tensor = self.space.lowered.parameters[term.attributes[0]][1].detach()
-            return stored.double() if stored.is_floating_point() else stored
-        assert term.operator is not None
-        operands = tuple(self._evaluate(o) for o in term.operands)
-        value: Tensor = term.operator.body(*term.operator.join(operands, term.attributes))
-        return value.double() if value.is_floating_point() else value
+def _codes_read(node: ENode, step: Step | None) -> tuple[int, ...]:
+    """E-classes that a kernel's anchor, or one of its steps, reads as INT8."""
+    if step is None:
+        return node.operands if node.integer else ()
+    return (step.operand,) if step.quantized and step.operand is not None else ()
 
 
-def leading_parameter(space: Space, number: int) -> str | None:
-    """The name of the first parameter in the term of a constant class, depth first."""
-    term = space.terms[number]
-    if term.kind == "parameter":
-        name: str = space.lowered.parameters[term.attributes[0]][0]
-        return name
-    return next((n for n in (leading_parameter(space, o) for o in term.operands) if n is not None), None)
+def _share(module: nn.Module, constants: list[Any]) -> None:
+    """Let `module`, made of `constants`, hold these very tensors: two modules of one weight train it together."""
+    known = {value.data_ptr(): value for value in constants if value.numel()}
+    for owner in module.modules():
+        for name, parameter in list(owner.named_parameters(recurse=False)):
+            same = known.get(parameter.data_ptr())
+            if same is None or same.shape != parameter.shape:
+                continue
+            if isinstance(same, nn.Parameter):
+                setattr(owner, name, same)
+            else:
+                parameter.requires_grad_(False)
 
 
-def module_path(space: Space, weight: int) -> str:
-    """Where the module that holds a weight lives: `layer1.0.conv1` for `layer1.0.conv1.weight`, and
-    `self_attention.in_proj` for `self_attention.in_proj_weight`."""
-    name = leading_parameter(space, weight) or "constant"
-    parent, _, leaf = name.rpartition(".")
-    own = leaf.removesuffix("weight").rstrip("_")
-    return ".".join(part for part in (parent, own) if part) or leaf
-
-
-def _path_of(node: str, space: Space) -> str:
-    return next((path for name, path in space.lowered.origin.values() if name == node and path), node)
+def _path_of(node: str, origins: Mapping[int, tuple[str, str]]) -> str:
+    return next((path for name, path in origins.values() if name == node and path), node)

@@ -12,7 +12,6 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -22,15 +21,16 @@ from torch.export import ExportedProgram
 
 from eqsat_deploy.capture import Captured, capture
 from eqsat_deploy.errors import RuleError
-from eqsat_deploy.freeze import CONCAT, ENode, Space, freeze
+from eqsat_deploy.freeze import Member, Space, freeze
 from eqsat_deploy.inputs import example_arguments
+from eqsat_deploy.kernels import CONSTANT, QUANTIZE, ENode, applied, value_of
+from eqsat_deploy.language import cast, input_, opaque, parameter
 from eqsat_deploy.language.operator import Evaluate, interpreted_by
-from eqsat_deploy.language.pointwise import BINARY, unary
 from eqsat_deploy.language.shapes import BATCH, batch_size
-from eqsat_deploy.lower import Hole, lower
-from eqsat_deploy.price import describe
-from eqsat_deploy.rules import EgglogRule
-from eqsat_deploy.saturate import Budget, saturate
+from eqsat_deploy.lower import Hole, Lowered, lower
+from eqsat_deploy.rules import EgglogRule, select
+from eqsat_deploy.saturate import Budget, Saturation, saturate
+from eqsat_deploy.selection import registered_rules
 
 BATCHES = (2, 3)
 TOLERANCE = 1e-9
@@ -137,9 +137,6 @@ def check_egraph(
     Raises:
         RuleError: a rule joined tensors of different shapes, which stops saturation.
     """
-    from eqsat_deploy.optimizer import registered_rules
-    from eqsat_deploy.rules import select
-
     start = time.perf_counter()
     known = registered_rules()
     chosen = list(known) if rules is None else select(known, [rules] if isinstance(rules, str) else rules)
@@ -148,40 +145,38 @@ def check_egraph(
         args, kwargs = example_arguments(model, example_inputs)
         captured = capture(model, args, kwargs)
         lowered = lower(captured)
-    space = freeze(lowered, saturate(lowered, chosen, budget=budget))
-    report = check_space(space, tolerance=tolerance, seed=seed, name=type(model).__name__)
+    saturation = saturate(lowered, chosen, budget=budget)
+    space = freeze(lowered, saturation)
+    report = check_space(
+        lowered, saturation, space, tolerance=tolerance, seed=seed, name=type(model).__name__
+    )
     report.seconds = round(time.perf_counter() - start, 3)
     return report
 
 
 def check_space(
-    space: Space, *, tolerance: float = TOLERANCE, seed: int = 0, name: str = "model"
-) -> SoundnessReport:
-    """`check_egraph` for an e-graph that is frozen already."""
+    lowered: Lowered, saturation: Saturation, space: Space, *, tolerance: float = TOLERANCE, seed: int = 0,
+    name: str = "model",
+) -> SoundnessReport:  # fmt: skip
+    """`check_egraph` for a model whose e-graph is frozen already."""
     exact, approximate = _exact_nodes(space)
     classes = len({number for number, _ in exact})
-    report = SoundnessReport(
-        name, classes, len(exact), approximate, BATCHES, tolerance, space.saturation.stopped
-    )
+    report = SoundnessReport(name, classes, len(exact), approximate, BATCHES, tolerance, saturation.stopped)
     for batch in BATCHES:
-        _Evaluation(space, exact, batch, seed, report).run()
+        _Evaluation(lowered, saturation, space, exact, batch, seed, report).run()
     return report
 
 
-def _exact_nodes(space: Space) -> tuple[list[tuple[int, ENode]], int]:
+def _exact_nodes(space: Space) -> tuple[list[Member], int]:
     """E-nodes that must agree, the model's own first, in the order of its rows; and how many are approximate."""
-    fused = [
-        (c, n)
-        for c, n in space.choices
-        if n.operator is not None and (n.steps or n.kind == CONCAT or n.integer)
-    ]
+    kernels = [(c, n) for c, n in space.choices if n.operator not in (CONSTANT, QUANTIZE)]
 
     def approximate(number: int, node: ENode) -> bool:
         return node.integer or any(
             space.classes[c].quantized_of is not None for c in (number, *node.children)
         )
 
-    candidates = dict.fromkeys([*space.nodes, *fused])
+    candidates = dict.fromkeys([*space.nodes, *kernels])
     exact = [pair for pair in candidates if not approximate(*pair)]
     rank = {number: row for row, number in reversed(list(enumerate(space.row_class)))}
     last = len(rank)
@@ -193,10 +188,12 @@ class _Evaluation:
     """One pass over all e-nodes at one batch size. A value is dropped once nothing will read it again."""
 
     def __init__(
-        self, space: Space, nodes: list[tuple[int, ENode]], batch: int, seed: int, report: SoundnessReport
-    ) -> None:
-        self.space, self.nodes, self.batch, self.report = space, nodes, batch, report
-        self.inputs = _inputs(space.lowered.captured, batch, seed)
+        self, lowered: Lowered, saturation: Saturation, space: Space, nodes: list[Member], batch: int, seed: int,
+        report: SoundnessReport,
+    ) -> None:  # fmt: skip
+        self.lowered, self.saturation, self.space = lowered, saturation, space
+        self.nodes, self.batch, self.report = nodes, batch, report
+        self.inputs = _inputs(lowered.captured, batch, seed)
         self.values: dict[int, Any] = {}
         self.references: dict[int, ENode] = {}
         self.pending: dict[int, int] = {}
@@ -219,14 +216,15 @@ class _Evaluation:
                 number, node = self.nodes[index]
                 done[index] = True
                 try:
-                    value = self._evaluate(node)
+                    value = value_of(node, self.values.__getitem__, self._anchor)
                 except (RuntimeError, IndexError, ValueError) as error:  # operands that the operator refuses
                     reference = f"what it should be: {str(error).splitlines()[0]}"
                     self._note(number, node, float("inf"), reference)
                     continue
                 if number in self.values:
-                    self._compare(number, node, value)
+                    self._compare(number, node, pytree.tree_map(_double, value))
                 else:
+                    value = pytree.tree_map(_double, value)
                     self._check_shape(number, node, value)
                     self.values[number], self.references[number] = value, node
                     ready.extend(self._reached(number))
@@ -247,38 +245,20 @@ class _Evaluation:
 
     # -- values --------------------------------------------------------------------------------------------
 
-    def _evaluate(self, node: ENode) -> Any:
-        value = self._anchor(node)
-        for step in node.steps:
-            if step.operand is None:
-                value = unary(step.function, value)
-            else:
-                other = self.values[step.operand]
-                left, right = (value, other) if step.side == 0 else (other, value)
-                value = BINARY[step.function](left, right)
-        return pytree.tree_map(_double, value)
-
     def _anchor(self, node: ENode) -> Any:
-        operands = tuple(self.values[o] for o in node.operands)
-        if node.kind == CONCAT:
-            assert node.operator is not None
-            return reduce(partial(node.operator.body, *node.attributes), operands)
-        match node.kind:
-            case "input":
-                return self.inputs[node.attributes[0]]
-            case "parameter":
-                return self.space.lowered.parameters[node.attributes[0]][1].detach()
-            case "opaque":
-                return self._call(node, operands)
-            case "cast":
-                (value,) = operands
-                target = getattr(torch, node.attributes[0])
-                return value if value.is_floating_point() and target.is_floating_point else value.to(target)
-        assert node.operator is not None
-        return node.operator.body(*node.operator.join(operands, node.attributes))
+        if node.operator is input_:
+            return self.inputs[node.attributes[0]]
+        if node.operator is parameter:
+            return self.lowered.parameters[node.attributes[0]][1].detach()
+        if node.operator is opaque:
+            return self._call(node, tuple(self.values[o] for o in node.operands))
+        if node.operator is cast:
+            value, target = self.values[node.operands[0]], getattr(torch, node.attributes[0])
+            return value if value.is_floating_point() and target.is_floating_point else value.to(target)
+        return applied(node, self.values.__getitem__)
 
     def _call(self, node: ENode, operands: tuple[Any, ...]) -> Any:
-        call = self.space.lowered.calls[node.attributes[0]]
+        call = self.lowered.calls[node.attributes[0]]
 
         def fill(leaf: Any, double: bool) -> Any:
             if isinstance(leaf, Hole):
@@ -307,7 +287,7 @@ class _Evaluation:
         error = (
             max(map(_error, expected, actual), default=0.0) if len(expected) == len(actual) else float("inf")
         )
-        self._note(number, node, error, describe(self.references[number]))
+        self._note(number, node, error, str(self.references[number]))
 
     def _check_shape(self, number: int, node: ENode, value: Any) -> None:
         shape = self.space.classes[number].shape
@@ -322,7 +302,7 @@ class _Evaluation:
         if error <= self.report.tolerance:
             return
         origin = self.space.classes[number].origin
-        rules = tuple(self.space.saturation.rules[i].name for i in self.space.fired.get(number, ()))
+        rules = tuple(self.saturation.rules[i].name for i in self.space.fired.get(number, ()))
         self.report.disagreements.append(Disagreement(
             number, origin[0] if origin else "", reference, _words(node, number), rules, self.batch, error,
         ))  # fmt: skip
@@ -331,7 +311,7 @@ class _Evaluation:
 def _words(node: ENode, number: int) -> str:
     reads = ", ".join(f"#{c}" for c in node.children)
     attributes = " ".join(map(str, node.attributes))
-    return f"{describe(node)}({reads})" + (f" [{attributes}]" if attributes else "") + f" in #{number}"
+    return f"{node}({reads})" + (f" [{attributes}]" if attributes else "") + f" in #{number}"
 
 
 def _double(value: Any) -> Any:

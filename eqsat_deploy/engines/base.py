@@ -1,21 +1,22 @@
-"""What an engine is: a compiled module, called with tensors; and how one is found by name."""
+"""What an engine is: a compiled module, called with tensors."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import torch
 from torch import Tensor, fx
 
-from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature, flat_outputs
-from eqsat_deploy.errors import EngineError, UnknownNameError
+from eqsat_deploy import artifact
+from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
+from eqsat_deploy.errors import UnknownNameError
 
-GROUP = "eqsat_deploy.engines"
-PREFERENCE = ("tensorrt", "openvino", "onnxruntime")
+if TYPE_CHECKING:
+    from eqsat_deploy.engines.onnx import Lane
 
 
 @dataclass(frozen=True)
@@ -40,20 +41,45 @@ class Engine(ABC):
     and `unavailable` can say what is missing.
 
     Attributes:
-        name: what it is found by, the name of its entry point.
+        name: what it is found by, the name of its target.
         portable: whether its files also run on other devices and with other versions of the runtime.
+        float_dtype: what is not INT8 is computed in, unless an option says otherwise.
+        lane: how the ONNX file it reads is written, None where it reads none.
+        fallbacks: options to build with, in turn, where an engine built without them departs from the module.
+        changes: what it was asked to compute otherwise than the module, on purpose, a sentence each.
         signature: how the module is called.
         weights: the module's parameters and buffers by name, kept for the artifact.
+        options: how it runs, as JSON values, which an artifact keeps: what it was built with that is not in its files.
         report: the optimization's report as JSON values, or None.
     """
 
     name: ClassVar[str]
     portable: ClassVar[bool] = False
+    float_dtype: ClassVar[torch.dtype] = torch.float32
+    lane: ClassVar[Lane | None] = None
+    fallbacks: ClassVar[tuple[Mapping[str, Any], ...]] = ()
 
-    def __init__(self, signature: Signature, weights: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        signature: Signature,
+        weights: Mapping[str, Tensor] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         self.signature = signature
         self.weights: Mapping[str, Tensor] = weights or {}
+        self.options: Mapping[str, Any] = options or {}
         self.report: dict[str, Any] | None = None
+        self.changes: tuple[str, ...] = ()
+
+    @property
+    def computes(self) -> torch.dtype:
+        """What this engine computes in where it is not INT8."""
+        return self.float_dtype
+
+    def asked(self) -> Callable[[Sequence[Tensor]], Sequence[Tensor]] | None:
+        """Flat inputs to the flat outputs that it was asked for, step by step, where `changes` are made; None where
+        this machine cannot tell."""
+        return None
 
     @classmethod
     @abstractmethod
@@ -80,8 +106,9 @@ class Engine(ABC):
 
     @classmethod
     @abstractmethod
-    def load_files(cls, folder: Path, signature: Signature) -> Self:
-        """The engine whose `save_files` wrote `folder`; `EngineError` when this machine cannot run it."""
+    def load_files(cls, folder: Path, signature: Signature, options: Mapping[str, Any]) -> Self:
+        """The engine of these `options` whose `save_files` wrote `folder`; `EngineError` when this machine cannot
+        run it."""
 
     @abstractmethod
     def layers(self, *inputs: Tensor) -> tuple[Layer, ...]:
@@ -99,59 +126,16 @@ class Engine(ABC):
 
     def __call__(self, *inputs: Tensor) -> Any:
         """The module's outputs in its own structure; `InputError` names an input that does not fit."""
+        return self.signature.pack(self.flat(inputs))
+
+    def flat(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The flat outputs, in the order of `flat_outputs`."""
         batch = self.signature.check(inputs)
-        return self.signature.pack(self.run(inputs, batch))
+        return self.signature.narrowed(self.run(self.signature.widened(inputs), batch))
 
     def save(self, path: str | Path) -> None:
         """Write an artifact directory (`eqsat_deploy.artifact.save`)."""
-        from eqsat_deploy.artifact import save  # it imports this module
-
-        save(self, path)
-
-
-def engines() -> dict[str, EntryPoint]:
-    """Every registered engine by name, not yet imported.
-
-    Two of one name raise `EngineError` naming both.
-    """
-    found: dict[str, EntryPoint] = {}
-    for entry in sorted(set(entry_points(group=GROUP)), key=lambda entry: (entry.name, entry.value)):
-        if entry.name in found:
-            raise EngineError(
-                f"two engines are called {entry.name!r}: {found[entry.name].value} and {entry.value}; "
-                "uninstall one of the packages"
-            )
-        found[entry.name] = entry
-    return found
-
-
-def find_engine(name: str = "auto") -> type[Engine]:
-    """The engine class called `name`, or with `"auto"` the first this machine can run.
-
-    `"auto"` prefers TensorRT, then OpenVINO, then ONNX Runtime, then others by name. `EngineError` says how
-    to get an engine that is not there; `UnknownNameError` lists the names of those registered.
-    """
-    known = engines()
-    if not known:
-        raise EngineError(
-            "no engine is registered: entry points exist only for installed packages; "
-            "run `pip install -e .` in the checkout, or use an engine class directly"
-        )
-    if name != "auto":
-        if name not in known:
-            raise UnknownNameError("engine", name, known)
-        engine = _load(known[name])
-        if (reason := engine.unavailable()) is not None:
-            raise EngineError(f"engine {name!r} is not available: {reason}")
-        return engine
-    order = [*(n for n in PREFERENCE if n in known), *(n for n in known if n not in PREFERENCE)]
-    reasons = []
-    for candidate in order:
-        engine = _load(known[candidate])
-        if (reason := engine.unavailable()) is None:
-            return engine
-        reasons.append(f"{candidate}: {reason}")
-    raise EngineError("no engine is available on this machine; " + "; ".join(reasons))
+        artifact.save(self, path)
 
 
 def check_options(engine: str, options: Mapping[str, Any] | None, known: Iterable[str]) -> dict[str, Any]:
@@ -161,26 +145,3 @@ def check_options(engine: str, options: Mapping[str, Any] | None, known: Iterabl
         if key not in known:
             raise UnknownNameError(f"{engine} option", key, known)
     return dict(options or {})
-
-
-def flat_module(module: fx.GraphModule) -> fx.GraphModule:
-    """`module` returning the tuple of its `flat_outputs`; parameters and submodules are shared with it."""
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in module.graph.nodes:
-        if node.op != "output":
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output(tuple(copies[node] for node in flat_outputs(module)))
-    flat = fx.GraphModule(module, graph)
-    flat.meta = dict(module.meta)
-    return flat
-
-
-def _load(entry: EntryPoint) -> type[Engine]:
-    try:
-        engine = entry.load()
-    except ImportError as error:
-        raise EngineError(f"engine {entry.name!r} ({entry.value}) cannot be imported: {error}") from error
-    if not (isinstance(engine, type) and issubclass(engine, Engine)):
-        raise EngineError(f"engine {entry.name!r} ({entry.value}) is not a subclass of Engine")
-    return engine

@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -15,7 +15,8 @@ from torch import Tensor, fx
 
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
 from eqsat_deploy.engines.base import Engine, Layer, check_options
-from eqsat_deploy.engines.onnx_export import export_onnx, missing_packages, nodes_of
+from eqsat_deploy.engines.onnx import ONNXRUNTIME, Lane, export_onnx, missing_packages, nodes_of
+from eqsat_deploy.engines.onnx.written import as_written
 from eqsat_deploy.errors import EngineError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class ONNXRuntimeEngine(Engine):
 
     name: ClassVar[str] = "onnxruntime"
     portable: ClassVar[bool] = True
+    lane: ClassVar[Lane] = ONNXRUNTIME
 
     def __init__(
         self,
@@ -41,9 +43,8 @@ class ONNXRuntimeEngine(Engine):
         weights: Mapping[str, Tensor] | None = None,
         threads: int = 0,
     ) -> None:
-        super().__init__(signature, weights)
+        super().__init__(signature, weights, {"threads": threads})
         self.model = model
-        self.threads = threads
         self.session = self._start()
 
     @classmethod
@@ -59,17 +60,24 @@ class ONNXRuntimeEngine(Engine):
     ) -> Self:
         """Export `module` for ONNX Runtime and load it."""
         chosen = check_options(cls.name, options, OPTIONS)
-        model = export_onnx(module, lane=cls.name, batch=batch, opset=chosen.get("opset"))
-        return cls(Signature.of(module, batch), model, module.state_dict(), chosen.get("threads", 0))
+        file = export_onnx(module, lane=cls.lane, batch=batch, opset=chosen.get("opset"))
+        engine = cls(file.signature, file.model, module.state_dict(), chosen.get("threads", 0))
+        engine.changes = file.changes
+        return engine
+
+    def asked(self) -> Callable[[Sequence[Tensor]], Sequence[Tensor]] | None:
+        """The file as it is written."""
+        return as_written(self.model, self.signature.wide)
 
     def run(self, inputs: Sequence[Tensor], batch: int) -> Sequence[Tensor]:
         """Flat outputs on the CPU."""
+        return self._run(self.session, inputs)
+
+    def _run(self, session: onnxruntime.InferenceSession, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         names = (spec.name for spec in self.signature.inputs)
         feeds = {name: value.detach().cpu().numpy() for name, value in zip(names, inputs, strict=True)}
-        known = {
-            value.name for value in self.session.get_inputs()
-        }  # an input nothing reads is not in the file
-        results = self.session.run(None, {name: value for name, value in feeds.items() if name in known})
+        known = {value.name for value in session.get_inputs()}  # an input nothing reads is not in the file
+        results = session.run(None, {name: value for name, value in feeds.items() if name in known})
         return tuple(torch.from_numpy(result) for result in results)
 
     def save_files(self, folder: Path) -> None:
@@ -77,24 +85,21 @@ class ONNXRuntimeEngine(Engine):
         (folder / FILE).write_bytes(self.model)
 
     @classmethod
-    def load_files(cls, folder: Path, signature: Signature) -> Self:
+    def load_files(cls, folder: Path, signature: Signature, options: Mapping[str, Any]) -> Self:
         """The engine from its ONNX file."""
         if (reason := cls.unavailable()) is not None:
             raise EngineError(f"this artifact needs ONNX Runtime: {reason}")
-        return cls(signature, (folder / FILE).read_bytes())
+        return cls(signature, (folder / FILE).read_bytes(), threads=options.get("threads", 0))
 
     def layers(self, *inputs: Tensor) -> tuple[Layer, ...]:
         """Every node of the optimized graph with its time, averaged over five runs after a first one."""
         inputs = inputs or self.signature.zeros(self.signature.batch.typical)
-        size = self.signature.check(inputs)
+        self.signature.check(inputs)
         with tempfile.TemporaryDirectory() as folder:
-            serving, self.session = self.session, self._start(profile=f"{folder}/profile")
-            try:
-                for _ in range(RUNS + 1):
-                    self.run(inputs, size)
-                events = json.loads(Path(self.session.end_profiling()).read_text())
-            finally:
-                self.session = serving
+            session = self._start(profile=f"{folder}/profile")  # of its own: the engine may be serving
+            for _ in range(RUNS + 1):
+                self._run(session, self.signature.widened(inputs))
+            events = json.loads(Path(session.end_profiling()).read_text())
         return _layers(events)
 
     @property
@@ -112,7 +117,7 @@ class ONNXRuntimeEngine(Engine):
 
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3  # errors
-        settings.intra_op_num_threads = self.threads
+        settings.intra_op_num_threads = self.options["threads"]
         if profile is not None:
             settings.enable_profiling = True
             settings.profile_file_prefix = profile

@@ -18,11 +18,14 @@ from torch.export import ExportedProgram, default_decompositions
 
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
 from eqsat_deploy.engines.base import Engine, Layer, check_options
-from eqsat_deploy.engines.program import export_program, node_origins
-from eqsat_deploy.errors import EngineError
+from eqsat_deploy.engines.program import export_program, node_origins, prepared
+from eqsat_deploy.errors import EngineError, UnknownNameError
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize
 
-OPTIONS = ("threads", "precision")
+OPTIONS = ("threads", "precision", "shapes")
+SHAPES = ("static", "dynamic")
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+ANY = -1  # the batch of a compilation with dynamic shapes
 PRECISIONS = {"u8": "int8", "i8": "int8", "f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 # What the executed graph lists that computes nothing.
 PASSIVE = {"Const", "Input", "Output"}
@@ -36,11 +39,14 @@ class OpenVINOEngine(Engine):
     plans ahead for, and all other sizes share one dynamic compilation, made when the first of them arrives.
 
     Options: `threads` (all cores by default); `precision` of what is not INT8, `f32` (the default, so that
-    results can be reproduced) or `bf16`, `f16` where the CPU has them.
+    results can be reproduced) or `bf16`, `f16` where the CPU has them; `shapes`, `static` (the default) or `dynamic`
+    for one dynamic compilation that serves the typical size, too.
     """
 
     name = "openvino"
     portable = True
+    # Static compilations of OpenVINO 2026.4.1 compute some attentions wrongly, see `tests/deploy/test_parity.py`.
+    fallbacks = ({"shapes": "dynamic"},)
 
     def __init__(
         self,
@@ -49,13 +55,14 @@ class OpenVINOEngine(Engine):
         weights: Mapping[str, Tensor] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(signature, weights)
+        super().__init__(signature, weights, check_options(self.name, options, OPTIONS))
+        for option, known in (("precision", DTYPES), ("shapes", SHAPES)):
+            if self.options.get(option, next(iter(known))) not in known:
+                raise UnknownNameError(f"openvino {option}", str(self.options[option]), known)
         self.model = model
-        self.options = check_options(self.name, options, OPTIONS)
         self._lock = Lock()  # an inference request serves one call at a time
-        self._requests = {
-            signature.batch.typical: self._compile(signature.batch.typical).create_infer_request()
-        }
+        self._requests: dict[int, Any] = {}
+        self._request(signature.batch.typical)
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -74,17 +81,16 @@ class OpenVINOEngine(Engine):
         import openvino
 
         options = check_options(cls.name, options, OPTIONS)
-        signature = Signature.of(module, batch)
-        # OpenVINO shares the parameters' memory, and the caller may go on training.
-        module = copy.deepcopy(module).cpu().eval()
-        program = _decomposed(export_program(_marked(module), signature))
+        weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        # A copy: OpenVINO shares the parameters' memory, and the caller may go on training.
+        module, signature = prepared(module, batch)
+        program = _decomposed(export_program(_marked(module), signature.wide))
         try:
             model = openvino.convert_model(_decoder(program), extension=[_extension()])
         except Exception as error:  # the frontend's errors have no common base
             raise EngineError(f"OpenVINO cannot convert the module: {error}") from error
         _name(model, signature, node_origins(program))
-        _reshape(model, signature, -1)
-        weights = {name: value.detach() for name, value in module.state_dict().items()}
+        _reshape(model, signature, ANY)
         return cls(model, signature, weights, options)
 
     def run(self, inputs: Sequence[Tensor], batch: int) -> Sequence[Tensor]:
@@ -108,8 +114,8 @@ class OpenVINOEngine(Engine):
         openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
 
     @classmethod
-    def load_files(cls, folder: Path, signature: Signature) -> Self:
-        """The engine compiled anew for this CPU, with default options."""
+    def load_files(cls, folder: Path, signature: Signature, options: Mapping[str, Any]) -> Self:
+        """The engine compiled anew for this CPU."""
         import openvino
 
         try:
@@ -118,19 +124,16 @@ class OpenVINOEngine(Engine):
             raise EngineError(
                 f"OpenVINO {openvino.__version__} cannot read {folder / 'model.xml'}: {error}"
             ) from error
-        return cls(model, signature)
+        return cls(model, signature, options=options)
 
     def layers(self, *inputs: Tensor) -> tuple[Layer, ...]:
         """Every executed node of the plugin's graph, the median time of ten runs each."""
         import openvino
 
         inputs = inputs or self.signature.zeros(self.signature.batch.typical)
-        batch = self.signature.check(inputs)
-        compiled = self._compile(batch, {"PERF_COUNT": True})
+        compiled = self._compile(self._shapes(self.signature.check(inputs)), {"PERF_COUNT": True})
         request = compiled.create_infer_request()
-        feed = [
-            openvino.Tensor(value.detach().cpu().contiguous().numpy(), shared_memory=True) for value in inputs
-        ]
+        feed = _tensors(self.signature.widened(inputs))
         times: dict[str, list[float]] = {}
         for _ in range(PROFILED_RUNS):
             request.infer(feed)
@@ -155,14 +158,24 @@ class OpenVINOEngine(Engine):
 
         return f"openvino {openvino.__version__.partition('-')[0]}"
 
+    @property
+    def computes(self) -> torch.dtype:
+        """The dtype of the option `precision`."""
+        return DTYPES.get(self.options.get("precision", "f32"), torch.float32)
+
+    def _shapes(self, batch: int) -> int:
+        """The compilation that serves `batch`: that of the typical size, or the dynamic one."""
+        static = batch == self.signature.batch.typical and self.options.get("shapes") != "dynamic"
+        return batch if static else ANY
+
     def _request(self, batch: int) -> Any:
-        size = batch if batch in self._requests else -1
+        size = self._shapes(batch)
         if size not in self._requests:
             self._requests[size] = self._compile(size).create_infer_request()
         return self._requests[size]
 
     def _compile(self, batch: int, properties: Mapping[str, Any] | None = None) -> Any:
-        """`model` for one batch size, or for any with -1."""
+        """`model` for one batch size, or for `ANY`."""
         import openvino
 
         model = self.model.clone()

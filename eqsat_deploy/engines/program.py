@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,8 +14,7 @@ import torch.fx.traceback
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
-from eqsat_deploy.deployment import Signature
-from eqsat_deploy.engines.base import flat_module
+from eqsat_deploy.deployment import HALVES, Batch, Signature, flat_outputs
 from eqsat_deploy.errors import EngineError
 
 
@@ -41,6 +42,30 @@ def export_program(module: fx.GraphModule, signature: Signature) -> ExportedProg
         raise EngineError(f"torch.export cannot export the module: {error}") from error
 
 
+def prepared(module: fx.GraphModule, batch: Batch) -> tuple[fx.GraphModule, Signature]:
+    """A copy of `module` for an engine: on the CPU, in eval mode, in float32 where it is in half precision.
+
+    The signature is the module's own; its `wide` is the copy's.
+    """
+    signature = Signature.of(module, batch)
+    copied = copy.deepcopy(module).cpu().eval()
+    tensors = (*copied.parameters(), *copied.buffers())
+    if not any(
+        dtype in HALVES for dtype in (*(t.dtype for t in tensors), *(s.dtype for s in signature.inputs))
+    ):
+        return copied, signature
+    with torch.no_grad():
+        results = flat_module(copied)(*signature.zeros(signature.batch.typical))
+    for node in copied.graph.nodes:
+        node.args, node.kwargs = (fx.node.map_aggregate(given, _wider) for given in (node.args, node.kwargs))
+    copied.recompile()
+    return copied.float(), replace(signature, narrow=tuple(value.dtype for value in results))
+
+
+def _wider(argument: Any) -> Any:
+    return torch.float32 if isinstance(argument, torch.dtype) and argument in HALVES else argument
+
+
 def node_origins(program: ExportedProgram) -> dict[str, str]:
     """For every computing node of an `export_program`, decomposed or not, the module's node it is from."""
     return {
@@ -48,6 +73,19 @@ def node_origins(program: ExportedProgram) -> dict[str, str]:
         for node in program.graph.nodes
         if "node" in (node.meta.get("custom") or {})
     }
+
+
+def flat_module(module: fx.GraphModule) -> fx.GraphModule:
+    """`module` returning the tuple of its `flat_outputs`; parameters and submodules are shared with it."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        if node.op != "output":
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(tuple(copies[node] for node in flat_outputs(module)))
+    flat = fx.GraphModule(module, graph)
+    flat.meta = dict(module.meta)
+    return flat
 
 
 class _Interpreted(nn.Module):

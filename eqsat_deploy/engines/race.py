@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,38 +32,40 @@ def race(
     *,
     seconds: float = 2.0,
     runs: int = 200,
+    seed: int = 0,
 ) -> dict[str, Timing]:
     """Time each engine (anything callable that returns when it is done) on `inputs`, one call each per round.
 
-    Rounds go on for `seconds` in all or until `runs` of them, and for at least five; every other round goes
-    the other way round, so that nobody always follows the same neighbour. A contestant that raises loses the
-    race for itself only: it is left out of the result. Compare medians of one race, never of two.
+    Rounds go on for `seconds` in all or until `runs` of them, and for at least five; each is in a random order, so
+    that nobody always follows the same neighbour. A contestant that raises at any time has lost: it is left out of
+    the result. Compare medians of one race, never of two.
 
     Raises:
         EngineError: no engine is left; the message has every contestant's error.
     """
-    contestants, failures = dict(engines), []
-    for name, engine in engines.items():
-        try:
-            for _ in range(WARMUP):
-                engine(*inputs)
-        except Exception as error:  # whatever a runtime raises
-            del contestants[name]
-            failures.append(f"{name}: {error}")
-    if not contestants:
-        raise EngineError(f"no engine ran: {'; '.join(failures) or 'none was given'}")
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    order = list(contestants)
-    deadline = time.perf_counter() + seconds
-    for done in range(max(runs, 5)):
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    failures: list[str] = []
+    order, shuffle = list(engines), random.Random(seed).shuffle
+    deadline = float("inf")
+    for done in range(-WARMUP, max(runs, 5)):
+        if done == 0:
+            deadline = time.perf_counter() + seconds
         if done >= 5 and time.perf_counter() > deadline:
             break
-        for name in order:
+        shuffle(order)
+        for name in tuple(order):
             start = time.perf_counter()
-            contestants[name](*inputs)
-            times[name].append((time.perf_counter() - start) * 1e6)
-        order.reverse()
-    return {name: _timing(taken) for name, taken in times.items()}
+            try:
+                engines[name](*inputs)
+            except Exception as error:  # whatever a runtime raises
+                order.remove(name)
+                failures.append(f"{name}: {error}")
+                continue
+            if done >= 0:
+                times[name].append((time.perf_counter() - start) * 1e6)
+    if not order:
+        raise EngineError(f"no engine ran: {'; '.join(failures) or 'none was given'}")
+    return {name: _timing(taken) for name, taken in times.items() if name in order}
 
 
 def _timing(taken: Sequence[float]) -> Timing:

@@ -12,7 +12,7 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -24,13 +24,16 @@ from torch import Tensor, cuda, fx
 
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
 from eqsat_deploy.engines.base import Engine, Layer, check_options
-from eqsat_deploy.engines.onnx_export import (
+from eqsat_deploy.engines.onnx import (
     ATTENTION_OPSET,
     OPSET,
+    TENSORRT,
+    Lane,
     export_onnx,
     missing_packages,
     nodes_of,
 )
+from eqsat_deploy.engines.onnx.written import as_written
 from eqsat_deploy.errors import EngineError
 
 if TYPE_CHECKING:
@@ -67,6 +70,8 @@ class TensorRTEngine(Engine):
     """
 
     name: ClassVar[str] = "tensorrt"
+    float_dtype: ClassVar[torch.dtype] = torch.float16
+    lane: ClassVar[Lane] = TENSORRT
 
     def __init__(
         self,
@@ -127,17 +132,25 @@ class TensorRTEngine(Engine):
         if (reason := cls.unavailable()) is not None:
             raise EngineError(f"TensorRT is not available: {reason}")
         batch = replace(batch, maximum=batch.maximum or max(8, batch.typical))
-        signature = Signature.of(module, batch)
         opset = chosen.get("opset") or (
             ATTENTION_OPSET if _version(_tensorrt()) >= ATTENTION_SINCE else OPSET
         )
-        model = export_onnx(module, lane=cls.name, batch=batch, opset=opset)
-        plan = _build_plan(model, signature, chosen)
+        file = export_onnx(module, lane=cls.lane, batch=batch, opset=opset)
+        plan = _build_plan(file.model, file.signature, chosen)
         weights = {name: value.detach().cpu() for name, value in module.state_dict().items()}
-        return cls(signature, plan, model, weights)
+        engine = cls(file.signature, plan, file.model, weights)
+        engine.changes = file.changes
+        return engine
+
+    def asked(self) -> Callable[[Sequence[Tensor]], Sequence[Tensor]] | None:
+        """The file as it is written, in FP16, where ONNX Runtime is there to compute it."""
+        return as_written(self.model, self.signature.wide)
 
     def run(self, inputs: Sequence[Tensor], batch: int) -> Sequence[Tensor]:
         """Flat outputs, on the device of the first input."""
+        return self._run(self.context, inputs)
+
+    def _run(self, context: trt.IExecutionContext, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         api = _tensorrt()
         given = {spec.name: value for spec, value in zip(self.signature.inputs, inputs, strict=True)}
         home = inputs[0].device if inputs else torch.device("cpu")
@@ -149,20 +162,20 @@ class TensorRTEngine(Engine):
             for name in self.inputs:
                 dtype = _torch_dtype(api, self.engine.get_tensor_dtype(name))
                 held[name] = given[name].detach().to(DEVICE, dtype, non_blocking=True).contiguous()
-                if not self.context.set_input_shape(name, tuple(held[name].shape)):
+                if not context.set_input_shape(name, tuple(held[name].shape)):
                     raise EngineError(
                         f"input {name!r}: shape {tuple(held[name].shape)} is outside what the engine was "
                         f"built for, {self.signature.batch}. {self._reported()}"
                     )
-                self.context.set_tensor_address(name, held[name].data_ptr())
-            if missing := self.context.infer_shapes():
+                context.set_tensor_address(name, held[name].data_ptr())
+            if missing := context.infer_shapes():
                 raise EngineError(f"TensorRT cannot infer shapes: {', '.join(missing)} unspecified")
             for name in self.outputs:
-                shape = tuple(self.context.get_tensor_shape(name))
+                shape = tuple(context.get_tensor_shape(name))
                 dtype = _torch_dtype(api, self.engine.get_tensor_dtype(name))
                 held[name] = torch.empty(shape, dtype=dtype, device=DEVICE)
-                self.context.set_tensor_address(name, held[name].data_ptr())
-            if not self.context.execute_async_v3(self.stream.cuda_stream):
+                context.set_tensor_address(name, held[name].data_ptr())
+            if not context.execute_async_v3(self.stream.cuda_stream):
                 raise EngineError(f"TensorRT did not run. {self._reported()}")
             self.stream.synchronize()
         return tuple(held[name].to(home) for name in self.outputs)
@@ -173,7 +186,7 @@ class TensorRTEngine(Engine):
         (folder / MODEL).write_bytes(self.model)
 
     @classmethod
-    def load_files(cls, folder: Path, signature: Signature) -> Self:
+    def load_files(cls, folder: Path, signature: Signature, options: Mapping[str, Any]) -> Self:
         """The engine from its plan, on the TensorRT version and the GPU model it was built with."""
         if (reason := cls.unavailable()) is not None:
             raise EngineError(f"this artifact needs TensorRT: {reason}")
@@ -182,24 +195,21 @@ class TensorRTEngine(Engine):
     def layers(self, *inputs: Tensor) -> tuple[Layer, ...]:
         """Every layer of the engine. Times are for attribution: measured one by one, they sum to more."""
         inputs = inputs or self.signature.zeros(self.signature.batch.typical)
-        size = self.signature.check(inputs)
+        self.signature.check(inputs)
+        inputs = self.signature.widened(inputs)
         api = _tensorrt()
-        self.run(inputs, size)
+        self._run(self.context, inputs)
         profiler = _profiler(api)
-        # A context of its own: a profiler cannot be taken off again.
-        serving, context = self.context, self.engine.create_execution_context()
-        self.context = context
-        try:
-            self.context.profiler = profiler
-            self.context.enqueue_emits_profile = False
-            for _ in range(RUNS):
-                self.run(inputs, size)
-                self.context.report_to_profiler()
-            inspector: trt.EngineInspector = self.engine.create_engine_inspector()
-            inspector.execution_context = self.context
-            described = json.loads(inspector.get_engine_information(api.LayerInformationFormat.JSON))
-        finally:
-            self.context = serving
+        # A context of its own: a profiler cannot be taken off again, and the engine may be serving.
+        context: trt.IExecutionContext = self.engine.create_execution_context()
+        context.profiler = profiler
+        context.enqueue_emits_profile = False
+        for _ in range(RUNS):
+            self._run(context, inputs)
+            context.report_to_profiler()
+        inspector: trt.EngineInspector = self.engine.create_engine_inspector()
+        inspector.execution_context = context
+        described = json.loads(inspector.get_engine_information(api.LayerInformationFormat.JSON))
         return read_layers(described["Layers"], profiler.milliseconds)
 
     def refit(self, module: fx.GraphModule) -> None:
@@ -207,7 +217,9 @@ class TensorRTEngine(Engine):
         api = _tensorrt()
         if not self.engine.refittable:
             raise EngineError("this engine cannot be refitted: build it with options={'refit': True}")
-        model = export_onnx(module, lane=self.name, batch=self.signature.batch, opset=_opset(self.model))
+        model = export_onnx(
+            module, lane=self.lane, batch=self.signature.batch, opset=_opset(self.model)
+        ).model
         refitter: trt.Refitter = api.Refitter(self.engine, self.logger)
         parser: trt.OnnxParserRefitter = api.OnnxParserRefitter(refitter, self.logger)
         with self._lock:

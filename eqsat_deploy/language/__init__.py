@@ -1,4 +1,7 @@
-"""The tensor language: each operator declared once, with its meaning, shape rule, import and features."""
+"""The tensor language: each operator declared once, with its meaning, shape rule, import and features.
+
+Operators of other packages are modules registered under the entry-point group `eqsat_deploy.operators`, imported here.
+"""
 
 from eqsat_deploy.language import composed as composed
 from eqsat_deploy.language.attention import (
@@ -35,6 +38,7 @@ from eqsat_deploy.language.linear import conv2d, conv_transpose2d, embedding, li
 from eqsat_deploy.language.logic import compare, mask_bias, where
 from eqsat_deploy.language.movement import (
     concat,
+    concat_all,
     expand,
     pad,
     pad_edges,
@@ -60,11 +64,13 @@ from eqsat_deploy.language.pointwise import add, binary, cast, div, mul, relu, s
 from eqsat_deploy.language.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from eqsat_deploy.language.resampling import fold, resize, unfold
 from eqsat_deploy.language.shapes import BATCH, SLOTS, batch_size, decode, encode
+from eqsat_extraction.registry import Registry
 
 __all__ = [
     "BATCH", "BY_CONSTRUCTOR", "IMPORTERS", "OPERATORS", "SLOTS", "Expr", "Guard", "Operator",
     "adaptive_avg_pool2d", "add", "aten", "attention", "avg_pool2d", "batch_norm", "batch_size", "binary",
-    "broadcast", "cast", "causal_attention", "channel_norm", "compare", "concat", "conv2d", "conv_transpose2d",
+    "broadcast", "cast", "causal_attention", "channel_norm", "compare", "concat", "concat_all", "conv2d",
+    "conv_transpose2d",
     "decode", "dims", "div", "embedding", "encode", "expand", "fold", "gather", "group_norm", "identity_matrix",
     "input_", "layer_norm", "linear", "log_softmax", "mask_bias", "masked_attention", "matmul", "max_pool2d",
     "maximum", "minimum", "mul", "numel", "ones", "opaque", "operator", "packed_attention", "pad", "pad_edges",
@@ -72,3 +78,12 @@ __all__ = [
     "roll", "scalar", "self_attention", "slice_", "softmax", "standardize", "sub", "take", "unary", "unfold",
     "vec", "where", "zeros",
 ]  # fmt: skip
+
+OTHERS: Registry[object] = Registry(
+    "eqsat_deploy.operators",
+    "module of operators",
+    lambda found: True,
+    "to declare operators when it is imported",
+)
+for _name in OTHERS.entries():
+    OTHERS.find(_name)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from eqsat_deploy.language.expressions import dims
-from eqsat_deploy.language.operator import Ints, operator, unknown
+from eqsat_deploy.language.operator import Ints, Tensors, operator, unknown
 from eqsat_deploy.language.shapes import encode, sizes
 from eqsat_extraction.kernel import Kind
 
@@ -25,7 +25,7 @@ def parameter(index: int) -> Any:
 
 
 @operator(Kind.OPAQUE, dtype=unknown, shape=None)
-def opaque(index: int, operands: Ints) -> Any:
+def opaque(index: int, operands: Tensors) -> Any:
     """The index-th call that the language does not model. Never matched by a rule."""
     raise LookupError("an opaque call has no body of its own")
 

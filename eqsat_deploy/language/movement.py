@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from eqsat_deploy.language.expressions import gather, replace, vec
-from eqsat_deploy.language.operator import Ints, Unsupported, aten, operator
+from eqsat_deploy.language.operator import Ints, Tensors, Unsupported, aten, operator
 from eqsat_deploy.language.shapes import (
     BATCH,
     MAX_RANK,
@@ -69,10 +69,18 @@ def slice_(x: torch.Tensor, slot: int, start: int, stop: int, step: int) -> torc
     return torch.ops.aten.slice.Tensor(x, axis(slot, x.dim()), start, stop, step)  # type: ignore[no-any-return]
 
 
-@operator(Kind.CONCAT, shape=lambda slot, a, b: replace(a, slot, a[slot] + b[slot]), linear=True)
+@operator(
+    Kind.CONCAT, launched=False, shape=lambda slot, a, b: replace(a, slot, a[slot] + b[slot]), linear=True
+)
 def concat(slot: int, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """`a` then `b` along the axis in `slot`. Longer lists nest to the left."""
     return torch.cat([a, b], dim=axis(slot, a.dim()))
+
+
+@operator(Kind.CONCAT, shape=None, linear=True, called=lambda slot: "concat")
+def concat_all(slot: int, parts: Tensors) -> torch.Tensor:
+    """`parts` one after another along the axis in `slot`: nested concatenations as the one launch that they are."""
+    return torch.cat(list(parts), dim=axis(slot, parts[0].dim()))
 
 
 @operator(

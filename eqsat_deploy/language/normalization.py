@@ -41,7 +41,7 @@ class BatchNorm(nn.BatchNorm1d):
 def _batch_norm_module(w: Tensor, b: Tensor, mean: Tensor, variance: Tensor, eps: float) -> nn.Module:
     module = BatchNorm(w.numel(), eps=eps, device="meta").eval()
     module.weight, module.bias = nn.Parameter(w), nn.Parameter(b)
-    module.running_mean, module.running_var = mean, variance
+    module.running_mean, module.running_var = mean.detach(), variance.detach()
     module.num_batches_tracked = torch.zeros((), dtype=torch.long)
     return module
 

@@ -16,10 +16,15 @@ from typing import Any, Protocol, get_type_hints
 
 import torch
 
+from eqsat_extraction.errors import RegistrationError
 from eqsat_extraction.kernel import Kind
 
 Ints = tuple[int, ...]
-SORTS: dict[Any, str] = {torch.Tensor: "T", int: "i64", float: "f64", str: "String", Ints: "VI"}
+Tensors = tuple[torch.Tensor, ...]
+SORTS: dict[Any, str] = {
+    torch.Tensor: "T", Tensors: "L", int: "i64", float: "f64", str: "String", Ints: "VI",
+}  # fmt: skip
+OPERANDS = frozenset({"T", "L"})
 
 
 class Interpreter(Protocol):
@@ -57,7 +62,7 @@ class Operator:
 
     Attributes:
         name: what it is called in the language; `constructor` in the e-graph.
-        parameters: names and egglog sorts of operands (`T`) and attributes, in order.
+        parameters: names and egglog sorts of operands (`T`, a list of them `L`) and attributes, in order.
         body: what it computes, in torch.
         shape: the encoded result shape; None for what has no shape of its own.
         kind: what a launch of it is to a target. A `Kind.VIEW` moves no data, a `Kind.LEAF` is no launch at all.
@@ -70,6 +75,7 @@ class Operator:
         nonnegative: under which condition on its attributes no element is negative where none of its operands' is.
         bias: the operand that may be missing, written as zeros.
         channels: the axis of the weight, its second operand, along which the results' channels lie.
+        launched: whether a target has a kernel of it; one that has not is only ever part of another.
         numbered: whether its results are counted among what siblings are found among.
         called: the name that cost models and people know a kernel of it by, from its attributes.
         flops, module, module_operands: see `operator`.
@@ -89,6 +95,7 @@ class Operator:
     nonnegative: Callable[..., Any] | None = None
     bias: str | None = None
     channels: int | None = None
+    launched: bool = True
     numbered: bool = True
     called: Callable[..., str] | None = None
     flops: Callable[..., float] | None = None
@@ -112,26 +119,38 @@ class Operator:
     @property
     def operand_names(self) -> tuple[str, ...]:
         """Names of the tensor operands, in order."""
-        return tuple(name for name, sort in self.parameters if sort == "T")
+        return tuple(name for name, sort in self.parameters if sort in OPERANDS)
 
     @property
     def attribute_names(self) -> tuple[str, ...]:
         """Names of what is not a tensor operand, in order."""
-        return tuple(name for name, sort in self.parameters if sort != "T")
+        return tuple(name for name, sort in self.parameters if sort not in OPERANDS)
 
     def kernel_name(self, attributes: tuple[Any, ...]) -> str:
         """What a kernel of it is called: `relu` of a `unary`."""
         return self.name if self.called is None else self.called(*attributes)
 
     def join(self, operands: tuple[Any, ...], attributes: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Operands and attributes interleaved into declaration order."""
+        """Operands and attributes interleaved into declaration order; a list, the last operand, takes what is left."""
         tensors, others = iter(operands), iter(attributes)
-        return tuple(next(tensors) if sort == "T" else next(others) for _, sort in self.parameters)
+        return tuple(
+            next(tensors) if sort == "T" else tuple(tensors) if sort == "L" else next(others)
+            for _, sort in self.parameters
+        )
 
     def split(self, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Arguments in declaration order, parted into tensor operands and attributes."""
-        pairs = list(zip(self.parameters, args, strict=True))
-        return tuple(a for (_, s), a in pairs if s == "T"), tuple(a for (_, s), a in pairs if s != "T")
+        operands: list[Any] = []
+        attributes = []
+        for (_, sort), arg in zip(self.parameters, args, strict=True):
+            match sort:
+                case "T":
+                    operands.append(arg)
+                case "L":
+                    operands += arg
+                case _:
+                    attributes.append(arg)
+        return tuple(operands), tuple(attributes)
 
 
 OPERATORS: dict[str, Operator] = {}
@@ -175,6 +194,7 @@ def operator(
     nonnegative: Callable[..., Any] | None = None,
     bias: str | None = None,
     channels: int | None = None,
+    launched: bool = True,
     numbered: bool = True,
     called: Callable[..., str] | None = None,
     flops: Callable[..., float] | None = None,
@@ -197,10 +217,14 @@ def operator(
         constructor = "".join(part.capitalize() for part in name.split("_"))
         declared = Operator(
             name, constructor, parameters, body, shape, kind, dtype, epilogue, integer, requantizes, linear,
-            nonnegative, bias, channels, numbered, called, flops, module, module_operands, inspect.getdoc(body) or "",
+            nonnegative, bias, channels, launched, numbered, called, flops, module, module_operands,
+            inspect.getdoc(body) or "",
         )  # fmt: skip
         if name in OPERATORS or constructor in BY_CONSTRUCTOR:
-            raise ValueError(f"operator {name!r} is declared twice")
+            homes = (
+                o.body.__module__ for o in (OPERATORS.get(name) or BY_CONSTRUCTOR[constructor], declared)
+            )
+            raise RegistrationError(f"operator {name!r} is declared twice: in {' and '.join(homes)}")
         OPERATORS[name] = BY_CONSTRUCTOR[constructor] = declared
         return declared
 
@@ -228,7 +252,8 @@ def aten(*names: str) -> Callable[[Importer], Importer]:
     def register(importer: Importer) -> Importer:
         for name in names:
             if name in IMPORTERS:
-                raise ValueError(f"aten.{name} is imported twice")
+                homes = f"{IMPORTERS[name].__module__} and {importer.__module__}"
+                raise RegistrationError(f"aten.{name} is imported twice: by {homes}")
             IMPORTERS[name] = importer
         return importer
 

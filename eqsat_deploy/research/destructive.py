@@ -2,61 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial, reduce
 from typing import Any
 
 import torch
 
-from eqsat_deploy.freeze import CONCAT, CONSTANT, QUANTIZE, ENode
-from eqsat_deploy.language import binary, concat, unary
+from eqsat_deploy.kernels import CONSTANT, QUANTIZE, ENode, applied, value_of
+from eqsat_deploy.language import concat, concat_all
 from eqsat_deploy.language.operator import interpreted_by
 from eqsat_deploy.lower import Lowered, Row, Rows, Term
-from eqsat_deploy.optimizer import search
-from eqsat_deploy.price import Priced
-from eqsat_deploy.rules import EgglogRule
-from eqsat_extraction import Solution
+from eqsat_deploy.search import Limits, Search, search
+from eqsat_deploy.selection import Rules, find_rules
 from eqsat_extraction.kernel import CostModel
 
 
 def rewrite_alone(
-    lowered: Lowered, rules: Sequence[EgglogRule], cost_model: CostModel, **limits: Any
-) -> tuple[Priced, Solution, Lowered]:
-    """Saturate `rules` on one form and keep only the cheapest form of the result; `limits` are those of `search`.
+    lowered: Lowered, rules: Rules, cost_model: CostModel, limits: Limits | None = None
+) -> tuple[Search, Lowered]:
+    """Saturate `rules` on one form and keep only the cheapest form of the result.
 
     Raises:
         ExtractionError: no form can be built from the kernels of the target.
     """
-    priced, solution = search(lowered, rules, cost_model, **limits)
-    return priced, solution, lowered_form(priced, solution)
+    found = search(lowered, find_rules(rules), cost_model, limits)
+    return found, lowered_form(found)
 
 
-def lowered_form(priced: Priced, solution: Solution) -> Lowered:
+def lowered_form(found: Search) -> Lowered:
     """The chosen form as rows of exact operators: kernels come apart into anchor and steps, INT8 codes are erased.
 
     Precision and fusion are prices of a form, not part of it: the next saturation finds them anew. Equal terms
     become one row again, so a value that two kernels recomputed may be shared from here on.
     """
-    return _Emitter(priced, solution).lowered
+    return _Emitter(found).lowered
 
 
 class _Emitter(Rows):
-    def __init__(self, priced: Priced, solution: Solution) -> None:
-        space = priced.space
-        super().__init__(space.lowered.captured)
-        self.space = space
+    def __init__(self, found: Search) -> None:
+        super().__init__(found.lowered.captured)
+        self.space = found.space
         self.terms: dict[int, Term] = {}
-        self.lowered.parameters = list(space.lowered.parameters)
-        self.lowered.calls = list(space.lowered.calls)
-        self.lowered.warnings = list(space.lowered.warnings)
-        self.lowered.nodes = space.lowered.nodes
+        self.lowered.parameters = list(found.lowered.parameters)
+        self.lowered.calls = list(found.lowered.calls)
+        self.lowered.warnings = list(found.lowered.warnings)
+        self.lowered.nodes = found.lowered.nodes
         with torch.no_grad(), interpreted_by(self):
-            for index in solution.order(priced.egraph):
-                number, node = space.choices[index]
+            for index in found.chosen:
+                number, node = self.space.choices[index]
                 self.terms[number] = (
-                    self._constant(number) if node.kind == CONSTANT else self._kernel(number, node)
+                    self._constant(number) if node.operator is CONSTANT else self._kernel(number, node)
                 )
         self.lowered.outputs = [
-            self.terms[space.row_class[o.row]] if isinstance(o, Term) else o for o in space.lowered.outputs
+            self.terms[self.space.row_class[o.row]] if isinstance(o, Term) else o
+            for o in found.lowered.outputs
         ]
 
     def _constant(self, number: int) -> Term:
@@ -70,33 +68,20 @@ class _Emitter(Rows):
 
     def _kernel(self, number: int, node: ENode) -> Term:
         self.current = self.space.classes[number].origin or ("", "")
-        if node.kind == QUANTIZE:
+        if node.operator is QUANTIZE:
             return self.terms[node.operands[0]]
-        value = self._anchor(number, node)
-        for step in node.steps:
-            if step.operand is None:
-                value = unary(step.function, value)
-            else:
-                pair = (value, self.terms[step.operand])
-                value = binary(step.function, *(pair if step.side == 0 else pair[::-1]))
-        return value
+        term: Term = value_of(node, self.terms.__getitem__, lambda _: self._anchor(number, node))
+        return term
 
-    def _anchor(self, number: int, node: ENode) -> Term:
+    def _anchor(self, number: int, node: ENode) -> Any:
         operands = [self.terms[o] for o in node.operands]
-        assert node.operator is not None
-        if node.kind == CONCAT:
-            joined = operands[0]
-            for operand in operands[1:]:
-                joined = concat(node.attributes[0], joined, operand)
-            return joined
+        if node.operator is concat_all:  # in the form that rules are written for
+            return reduce(partial(concat, *node.attributes), operands)
         if node.operator.shape is not None:
-            return self.apply(node.operator, node.operator.join(tuple(operands), node.attributes))
+            return applied(node, self.terms.__getitem__)
         known = self.space.classes[number]
         meta = None
         if known.shape is not None and known.dtype is not None:
             meta = torch.empty(known.shape, dtype=known.dtype, device="meta")
-        rows = tuple(o.row for o in operands)
-        args = (
-            (*node.attributes, rows) if node.kind == "opaque" else node.operator.join(rows, node.attributes)
-        )
+        args = node.operator.join(tuple(o.row for o in operands), node.attributes)
         return self.add(Row(node.operator, args), meta, known.constant)

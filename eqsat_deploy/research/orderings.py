@@ -11,13 +11,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from eqsat_deploy.capture import capture
 from eqsat_deploy.errors import InputError, UnknownNameError
-from eqsat_deploy.lower import Lowered, Term
-from eqsat_deploy.optimizer import TARGET, find_cost, find_rules, launches, registered_rules, search
+from eqsat_deploy.inputs import example_arguments
+from eqsat_deploy.lower import Lowered, Term, lower
 from eqsat_deploy.report.render import to_html, to_text
 from eqsat_deploy.research.destructive import lowered_form
-from eqsat_deploy.research.exploration import Model, lowered_model
-from eqsat_deploy.rules import select
+from eqsat_deploy.search import Limits, Model, Search, search
+from eqsat_deploy.selection import TARGET, Selection, find_rules, registered_rules
+from eqsat_deploy.targets import find_cost
 from eqsat_extraction.kernel import CostModel
 
 ALL_UP_TO = 720
@@ -174,8 +176,9 @@ def compare_orderings(
     if orders not in (None, "all") and not (isinstance(orders, int) and orders > 0):
         raise InputError(f"orders must be 'all' or a positive number, not {orders!r}")
     chosen = _families(families)
-    runs = _Runs(find_cost(cost), limits | {"seed": seed})
-    lowered = lowered_model(model, example_inputs, dynamic_shapes)
+    runs = _Runs(find_cost(cost), Limits(seed=seed, **limits))
+    args, kwargs = example_arguments(model, example_inputs)
+    lowered = lower(capture(model, args, kwargs, dynamic_shapes=dynamic_shapes))
     start = runs.start(lowered)
     matched, notes, joint = runs.joint(lowered, chosen)
     active = tuple(f for f in chosen if f in matched)
@@ -191,7 +194,7 @@ def compare_orderings(
         model=type(model).__name__,
         cost_model=runs.cost_model.name,
         unit=runs.cost_model.unit,
-        batch=int(limits.get("batch", 1)),
+        batch=runs.limits.batch,
         seed=seed,
         families=active,
         inactive=tuple(f for f in chosen if f not in matched),
@@ -247,38 +250,40 @@ class _Form:
 class _Runs:
     """Runs of families on forms, each distinct pair once: many orders pass through the same forms."""
 
-    def __init__(self, cost_model: CostModel, limits: dict[str, Any]) -> None:
+    def __init__(self, cost_model: CostModel, limits: Limits) -> None:
         self.cost_model, self.limits = cost_model, limits
         self.known: dict[tuple[Any, str], _Form] = {}
 
     def start(self, lowered: Lowered) -> _Form:
         """The model as it is, priced by the target's kernels."""
-        priced, solution = search(lowered, select(registered_rules(), TARGET), self.cost_model, **self.limits)
-        return _Form(lowered, Ordering((), solution.cost, len(launches(priced, solution))))
+        found = self._search(lowered, find_rules([]))
+        return _Form(lowered, Ordering((), found.solution.cost, len(found.launches)))
 
     def joint(self, lowered: Lowered, families: tuple[str, ...]) -> tuple[set[str], list[str], Ordering]:
         """All families at once: which of them matched, what to note, and what they reach."""
-        rules = find_rules(families)
-        priced, solution = search(lowered, rules, self.cost_model, **self.limits)
-        saturation = priced.space.saturation
-        matched = {r.family for r in rules if saturation.matches[r.name]}
+        found = self._search(lowered, find_rules(families))
+        saturation, solution = found.saturation, found.solution
+        matched = {r.family for r in saturation.rules if saturation.matches[r.name]}
         notes = (
             [] if saturation.stopped == "saturated" else [f"joint saturation stopped: {saturation.stopped}"]
         )
         if not solution.proved:
             notes.append(f"joint extraction is certified to be at most {solution.gap:.2%} above its optimum")
-        return matched, notes, Ordering(families, solution.cost, len(launches(priced, solution)))
+        return matched, notes, Ordering(families, solution.cost, len(found.launches))
 
     def follow(self, form: _Form, order: tuple[str, ...]) -> Ordering:
         """Apply the families of `order`, forgetting after each what was not chosen."""
         for family in order:
             key = _signature(form.lowered), family
             if key not in self.known:
-                priced, solution = search(form.lowered, find_rules(family), self.cost_model, **self.limits)
-                row = Ordering((), solution.cost, len(launches(priced, solution)))
-                self.known[key] = _Form(lowered_form(priced, solution), row)
+                found = self._search(form.lowered, find_rules(family))
+                row = Ordering((), found.solution.cost, len(found.launches))
+                self.known[key] = _Form(lowered_form(found), row)
             form = self.known[key]
         return Ordering(order, form.row.cost, form.row.kernels)
+
+    def _search(self, lowered: Lowered, selection: Selection) -> Search:
+        return search(lowered, selection, self.cost_model, self.limits)
 
 
 def _signature(lowered: Lowered) -> tuple[Any, ...]:

@@ -10,13 +10,11 @@ from typing import Any
 
 from eqsat_deploy.egraph import EGraph
 from eqsat_deploy.errors import InputError, RuleError
-from eqsat_deploy.freeze import ENode, Space
-from eqsat_deploy.language import BATCH, SLOTS, Operator
+from eqsat_deploy.freeze import Space
+from eqsat_deploy.kernels import ENode
+from eqsat_deploy.language import SLOTS, Operator
 from eqsat_deploy.language.expressions import Call, Comparison, OneOf, StartsWith, Variable
-from eqsat_deploy.optimizer import registered_rules
-from eqsat_deploy.price import operator_name
 from eqsat_deploy.report.render import to_html, to_text
-from eqsat_deploy.research.exploration import Exploration
 from eqsat_deploy.rules import EgglogRule, select
 from eqsat_deploy.rules.facts import (
     NODE,
@@ -32,6 +30,9 @@ from eqsat_deploy.rules.facts import (
     variables,
 )  # fmt: skip
 from eqsat_deploy.saturate import saturated
+from eqsat_deploy.search import Search
+from eqsat_deploy.selection import registered_rules
+from eqsat_deploy.words import shape_words
 
 INFIX = ("+", "-", "*", "/", "%")
 
@@ -77,7 +78,7 @@ class WhyNot:
         return to_html(self)
 
 
-def why_not(exploration: Exploration, rule: str | EgglogRule, node: str) -> WhyNot:
+def why_not(searched: Search, rule: str | EgglogRule, node: str) -> WhyNot:
     """Which part of a rule's pattern, or which guard, fails at a node.
 
     The rule's facts are tested one more at a time against the saturated e-graph, so a pattern that only another
@@ -85,24 +86,24 @@ def why_not(exploration: Exploration, rule: str | EgglogRule, node: str) -> WhyN
     furthest is told.
 
     Args:
-        exploration: what `explore` returned.
+        searched: what `explore` returned.
         rule: a rule's name, or a rule.
-        node: a node or module; see `Exploration.classes_of`.
+        node: a node or module; see `Search.classes_of`.
 
     Raises:
         UnknownNameError: no such rule or node.
         InputError: the name stands for several rules or nodes.
     """
-    (number, *others) = exploration.classes_of(node)
+    (number, *others) = searched.classes_of(node)
     found = [rule] if not isinstance(rule, str) else select(registered_rules(), [rule])
     if others or len(found) != 1:
         what, several = ("node", len(others) + 1) if others else ("rule", len(found))
         raise InputError(f"{node if others else rule!r} stands for {several} {what}s: name one of them")
-    space = exploration.space
+    space, saturation = searched.space, searched.saturation
     parts = [(root, part) for part in found[0].clauses() for root in part.roots]
     if not parts:
         raise RuleError(f"rule {found[0].name!r} has no pattern to test")
-    with saturated(space.lowered, space.saturation.rules, space.saturation.budget) as (egraph, *_):
+    with saturated(searched.lowered, saturation.rules, saturation.budget) as (egraph, *_):
         tests = [_Test(space, egraph, number, node, root, part) for root, part in parts]
     closest = max(tests, key=lambda test: (test.failed is None, len(test.held)))
     failed, detail = closest.explained()
@@ -199,9 +200,7 @@ class _Test:
         if fact is None:
             return "", ""
         if isinstance(fact, Match):
-            held = dict.fromkeys(
-                operator_name(n) for c in self._classes(fact.root.name) for n in self._nodes(c)
-            )
+            held = dict.fromkeys(n.name for c in self._classes(fact.root.name) for n in self._nodes(c))
             return self._sentence(fact), f"it is {', '.join(held) or 'nothing that a rule can see into'}"
         atoms = dict.fromkeys(v.name.removeprefix("s_") for v in variables(fact))
         if not any(self._classes(a) for a in atoms):
@@ -306,16 +305,3 @@ class _Test:
 
 def _called(form: Pattern) -> str:
     return form.head.name
-
-
-def shape_words(shape: tuple[int, ...] | None) -> str:
-    """A shape for people: `[n, 512, 7, 7]`, the batch as `n`."""
-    if shape is None:
-        return "[?]"
-    return "[" + ", ".join(_size(d) for d in shape) + "]"
-
-
-def _size(dimension: int) -> str:
-    if not dimension or dimension % BATCH:
-        return str(dimension)
-    return "n" if dimension == BATCH else f"{dimension // BATCH}n"

@@ -46,7 +46,6 @@ class Pattern:
 NODE = Constructor("Node", ("i64",), "T")
 """The handle of a row of the model."""
 NIL, SNOC = Constructor("Nil", (), "L"), Constructor("Snoc", ("L", "T"), "L")
-CONCAT_ALL = Constructor("ConcatAll", ("i64", "L"), "T")
 RUN = Constructor("Run", ("A", "Ep"), "T")
 NO_STEPS = Constructor("EpNone", (), "Ep")
 UNARY_STEP = Constructor("EpUnary", ("String", "Ep"), "Ep")
@@ -55,7 +54,7 @@ INTEGER_STEP = Constructor("EpQuant", ("String", "i64", "Q", "Ep"), "Ep")
 QUANT = Constructor("Quant", ("T",), "Q")
 QUANT_RUN = Constructor("QRun", ("A", "Ep"), "Q")
 CONSTRUCTORS = (
-    NODE, NIL, SNOC, CONCAT_ALL, RUN, NO_STEPS, UNARY_STEP, BINARY_STEP, INTEGER_STEP, QUANT, QUANT_RUN,
+    NODE, NIL, SNOC, RUN, NO_STEPS, UNARY_STEP, BINARY_STEP, INTEGER_STEP, QUANT, QUANT_RUN,
 )  # fmt: skip
 
 

@@ -34,6 +34,10 @@ class Kind(StrEnum):
     LEAF = "leaf"  # there before anything runs
 
 
+WEIGHTED = frozenset({Kind.CONVOLUTION, Kind.PRODUCT})
+ATTENTIONS = frozenset({Kind.ATTENTION, Kind.WHOLE_ATTENTION})
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """A tensor a kernel reads or writes: its shape (batch made a number), dtype name and constness."""
@@ -65,13 +69,15 @@ class Epilogue:
 class Kernel:
     """One launch: an anchor operator, then its epilogue in order.
 
-    `op` is the anchor's operator name (`conv2d`, `linear`, `softmax`, `quantize`, `opaque`, ...).
-    `inputs` are what the anchor reads, weights and bias included. A kernel whose first input is `int8`
-    computes in integers; `output.dtype` says what it writes. `flops` counts multiplications and additions
-    of anchor and epilogue. `attributes` are the operator's own, by name, in declaration order.
+    `op` is the anchor's operator name (`conv2d`, `linear`, `softmax`, `quantize`, `opaque`, ...), `kind` what a
+    target takes it for: a cost model meets an operator it does not know by its kind. `inputs` are what the
+    anchor reads, weights and bias included. A kernel whose first input is `int8` computes in integers;
+    `output.dtype` says what it writes. `flops` counts multiplications and additions of anchor and epilogue.
+    `attributes` are the operator's own, by name, in declaration order.
     """
 
     op: str
+    kind: Kind
     inputs: tuple[TensorSpec, ...]
     output: TensorSpec
     attributes: tuple[tuple[str, int | float | str | tuple[int, ...]], ...] = ()

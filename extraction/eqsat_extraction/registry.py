@@ -43,12 +43,12 @@ class Registry(Generic[T]):
                 )
         return dict(sorted(found.items()))
 
-    def find(self, name: str, **options: Any) -> T:
-        """The one called `name`, made with `options` where its entry point is a callable that makes it.
+    def known(self, name: str) -> EntryPoint:
+        """The entry point called `name`, not imported.
 
         Raises:
             UnknownNameError: none is called so; the message lists near misses.
-            RegistrationError: nothing is registered, or its entry point cannot be imported, or is something else.
+            RegistrationError: nothing is registered.
         """
         known = self.entries()
         if not known:
@@ -58,7 +58,16 @@ class Registry(Generic[T]):
             )
         if name not in known:
             raise UnknownNameError(self.kind, name, known)
-        entry = known[name]
+        return known[name]
+
+    def find(self, name: str, **options: Any) -> T:
+        """The one called `name`, made with `options` where its entry point is a callable that makes it.
+
+        Raises:
+            UnknownNameError, RegistrationError: as for `known`; or its entry point cannot be imported, or is
+                something else.
+        """
+        entry = self.known(name)
         try:
             found = entry.load()
         except Exception as error:  # whatever importing somebody's module raises

@@ -5,12 +5,11 @@ catalog: Conv + ElementWise + Activation; oneDNN's post-ops), and chains of poin
 Which of these forms a target really has is a question of price: its cost model answers infinity.
 """
 
-from eqsat_deploy.language import OPERATORS, binary, concat, unary
+from eqsat_deploy.language import OPERATORS, binary, concat, concat_all, unary
 from eqsat_deploy.language.expressions import Variable
 from eqsat_deploy.rules import Relational, shape
 from eqsat_deploy.rules.facts import (
     BINARY_STEP,
-    CONCAT_ALL,
     NIL,
     NO_STEPS,
     RUN,
@@ -99,8 +98,8 @@ concat_chain = Relational(
     "Nested concatenations along one axis are one launch.", UNCHECKED,
     (
         ((Match(E, Pattern(concat, (SLOT, A, B))), Row(RUNTIME, (E,))),
-         (Union(E, CONCAT_ALL(SLOT, SNOC(SNOC(NIL(), A), B))),)),
-        ((Match(E, Pattern(concat, (SLOT, A, B))), Match(A, CONCAT_ALL(SLOT, REST))),
-         (Union(E, CONCAT_ALL(SLOT, SNOC(REST, B))),)),
+         (Union(E, Pattern(concat_all, (SLOT, SNOC(SNOC(NIL(), A), B)))),)),
+        ((Match(E, Pattern(concat, (SLOT, A, B))), Match(A, Pattern(concat_all, (SLOT, REST)))),
+         (Union(E, Pattern(concat_all, (SLOT, SNOC(REST, B)))),)),
     ),
 )  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from eqsat_deploy import artifact
+from eqsat_deploy import load
 from eqsat_deploy.deployment import DEFAULT_BATCH
 from eqsat_deploy.engines import Batch, Engine, Layer, Signature
 from eqsat_deploy.engines.openvino import OpenVINOEngine
@@ -47,10 +47,10 @@ class Fake(Engine):
         (folder / "program" / "code.txt").write_text("double")
 
     @classmethod
-    def load_files(cls, folder: Path, signature: Signature) -> Self:
+    def load_files(cls, folder: Path, signature: Signature, options: Mapping[str, Any]) -> Self:
         if (folder / "program" / "code.txt").read_text() != "double":
             raise EngineError("not a program")
-        return cls(signature)
+        return cls(signature, options=options)
 
     def layers(self, *inputs: Tensor) -> tuple[Layer, ...]:
         return ()
@@ -89,7 +89,7 @@ def saved(engine: Fake, tmp_path: Path) -> Path:
 
 
 def test_what_is_saved_loads(engine: Fake, saved: Path) -> None:
-    loaded = artifact.load(saved, Fake)
+    loaded = load(saved, Fake)
     assert loaded.signature == engine.signature
     assert loaded.report == engine.report
     assert loaded.weights.keys() == engine.weights.keys()
@@ -118,7 +118,7 @@ def test_saving_twice_gives_the_same_bytes_and_replaces(engine: Fake, saved: Pat
 
 def test_a_loaded_engine_saves_over_itself(saved: Path) -> None:
     before = (saved / "manifest.json").read_bytes()
-    artifact.load(saved, Fake).save(saved)
+    load(saved, Fake).save(saved)
     assert (saved / "manifest.json").read_bytes() == before
 
 
@@ -153,7 +153,7 @@ def edit(**changes: Any) -> Callable[[Path], None]:
 def test_what_changed_since_is_an_error(saved: Path, damage: Callable[[Path], None], message: str) -> None:
     damage(saved)
     with pytest.raises(ArtifactError, match=message):
-        artifact.load(saved, Fake)
+        load(saved, Fake)
 
 
 def test_another_runtime_is_an_error_unless_the_engine_is_portable(
@@ -161,23 +161,23 @@ def test_another_runtime_is_an_error_unless_the_engine_is_portable(
 ) -> None:
     monkeypatch.setattr(Fake, "here", ("machine A", "runtime 2"))
     with pytest.raises(ArtifactError, match="runtime: saved runtime 1, here runtime 2"):
-        artifact.load(saved, Fake)
+        load(saved, Fake)
     monkeypatch.setattr(Fake, "portable", True)
     with pytest.warns(UserWarning, match="it runs, but was not tuned"):
-        artifact.load(saved, Fake)
+        load(saved, Fake)
 
 
 def test_an_engine_that_cannot_run_here_is_an_error_with_its_reason(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(folder: Path, signature: Signature) -> Fake:
+    def refuse(folder: Path, signature: Signature, options: Mapping[str, Any]) -> Fake:
         raise EngineError("no such processor")
 
     monkeypatch.setattr(Fake, "load_files", refuse)
     with pytest.raises(
         ArtifactError, match=r"needs engine 'fake' \(runtime 1, built on machine A\): no such"
     ):
-        artifact.load(saved, Fake)
+        load(saved, Fake)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_missing_parent_and_an_unwritable_report_are_errors(engine: Fake, tmp_
     with pytest.raises(ArtifactError, match="cannot write beside"):
         engine.save(tmp_path / "nowhere" / "model.eqsat")
     engine.report = {"when": object()}
-    with pytest.raises(ArtifactError, match="the report is not JSON"):
+    with pytest.raises(ArtifactError, match="the report or an option is not JSON"):
         engine.save(tmp_path / "model.eqsat")
     assert list(tmp_path.iterdir()) == []
 
@@ -234,8 +234,49 @@ def test_an_openvino_engine_survives_the_way_to_disk(tmp_path: Path) -> None:
     quantized = quantize(int8(traced(Residual(), torch.zeros(1, 3, 32, 32))), images(2))
     engine = OpenVINOEngine.build(quantized, batch=Batch(1, 2, 4), options={"threads": 1})
     engine.save(tmp_path / "model.eqsat")
-    loaded = artifact.load(tmp_path / "model.eqsat", OpenVINOEngine)
+    loaded = load(tmp_path / "model.eqsat", OpenVINOEngine)
     x = images(1, batch=3)[0]
     torch.testing.assert_close(loaded(x), engine(x), rtol=1e-3, atol=1e-3)
     assert loaded.signature == engine.signature
     assert set(loaded.weights) == set(quantized.state_dict())
+    assert loaded.options == {"threads": 1}
+
+
+def test_an_artifact_keeps_how_the_engine_runs(engine: Fake, tmp_path: Path) -> None:
+    engine.options = {"threads": 3}
+    engine.save(tmp_path / "model.eqsat")
+    loaded = load(tmp_path / "model.eqsat", Fake)
+    assert loaded.options == {"threads": 3}
+    engine.options = {"cache": tmp_path}
+    with pytest.raises(ArtifactError, match="an option is not JSON"):
+        engine.save(tmp_path / "model.eqsat")
+
+
+def test_saving_leaves_the_umask_of_the_process_alone(
+    engine: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.umask", lambda mask: pytest.fail("another thread's files would get it, too"))
+    engine.save(tmp_path / "model.eqsat")
+
+
+def test_what_was_there_survives_a_rename_that_fails(
+    engine: Fake, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (saved / "manifest.json").read_bytes()
+    rename = Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if (
+            (self / "manifest.json").is_file()
+            and self != saved
+            and target == saved
+            and "-replaced" not in self.name
+        ):
+            raise OSError("busy")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(ArtifactError, match="busy; nothing was saved"):
+        engine.save(saved)
+    assert (saved / "manifest.json").read_bytes() == before
+    assert [entry.name for entry in saved.parent.iterdir()] == ["model.eqsat"]

@@ -47,7 +47,7 @@ class Eager(Engine):
         raise NotImplementedError
 
     @classmethod
-    def load_files(cls, folder, signature):
+    def load_files(cls, folder, signature, options):
         raise NotImplementedError
 
     def layers(self, *inputs):

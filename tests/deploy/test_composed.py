@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eqsat_deploy.deployment import DEFAULT_BATCH, Signature
-from eqsat_deploy.engines.onnx_export import export_onnx
+from eqsat_deploy.engines.onnx import ONNXRUNTIME, export_onnx
 from eqsat_deploy.engines.program import export_program
 from eqsat_deploy.verify import relative_error
 from tests.support.models import image
@@ -115,7 +115,7 @@ def test_composed_calls_export_to_onnx(both):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     model, module = both
-    session = runtime.InferenceSession(export_onnx(module, lane="onnxruntime"))
+    session = runtime.InferenceSession(export_onnx(module, lane=ONNXRUNTIME).model)
     x = image(3, 4, 6, 8, seed=2)
     actual = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     assert relative_error(outputs(model, x), [torch.from_numpy(array) for array in actual]) < 1e-4

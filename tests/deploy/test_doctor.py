@@ -1,43 +1,18 @@
-"""The doctor finds what is there, says what is missing, and picks the cost model of the engine that would be built."""
+"""The doctor finds what is there, says what is missing, and what would be built."""
 
 from __future__ import annotations
 
 import json
-from importlib.metadata import EntryPoint
 
 import pytest
 import torch
 from rich.console import Console
 
 from eqsat_deploy import doctor as home
-from eqsat_deploy.doctor import COST_MODELS, Diagnosis, Finding, auto_cost, doctor, roofline_device
-from eqsat_deploy.engines.base import GROUP
-from eqsat_deploy.errors import EngineError
+from eqsat_deploy.doctor import Diagnosis, Finding, doctor
+from tests.support.targets import Register, register, target
 
-
-class Ready:
-    @classmethod
-    def unavailable(cls) -> str | None:
-        return None
-
-
-class Absent:
-    @classmethod
-    def unavailable(cls) -> str | None:
-        return "not here: pip install absent"
-
-
-@pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch):
-    def register(**classes: str) -> None:
-        entries = {
-            name: EntryPoint(name, f"{__name__}:{kind}" if kind.isidentifier() else kind, GROUP)
-            for name, kind in classes.items()
-        }
-        monkeypatch.setattr(home, "engines", lambda: entries)
-        monkeypatch.setattr(EntryPoint, "load", lambda self: globals()[self.value.rpartition(":")[2]])
-
-    return register
+__all__ = ["register"]
 
 
 def test_this_machine_is_described_and_serializable() -> None:
@@ -61,37 +36,13 @@ def test_it_prints_findings_remedies_and_the_choice() -> None:
     assert all(word in text for word in ("missing", "no device", "[get] one", "openvino_int8"))
 
 
-@pytest.mark.parametrize(
-    ("engines", "expected"),
-    [
-        ({"tensorrt": "Ready", "openvino": "Ready"}, "trt_int8"),
-        ({"onnxruntime": "Ready", "openvino": "Ready", "tensorrt": "Absent"}, "openvino_int8"),
-        ({"onnxruntime": "Ready", "openvino": "Absent"}, "ort_int8"),
-        ({"another": "Ready", "onnxruntime": "Ready"}, "ort_int8"),
-        ({"tensorrt": "NoSuchClass", "onnxruntime": "Ready"}, "ort_int8"),
-    ],
-)
-def test_auto_is_the_model_of_the_first_engine_that_runs_here(registered, engines, expected) -> None:
-    registered(**engines)
-    assert auto_cost() == expected
-
-
-def test_without_an_engine_auto_says_what_each_lacks(registered) -> None:
-    registered(openvino="Absent", another="Ready")
-    with pytest.raises(EngineError, match=r"openvino: not here: pip install absent; another: no cost model"):
-        auto_cost()
-    registered()
-    with pytest.raises(EngineError, match=r"pip install -e \."):
-        auto_cost()
-
-
-def test_missing_engines_are_findings_and_make_the_machine_unhealthy(registered) -> None:
-    registered(openvino="Absent")
+def test_missing_engines_are_findings_and_make_the_machine_unhealthy(register: Register) -> None:
+    register(openvino=target("openvino", lacks="not here: pip install absent"))
     diagnosis = doctor()
     finding = next(finding for finding in diagnosis.findings if finding.name == "engine openvino")
     assert (finding.state, finding.remedy) == ("missing", "not here: pip install absent")
     assert (diagnosis.engine, diagnosis.cost, diagnosis.healthy) == (None, None, False)
-    registered()
+    register()
     assert next(f for f in doctor().findings if f.name == "engines").state == "broken"
 
 
@@ -124,17 +75,8 @@ def test_int8_instructions_are_named(
     assert words in finding.detail
 
 
-def test_the_roofline_device_is_the_gpu_where_there_is_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert roofline_device() is None
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L4")
-    assert roofline_device() == "NVIDIA L4"
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA GeForce RTX 4090")
-    assert roofline_device() is None
-
-
-def test_every_cost_model_that_auto_can_name_is_registered() -> None:
-    from eqsat_extraction.cost_models import cost_models
-
-    assert set(COST_MODELS.values()) <= set(cost_models())
+def test_two_targets_of_one_name_are_a_finding(register: Register) -> None:
+    register(openvino=target("openvino"), again=target("openvino"), names={"again": "openvino"})
+    finding = next(f for f in doctor().findings if f.name == "engines")
+    assert finding.state == "broken"
+    assert "two targets are called 'openvino'" in finding.detail

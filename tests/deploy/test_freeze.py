@@ -11,7 +11,7 @@ def test_a_constant_is_one_free_leaf_with_a_term_that_computes_it():
     for number, known in enumerate(found.classes):
         if known.constant:
             assert number in found.terms
-            kinds = {n.kind for c, n in found.choices if c == number}
+            kinds = {n.operator.name for c, n in found.choices if c == number}
             assert kinds == {"constant"}
 
 

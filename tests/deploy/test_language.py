@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eqsat_deploy.egraph import fact_text, written
+from eqsat_deploy.errors import RegistrationError
 from eqsat_deploy.language import OPERATORS, decode, encode
 from eqsat_deploy.language import expressions as e
 from eqsat_deploy.language.expressions import Variable
@@ -158,12 +159,12 @@ def test_unary_functions_are_named_with_their_constants(name):
 def test_unknown_functions_and_second_declarations_are_errors():
     with pytest.raises(ValueError, match="not a unary function"):
         parse_function("nonsense")
-    with pytest.raises(ValueError, match="imported twice"):
+    with pytest.raises(RegistrationError, match="imported twice: by"):
         aten("relu.default")(lambda x: x)
 
     def relu_like(x: torch.Tensor) -> torch.Tensor:
         return x
 
     relu_like.__name__ = "conv2d"
-    with pytest.raises(ValueError, match="declared twice"):
+    with pytest.raises(RegistrationError, match="declared twice: in"):
         operator(Kind.POINTWISE, shape=lambda x: x)(relu_like)

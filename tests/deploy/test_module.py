@@ -1,15 +1,23 @@
 from __future__ import annotations
 
 import copy
+import gc
+import io
+import pickle
+import warnings
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
-from eqsat_deploy.deployment import comparable
+from eqsat_deploy.deployment import comparable, deployment
 from eqsat_deploy.errors import InputError
+from eqsat_deploy.freeze import Space
+from eqsat_deploy.lower import Lowered
 from eqsat_deploy.module import OptimizedModule
-from tests.support.models import Residual, Several, image, randomized
+from eqsat_deploy.search import Search
+from tests.support.models import Opaque, Residual, Several, image, randomized
 from tests.support.stages import assert_same, optimized
 
 
@@ -83,3 +91,87 @@ def test_quantized_modules_keep_report_and_plain_form(residual):
     assert comparable(quantized) is not None
     with pytest.raises(InputError):
         quantized(image(2, 3, 9, 9))
+
+
+class WithBuffers(nn.Module):
+    """An opaque call that reads buffers and a frozen parameter; two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, 4)
+        self.head = nn.Linear(4, 7, bias=False)
+        self.head.weight = self.table.weight
+        self.frozen = nn.Parameter(torch.rand(4) + 0.5, requires_grad=False)
+        self.register_buffer("order", torch.tensor([2, 0, 1, 3]))
+        self.register_buffer("offset", torch.rand(4))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(ids) * self.frozen
+        return self.head(torch.lerp(torch.cumprod(x, -1), self.offset[self.order], 0.5))
+
+
+def test_what_was_a_buffer_frozen_or_tied_stays_so():
+    model = randomized(WithBuffers())
+    model.frozen.requires_grad_(False)
+    ids = torch.randint(0, 7, (2, 5))
+    result = optimized(model, ids)
+    trained = {name for name, p in result.named_parameters() if p.requires_grad}
+    assert len(trained) == 1, trained
+    assert sum(p.shape == (7, 4) for p in result.parameters()) == 1
+    assert not any("offset" in name or "order" in name for name, _ in result.named_parameters())
+    assert_same(model, result, ids)
+    result(ids).sum().backward()
+    assert all(p.grad is not None for p in result.parameters() if p.requires_grad)
+
+
+def test_running_statistics_that_an_opaque_call_reads_are_no_parameters():
+    model = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2), nn.ReLU()).eval()
+    result = optimized(randomized(model), torch.randn(2, 1, 2, 2, 2))
+    assert not any("running" in name for name, _ in result.named_parameters())
+    result(torch.randn(2, 1, 2, 2, 2)).sum().backward()
+
+
+def saved(module):
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@pytest.mark.parametrize("quantized", [False, True], ids=["float", "int8"])
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved],
+    ids=["deepcopy", "pickle", "torch.save"],
+)
+def test_copies_are_the_same_module_with_the_same_record(residual, copied, quantized):
+    module = residual.quantize([image(4, 3, 8, 8)]) if quantized else residual
+    twin = copied(module)
+    assert isinstance(twin, OptimizedModule)
+    assert [n.name for n in twin.graph.nodes] == [n.name for n in module.graph.nodes]
+    assert deployment(twin).placement == deployment(module).placement
+    assert twin.report.to_dict() == module.report.to_dict()
+    assert comparable(twin) is not None
+    assert_same(module, twin, image(3, 3, 8, 8), tolerance=0.0)
+    with pytest.raises(InputError):
+        twin(image(2, 3, 9, 9))
+
+
+def test_operator_overloads_survive_pickling():
+    model = randomized(Opaque())
+    result = optimized(model, image(2, 6))
+    assert_same(result, pickle.loads(pickle.dumps(result)), image(3, 6), tolerance=0.0)
+
+
+def test_neither_the_e_graph_nor_the_model_is_kept():
+    model = randomized(Residual())
+    result = optimized(model, image()).quantize([image(4, 3, 8, 8)])
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of objects that warn when they are looked at
+        assert not any(isinstance(o, Search | Lowered | Space) for o in gc.get_objects())
+    weights = sum(t.nbytes for t in result.state_dict().values())
+    assert len(pickle.dumps(result)) < 3 * weights + 200_000

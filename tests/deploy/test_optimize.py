@@ -15,9 +15,9 @@ from torch.export import Dim
 import eqsat_deploy
 from eqsat_deploy.errors import CaptureError, EqsatError, InputError, UnknownNameError, VerificationError
 from eqsat_deploy.language import relu
-from eqsat_deploy.optimizer import find_rules, registered_rules
 from eqsat_deploy.rules import rule
 from eqsat_deploy.saturate import Budget
+from eqsat_deploy.selection import find_rules, registered_rules
 from eqsat_deploy.stages import listening
 from eqsat_extraction import Solution, extract
 from tests.support.models import Residual, Several, Transformer, Unexportable, image, randomized
@@ -102,11 +102,11 @@ def test_conversions_alone():
 
 
 def test_rules_by_family_name_and_object():
-    by_name = find_rules(["folding", "reshape-of-reshape"])
+    by_name = find_rules(["folding", "reshape-of-reshape"]).rules
     assert {r.family for r in by_name} == {"folding", "movement", "kernels", "quantization"}
     own = next(r for r in registered_rules() if r.name == "reshape-to-own-shape")
-    assert own in find_rules([own])
-    assert len(find_rules(None)) == len(registered_rules())
+    assert own in find_rules([own]).rules
+    assert len(find_rules(None).rules) == len(registered_rules())
 
 
 def test_a_wrong_rule_is_an_error_and_never_a_wrong_answer():
@@ -191,12 +191,12 @@ def test_extractors_by_name(extractor):
 def test_the_form_is_never_dearer_than_the_plain_one(monkeypatch):
     model = randomized(Residual())
 
-    def poor(priced, extractor, *limits):
+    def poor(priced, limits):
         dearest = np.where(np.isfinite(priced.costs), 1 / (1 + priced.costs), np.inf)
-        found = extract(priced.egraph, priced.costs if extractor == "greedy" else dearest)
+        found = extract(priced.egraph, priced.costs if limits.extractor == "greedy" else dearest)
         return Solution.from_choice(priced.egraph, priced.costs, found.choice)
 
-    monkeypatch.setattr("eqsat_deploy.optimizer._extract", poor)
+    monkeypatch.setattr("eqsat_deploy.search._extract", poor)
     result = optimized(model, image(), cost="trt_int8")
     assert result.report.cost == result.report.plain_cost
     assert any("time_limit=" in note for note in result.report.notes)

@@ -12,14 +12,19 @@ import torch
 from torch import nn
 
 from eqsat_deploy import research
+from eqsat_deploy.deployment import deployment
 from eqsat_deploy.errors import InputError, UnknownNameError
+from eqsat_deploy.explain import explain
 from eqsat_deploy.freeze import freeze
 from eqsat_deploy.lower import Lowered, Term
-from eqsat_deploy.optimizer import find_cost, find_rules, optimize, search
+from eqsat_deploy.optimizer import optimize
 from eqsat_deploy.rebuild import rebuild
-from eqsat_deploy.research.exploration import lowered_model
 from eqsat_deploy.saturate import saturate
+from eqsat_deploy.search import search
+from eqsat_deploy.selection import find_rules
+from eqsat_deploy.targets import find_cost
 from eqsat_deploy.verify import relative_error
+from tests.support.stages import lowered
 
 
 class Head(nn.Module):
@@ -90,8 +95,8 @@ def table():
     return research.compare_orderings(build(PooledBlock), IMAGE, cost="trt_int8", families=ORDERED)
 
 
-def run(priced, solution, *inputs):
-    rebuilt = rebuild(priced, solution)
+def run(found, *inputs):
+    rebuilt = rebuild(found)
     with torch.no_grad():
         result = torch.fx.GraphModule(rebuilt.root, rebuilt.graph)(*inputs)
     return list(result) if isinstance(result, tuple) else [result]
@@ -104,20 +109,19 @@ def run(priced, solution, *inputs):
 @pytest.mark.parametrize("cost", ["trt_int8", "kernels"])
 def test_an_extracted_form_lowered_again_computes_the_same(cls, cost):
     model, cost_model = build(cls), find_cost(cost)
-    lowered = lowered_model(model, IMAGE)
-    _priced, solution, form = research.rewrite_alone(lowered, find_rules(None), cost_model)
-    again, chosen = search(form, find_rules([]), cost_model)
+    found, form = research.rewrite_alone(lowered(model, IMAGE), None, cost_model)
+    again = search(form, find_rules([]), cost_model)
     with torch.no_grad():
         expected = model(IMAGE)
     expected = list(expected) if isinstance(expected, tuple) else [expected]
-    assert relative_error(expected, run(again, chosen, IMAGE)) < 1e-5
-    assert chosen.cost <= solution.cost * (1 + 1e-4)
+    assert relative_error(expected, run(again, IMAGE)) < 1e-5
+    assert again.solution.cost <= found.solution.cost * (1 + 1e-4)
     changed = [e + 0.01 for e in expected]
-    assert relative_error(changed, run(again, chosen, IMAGE)) > 1e-5
+    assert relative_error(changed, run(again, IMAGE)) > 1e-5
 
 
 def test_a_lowered_form_has_exact_rows_each_once(exploration):
-    form = research.lowered_form(exploration.priced, exploration.solution)
+    form = research.lowered_form(exploration)
     assert isinstance(form, Lowered)
     assert len({(r.operator.name, repr(r.args)) for r in form.rows}) == len(form.rows)
     assert [o.shape for o in form.outputs if isinstance(o, Term)] == [
@@ -127,14 +131,14 @@ def test_a_lowered_form_has_exact_rows_each_once(exploration):
 
 
 def test_shapes_of_a_lowered_form_agree_with_the_shape_rules(exploration):
-    form = research.lowered_form(exploration.priced, exploration.solution)
+    form = research.lowered_form(exploration)
     space = freeze(form, saturate(form, [], check_shapes=True))
     for row, meta in enumerate(form.metas):
         assert meta is None or space.classes[space.row_class[row]].shape == tuple(meta.shape)
 
 
 def test_lowering_a_form_is_deterministic(exploration):
-    forms = [research.lowered_form(exploration.priced, exploration.solution) for _ in range(2)]
+    forms = [research.lowered_form(exploration) for _ in range(2)]
     assert [repr(r.args) for r in forms[0].rows] == [repr(r.args) for r in forms[1].rows]
 
 
@@ -151,10 +155,10 @@ def test_order_matters_and_joint_saturation_is_never_worse(table):
 
 
 def test_the_last_cost_of_an_order_is_that_of_its_form(table):
-    lowered = lowered_model(build(PooledBlock), IMAGE)
+    form = lowered(build(PooledBlock), IMAGE)
     for family in ORDERED:
-        _, solution, lowered = research.rewrite_alone(lowered, find_rules(family), find_cost("trt_int8"))
-    assert {o.order: o.cost for o in table.orders}[ORDERED] == pytest.approx(solution.cost)
+        found, form = research.rewrite_alone(form, family, find_cost("trt_int8"))
+    assert {o.order: o.cost for o in table.orders}[ORDERED] == pytest.approx(found.solution.cost)
 
 
 def test_joint_saturation_costs_what_optimize_finds():
@@ -224,6 +228,25 @@ def test_inside_shows_the_forms_of_a_head(exploration):
     assert all(isfinite(f.cost) for f in view.forms)
 
 
+def test_what_is_not_chosen_is_priced_with_itself_in_the_model(exploration):
+    (view,) = research.inside(exploration, "fc").classes
+    totals = [form.total for form in view.forms if not form.chosen]
+    assert len(set(totals)) > 1
+    for form in view.forms:
+        if not form.chosen and isfinite(form.total):
+            assert form.total > exploration.solution.cost or form.cost <= view.chosen.cost
+
+
+@pytest.mark.parametrize("rules", ["conversions", ["conversions"], None])
+def test_an_explanation_shows_the_form_that_optimize_builds(rules):
+    built = optimize(build(Head), IMAGE, cost="trt_int8", rules=rules)
+    explained = explain(build(Head), IMAGE, cost="trt_int8", rules=rules)
+    launches = list(explained.launches())
+    assert [x.cost for x in launches] == [k.cost for k in deployment(built).placement.kernels]
+    assert explained.search.solution.cost == built.report.cost
+    assert rules is None or not any(x.kernel.startswith("linear") for x in launches)
+
+
 def test_a_node_a_module_and_a_pattern_name_the_same_class(exploration):
     assert exploration.classes_of("linear") == exploration.classes_of("fc") == exploration.classes_of("f[c]")
     assert len(exploration.classes_of("*")) > 5
@@ -251,7 +274,8 @@ def test_inside_is_text_html_and_json_and_explores_a_model_itself(exploration):
     assert "linear [n, 5] of fc" in str(inside)
     assert "chosen" in inside._repr_html_()
     data = json.loads(json.dumps(inside.to_dict()))
-    assert data["cost"] == pytest.approx(exploration.solution.cost)
+    assert data["unit"] == "us"
+    assert data["classes"][0]["forms"][0]["total"] == pytest.approx(exploration.solution.cost)
     assert [f["chosen"] for f in data["classes"][0]["forms"]].count(True) == 1
 
 
@@ -261,7 +285,7 @@ def test_rendering_prints_nothing(exploration, capsys):
 
 
 def test_the_graph_has_forms_classes_and_the_choice(exploration):
-    graph = exploration.to_networkx()
+    graph = research.to_networkx(exploration)
     egraph = exploration.priced.egraph
     assert graph.number_of_nodes() == egraph.n_nodes + egraph.n_classes
     chosen = [n for n, data in graph.nodes(data=True) if data.get("chosen")]
@@ -312,8 +336,8 @@ def test_relational_rules_are_tested_too(exploration):
 @pytest.mark.parametrize("node", ["conv", "bn", "relu", "pool", "flatten", "fc"])
 def test_why_not_agrees_with_what_saturation_did(exploration, node):
     (number,) = exploration.classes_of(node)
-    fired = {exploration.space.saturation.rules[i].name for i in exploration.space.fired.get(number, ())}
-    for rule in find_rules(None):
+    fired = set(exploration.rules_at(number))
+    for rule in find_rules(None).rules:
         if rule.phase == "rewrites":
             assert research.why_not(exploration, rule, node).applies == (rule.name in fired), rule.name
 

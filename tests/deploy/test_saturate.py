@@ -10,10 +10,10 @@ from eqsat_deploy.errors import RuleError
 from eqsat_deploy.freeze import freeze
 from eqsat_deploy.language import dims, relu, reshape, unary
 from eqsat_deploy.language.expressions import Variable
-from eqsat_deploy.optimizer import registered_rules
 from eqsat_deploy.rules import Relational, Rule, integers, rule
 from eqsat_deploy.rules.facts import Constructor, Fired, Match
 from eqsat_deploy.saturate import Budget, saturate
+from eqsat_deploy.selection import registered_rules
 from tests.support.models import (
     Aliasing,
     Attends,

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from eqsat_deploy import check_egraph
 from eqsat_deploy.errors import RuleError
-from eqsat_deploy.freeze import EClass, ENode
-from eqsat_deploy.language import OPERATORS, mul, relu, scalar, unary
+from eqsat_deploy.freeze import EClass
+from eqsat_deploy.kernels import ENode
+from eqsat_deploy.language import conv2d, mul, relu, scalar, unary
 from eqsat_deploy.rules import rule
 from eqsat_deploy.soundness import check_space
 from tests.support.models import (
@@ -21,7 +24,7 @@ from tests.support.models import (
     image,
     randomized,
 )
-from tests.support.stages import space
+from tests.support.stages import frozen
 
 
 class Layouts(nn.Module):
@@ -103,23 +106,23 @@ def test_the_error_shows_where_it_was_made_and_not_in_what_reads_it():
 
 
 def test_a_wrong_e_node_in_one_class_is_found():
-    found = space(randomized(Residual()), image())
-    assert check_space(found).ok
-    number, node = next((c, n) for c, n in found.nodes if n.kind == "conv2d" and (c, n) not in found.original)
+    low, saturation, found = frozen(randomized(Residual()), image())
+    assert check_space(low, saturation, found).ok
+    number, node = next(
+        (c, n) for c, n in found.nodes if n.operator is conv2d and (c, n) not in found.original
+    )
     x, weight, bias = node.operands
-    stranger = ENode(node.operator, node.kind, (x, weight, bias, (1, 1), (3, 3), (1, 1), 1))
-    found.nodes.append((number, stranger))
-    report = check_space(found)
+    stranger = ENode(conv2d, (x, weight, bias, (1, 1), (3, 3), (1, 1), 1))
+    report = check_space(low, saturation, replace(found, nodes=(*found.nodes, (number, stranger))))
     assert [d.e_class for d in report.disagreements] == [number, number]
     assert all("conv2d" in d.e_node for d in report.disagreements)
 
 
 def test_a_node_that_is_never_reached_is_reported():
-    found = space(randomized(Residual()), image())
-    found.classes.append(EClass(shape=(1,), dtype=torch.float32))
-    lost = len(found.classes) - 1
-    found.nodes.append((found.row_class[0], ENode(OPERATORS["unary"], "unary", ("relu", lost))))
-    report = check_space(found)
+    low, saturation, found = frozen(randomized(Residual()), image())
+    classes = (*found.classes, EClass(shape=(1,), dtype=torch.float32))
+    lost = (found.row_class[0], ENode(unary, ("relu", len(found.classes))))
+    report = check_space(low, saturation, replace(found, classes=classes, nodes=(*found.nodes, lost)))
     assert not report.ok
     assert "relu" in report.unreached[0]
 

@@ -13,7 +13,7 @@ from eqsat_extraction import registry as lookup
 from eqsat_extraction.cost_models import COST_MODELS, CostModelError, counting, find_cost_model, roofline
 from eqsat_extraction.cost_models.onnxruntime import ort_int8
 from eqsat_extraction.errors import RegistrationError, UnknownNameError
-from eqsat_extraction.kernel import CostModel, Epilogue, Kernel, TensorSpec
+from eqsat_extraction.kernel import CostModel, Epilogue, Kernel, Kind, TensorSpec
 
 BUILT_IN = {
     "kernels": "eqsat_extraction.cost_models.counting:kernels",
@@ -52,6 +52,7 @@ def conv(
     flops = 2.0 * batch * out * shape[2] * shape[3] * weight.numel / out
     return Kernel(
         "conv2d",
+        Kind.CONVOLUTION,
         (spec(*source, dtype=dtype), weight),
         spec(*shape, dtype=result or dtype),
         (),
@@ -67,11 +68,29 @@ def linear(
     tokens = spec(*source, dtype=dtype)
     weight = spec(out, source[-1], dtype=dtype, constant=True)
     output = spec(*source[:-1], out, dtype=result)
-    return Kernel("linear", (tokens, weight), output, (), epilogue, 2.0 * output.numel * source[-1])
+    return Kernel(
+        "linear", Kind.PRODUCT, (tokens, weight), output, (), epilogue, 2.0 * output.numel * source[-1]
+    )
 
 
-def pointwise(op: str, *inputs: TensorSpec, dtype: str = "float16") -> Kernel:
-    return Kernel(op, inputs, replace(inputs[0], dtype=dtype), flops=float(inputs[0].numel))
+KINDS = {
+    "max_pool2d": Kind.POOL,
+    "softmax": Kind.NORMALIZATION,
+    "layer_norm": Kind.NORMALIZATION,
+    "opaque": Kind.OPAQUE,
+    "permute": Kind.MOVEMENT,
+}
+
+
+def simple(op: str, *inputs: TensorSpec, dtype: str = "float16") -> Kernel:
+    """A kernel whose result has the shape of its first input, a pointwise one unless `KINDS` says otherwise."""
+    return Kernel(
+        op,
+        KINDS.get(op, Kind.POINTWISE),
+        inputs,
+        replace(inputs[0], dtype=dtype),
+        flops=float(inputs[0].numel),
+    )
 
 
 @pytest.mark.parametrize("name", sorted(BUILT_IN))
@@ -116,9 +135,9 @@ def test_counting_models_count():
 @pytest.mark.parametrize("model", [counting.kernels(), counting.bytes(), roofline.trt_int8()])
 def test_views_and_constants_are_free_and_copies_are_not(model):
     source = spec(1, 8, 4, 4)
-    assert model.price(Kernel("reshape", (source,), spec(1, 128))) == 0
-    assert model.price(Kernel("mul", (source, source), replace(source, constant=True))) == 0
-    assert model.price(Kernel("permute", (source,), spec(1, 4, 4, 8))) > 0
+    assert model.price(Kernel("reshape", Kind.VIEW, (source,), spec(1, 128))) == 0
+    assert model.price(Kernel("mul", Kind.POINTWISE, (source, source), replace(source, constant=True))) == 0
+    assert model.price(Kernel("permute", Kind.MOVEMENT, (source,), spec(1, 4, 4, 8))) > 0
 
 
 @pytest.mark.parametrize("table", roofline.device_tables(), ids=lambda table: table.device)
@@ -186,14 +205,14 @@ def test_few_tiles_leave_multiprocessors_idle():
 
 def test_two_launches_cost_more_than_a_fused_one():
     fused = conv(epilogue=(Epilogue("relu"),))
-    alone = TRT.price(conv()) + TRT.price(pointwise("relu", conv().output))
+    alone = TRT.price(conv()) + TRT.price(simple("relu", conv().output))
     assert TRT.price(fused) < alone - TRT.table.launch_us
 
 
 def test_crossing_layouts_and_precisions_costs_a_pass():
     tokens = spec(8, 3136, 96, dtype="float16")
-    permute = Kernel("permute", (tokens,), spec(8, 96, 3136, dtype="float16"))
-    quantize = Kernel("quantize", (tokens,), replace(tokens, dtype="int8"))
+    permute = Kernel("permute", Kind.MOVEMENT, (tokens,), spec(8, 96, 3136, dtype="float16"))
+    quantize = Kernel("quantize", Kind.CONVERSION, (tokens,), replace(tokens, dtype="int8"))
     assert TRT.price(permute) > TRT.price(quantize) > TRT.table.launch_us
 
 
@@ -243,16 +262,19 @@ TOKENS8, TOKENS16 = (spec(1, 12, 197, 64, dtype=dtype) for dtype in ("int8", "fl
         (conv(epilogue=(Epilogue("mul", SKIP16.operand),)), "at this place"),
         (linear(epilogue=(SILU,)), None),
         (conv(result="int8"), "another launch"),
-        (pointwise("add", TOKENS8, TOKENS8, dtype="int8"), None),
-        (pointwise("add", TOKENS8, TOKENS8), "no weights"),
-        (pointwise("add", TOKENS8, TOKENS16, dtype="int8"), "no weights"),
-        (pointwise("max_pool2d", TOKENS8, dtype="int8"), None),
-        (pointwise("softmax", TOKENS8, dtype="int8"), "float"),
-        (pointwise("layer_norm", TOKENS16, dtype="int8"), None),
-        (pointwise("opaque", TOKENS8, dtype="int8"), "FP16"),
-        (Kernel("attention", (TOKENS8,) * 3, TOKENS16), "FP16"),
-        (Kernel("attention", (TOKENS16,) * 3, TOKENS16), None),
-        (Kernel("matmul", (TOKENS8, spec(1, 12, 64, 197, dtype="float16")), TOKENS16), "one operand"),
+        (simple("add", TOKENS8, TOKENS8, dtype="int8"), None),
+        (simple("add", TOKENS8, TOKENS8), "no weights"),
+        (simple("add", TOKENS8, TOKENS16, dtype="int8"), "no weights"),
+        (simple("max_pool2d", TOKENS8, dtype="int8"), None),
+        (simple("softmax", TOKENS8, dtype="int8"), "float"),
+        (simple("layer_norm", TOKENS16, dtype="int8"), None),
+        (simple("opaque", TOKENS8, dtype="int8"), "FP16"),
+        (Kernel("attention", Kind.ATTENTION, (TOKENS8,) * 3, TOKENS16), "FP16"),
+        (Kernel("attention", Kind.ATTENTION, (TOKENS16,) * 3, TOKENS16), None),
+        (
+            Kernel("matmul", Kind.PRODUCT, (TOKENS8, spec(1, 12, 64, 197, dtype="float16")), TOKENS16),
+            "one operand",
+        ),
     ],
 )
 def test_refusals_follow_the_rules_of_tensorrt(kernel, reason):
@@ -275,18 +297,24 @@ def test_the_fp16_model_has_no_int8_kernels():
 def test_attention_with_its_projections_costs_its_launches():
     tokens = spec(1, 197, 768, dtype="float16")
     weights = (spec(2304, 768, constant=True), spec(768, 768, constant=True))
-    whole = Kernel("multihead_attention", (tokens, *weights), tokens, (("heads", 12),))
+    whole = Kernel("multihead_attention", Kind.WHOLE_ATTENTION, (tokens, *weights), tokens, (("heads", 12),))
     heads = spec(12, 197, 64, dtype="float16")
-    attention = Kernel("attention", (heads,) * 3, heads)
-    packed = Kernel("packed_attention", (spec(1, 197, 2304, dtype="float16"),), tokens, (("heads", 12),))
+    attention = Kernel("attention", Kind.ATTENTION, (heads,) * 3, heads)
+    packed = Kernel(
+        "packed_attention",
+        Kind.WHOLE_ATTENTION,
+        (spec(1, 197, 2304, dtype="float16"),),
+        tokens,
+        (("heads", 12),),
+    )
     assert TRT.price(packed) == pytest.approx(TRT.price(attention))
     assert TRT.price(whole) == pytest.approx(sum(map(TRT.price, [linear(out=2304), attention, linear()])))
 
 
 def test_attention_that_cannot_fuse_pays_for_its_scores():
     fits, odd = spec(12, 512, 64, dtype="float16"), spec(12, 512, 65, dtype="float16")
-    assert TRT.price(Kernel("attention", (odd,) * 3, odd)) > 2 * TRT.price(
-        Kernel("attention", (fits,) * 3, fits)
+    assert TRT.price(Kernel("attention", Kind.ATTENTION, (odd,) * 3, odd)) > 2 * TRT.price(
+        Kernel("attention", Kind.ATTENTION, (fits,) * 3, fits)
     )
 
 
@@ -306,15 +334,15 @@ ORT = ort_int8()
         (linear(dtype="int8", result="int8", epilogue=(GELU,)), "gelu does not fuse"),
         (linear(dtype="float32", result="float32", epilogue=(GELU,)), None),
         (linear(dtype="float32", result="int8"), "another node"),
-        (pointwise("add", TOKENS8, TOKENS8, dtype="int8"), None),
-        (pointwise("add", TOKENS8, TOKENS8, dtype="float32"), "runs in float"),
-        (replace(pointwise("add", TOKENS8, TOKENS8, dtype="int8"), epilogue=(RELU,)), None),
+        (simple("add", TOKENS8, TOKENS8, dtype="int8"), None),
+        (simple("add", TOKENS8, TOKENS8, dtype="float32"), "runs in float"),
+        (replace(simple("add", TOKENS8, TOKENS8, dtype="int8"), epilogue=(RELU,)), None),
         (
-            replace(pointwise("add", TOKENS16, TOKENS16, dtype="float32"), epilogue=(RELU,)),
+            replace(simple("add", TOKENS16, TOKENS16, dtype="float32"), epilogue=(RELU,)),
             "no such epilogue",
         ),
-        (pointwise("silu", TOKENS8, dtype="int8"), "runs in float"),
-        (pointwise("layer_norm", TOKENS16, dtype="float32"), None),
+        (simple("silu", TOKENS8, dtype="int8"), "runs in float"),
+        (simple("layer_norm", TOKENS16, dtype="float32"), None),
     ],
 )
 def test_refusals_follow_what_onnxruntime_was_seen_to_do(kernel, reason):
@@ -330,7 +358,10 @@ def test_refusals_follow_what_onnxruntime_was_seen_to_do(kernel, reason):
 def test_onnxruntime_gains_from_int8_and_pays_for_conversions_and_bias():
     assert ORT.price(conv(kernel=3, dtype="int8")) < ORT.price(conv(kernel=3, dtype="float32")) / 2
     tokens = spec(1, 197, 768)
-    assert ORT.price(Kernel("quantize", (tokens,), replace(tokens, dtype="int8"))) > ORT.launch_us
+    assert (
+        ORT.price(Kernel("quantize", Kind.CONVERSION, (tokens,), replace(tokens, dtype="int8")))
+        > ORT.launch_us
+    )
     plain = linear(dtype="int8", result="float32")
     biased = replace(plain, inputs=(*plain.inputs, spec(768, constant=True)))
     assert ORT.price(biased) > ORT.price(plain) + ORT.launch_us
@@ -341,7 +372,7 @@ def resnet(depth: tuple[int, ...], dtype: str) -> list[Kernel]:
     shape = (1, 64, 56, 56)
     launches = [
         conv((1, 3, 224, 224), 64, 7, 2, dtype=dtype, epilogue=(RELU,)),
-        pointwise("max_pool2d", spec(*shape, dtype=dtype), dtype=dtype),
+        simple("max_pool2d", spec(*shape, dtype=dtype), dtype=dtype),
     ]
     for stage, blocks in enumerate(depth):
         width = 64 * 2**stage
@@ -358,7 +389,9 @@ def resnet(depth: tuple[int, ...], dtype: str) -> list[Kernel]:
             )
             launches.append(last)
             shape = last.output.shape
-    pooled = Kernel("adaptive_avg_pool2d", (spec(*shape, dtype=dtype),), spec(1, 2048, 1, 1, dtype=dtype))
+    pooled = Kernel(
+        "adaptive_avg_pool2d", Kind.REDUCTION, (spec(*shape, dtype=dtype),), spec(1, 2048, 1, 1, dtype=dtype)
+    )
     return [*launches, pooled, linear((1, 2048), 1000)]
 
 
@@ -366,12 +399,16 @@ def vit(batch: int, dtype: str) -> list[Kernel]:
     """ViT-B/16 with INT8 linear maps (when `dtype` says so) and FP16 attention."""
     tokens, heads = spec(batch, 197, 768, dtype="float16"), spec(batch * 12, 197, 64, dtype="float16")
     shape, add = tokens.shape, (Epilogue("add", tokens),)
-    quantize = [Kernel("quantize", (tokens,), replace(tokens, dtype="int8"))] if dtype == "int8" else []
+    quantize = (
+        [Kernel("quantize", Kind.CONVERSION, (tokens,), replace(tokens, dtype="int8"))]
+        if dtype == "int8"
+        else []
+    )
     block = [
-        pointwise("layer_norm", tokens, dtype=dtype), linear(shape, 2304, dtype),
-        pointwise("permute", spec(batch, 197, 2304, dtype="float16")),
-        Kernel("attention", (heads,) * 3, heads),
-        *quantize, linear(shape, 768, dtype, epilogue=add), pointwise("layer_norm", tokens, dtype=dtype),
+        simple("layer_norm", tokens, dtype=dtype), linear(shape, 2304, dtype),
+        simple("permute", spec(batch, 197, 2304, dtype="float16")),
+        Kernel("attention", Kind.ATTENTION, (heads,) * 3, heads),
+        *quantize, linear(shape, 768, dtype, epilogue=add), simple("layer_norm", tokens, dtype=dtype),
         linear(shape, 3072, dtype, dtype, epilogue=(GELU,)),
         linear((batch, 197, 3072), 768, dtype, epilogue=add),
     ]  # fmt: skip
@@ -398,3 +435,18 @@ def test_whole_networks_are_priced_near_published_latencies(device, network, pub
     """The tables are not fitted: they reach a factor of 2.3, and this keeps them from drifting further."""
     price = sum(map(roofline.trt_int8(device).price, network)) / 1000
     assert published / 2.3 < price < published * 2.3
+
+
+@pytest.mark.parametrize(
+    ("known", "op"),
+    [
+        (conv(), "conv_of_a_plugin"),
+        (simple("max_pool2d", spec(1, 64, 28, 28)), "lp_pool2d"),
+        (simple("softmax", spec(1, 12, 197, 197)), "sparsemax"),
+        (Kernel("attention", Kind.ATTENTION, (TOKENS16,) * 3, TOKENS16), "linear_attention"),
+        (simple("relu", spec(1, 64, 28, 28)), "squared_relu"),
+    ],
+)
+def test_an_unknown_operator_is_priced_by_its_kind(known, op):
+    for model in (TRT, ORT):
+        assert model.price(replace(known, op=op)) == model.price(known)

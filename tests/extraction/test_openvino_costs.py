@@ -17,7 +17,7 @@ from eqsat_extraction.cost_models.openvino import (
     operations,
     table,
 )
-from eqsat_extraction.kernel import CostModel, Epilogue, Kernel, TensorSpec
+from eqsat_extraction.kernel import CostModel, Epilogue, Kernel, Kind, TensorSpec
 
 
 def spec(*shape: int, dtype: str = "float32", constant: bool = False) -> TensorSpec:
@@ -36,13 +36,13 @@ def convolution(
     output = spec(1, out, size, size, dtype=dtype)
     flops = 2.0 * output.numel * channels // groups * kernel**2
     inputs = (spec(1, channels, size, size, dtype=dtype), weight, spec(out, constant=True))
-    return Kernel("conv2d", inputs, output, (("groups", groups),), flops=flops)
+    return Kernel("conv2d", Kind.CONVOLUTION, inputs, output, (("groups", groups),), flops=flops)
 
 
 def linear(tokens: int = 196, width: int = 384, out: int = 384, dtype: str = "float32") -> Kernel:
     output = spec(1, tokens, out)
     inputs = (spec(1, tokens, width, dtype=dtype), spec(out, width, constant=True), spec(out, constant=True))
-    return Kernel("linear", inputs, output, flops=2.0 * output.numel * width)
+    return Kernel("linear", Kind.PRODUCT, inputs, output, flops=2.0 * output.numel * width)
 
 
 @pytest.fixture(params=[openvino_int8, openvino_fp32])
@@ -65,11 +65,11 @@ def test_they_are_cost_models_in_microseconds(model: OpenVINOModel) -> None:
         (convolution(groups=64), "depthwise"),
         (convolution(groups=4), "grouped"),
         (linear(), "linear"),
-        (Kernel("gelu", (spec(4),), spec(4)), "pointwise"),
-        (Kernel("adaptive_avg_pool2d", (spec(1, 4, 7, 7),), spec(1, 4, 1, 1)), "reduction"),
-        (Kernel("max_pool2d", (spec(1, 4, 7, 7),), spec(1, 4, 3, 3)), "pool"),
-        (Kernel("slice", (spec(4),), spec(2)), "copy"),
-        (Kernel("opaque", (spec(4),), spec(4)), "other"),
+        (Kernel("gelu", Kind.POINTWISE, (spec(4),), spec(4)), "pointwise"),
+        (Kernel("adaptive_avg_pool2d", Kind.REDUCTION, (spec(1, 4, 7, 7),), spec(1, 4, 1, 1)), "reduction"),
+        (Kernel("max_pool2d", Kind.POOL, (spec(1, 4, 7, 7),), spec(1, 4, 3, 3)), "pool"),
+        (Kernel("slice", Kind.MOVEMENT, (spec(4),), spec(2)), "copy"),
+        (Kernel("opaque", Kind.OPAQUE, (spec(4),), spec(4)), "other"),
     ],
 )
 def test_every_kernel_has_a_row(kernel: Kernel, kind: str) -> None:
@@ -96,13 +96,13 @@ def test_float32_only_has_no_integer_kernels() -> None:
 
 
 def test_normalizations_do_not_compute_in_integers() -> None:
-    kernel = Kernel("layer_norm", (spec(1, 196, 384, dtype="int8"),), spec(1, 196, 384))
+    kernel = Kernel("layer_norm", Kind.NORMALIZATION, (spec(1, 196, 384, dtype="int8"),), spec(1, 196, 384))
     assert openvino_int8().price(kernel) == inf
 
 
 def test_views_and_constants_are_free(model: OpenVINOModel) -> None:
-    assert model.price(Kernel("reshape", (spec(4, 4),), spec(16))) == 0
-    assert model.price(Kernel("mul", (spec(4),), spec(4, constant=True))) == 0
+    assert model.price(Kernel("reshape", Kind.VIEW, (spec(4, 4),), spec(16))) == 0
+    assert model.price(Kernel("mul", Kind.POINTWISE, (spec(4),), spec(4, constant=True))) == 0
 
 
 @given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 40), st.sampled_from(["float32", "int8"]))
@@ -145,7 +145,7 @@ def test_a_step_that_does_not_fuse_costs_a_pass_of_its_own() -> None:
     model = openvino_int8()
     kernel = linear()
     joined = replace(kernel, epilogue=(residual(kernel.output.shape),))
-    alone = Kernel("add", (kernel.output, kernel.output), kernel.output)
+    alone = Kernel("add", Kind.POINTWISE, (kernel.output, kernel.output), kernel.output)
     assert len(launches(joined)) == 2
     assert model.price(joined) == pytest.approx(model.price(kernel) + model.price(alone), rel=1e-6)
 
@@ -155,7 +155,7 @@ def test_leaving_float_for_int8_costs_a_conversion() -> None:
     kernel = convolution(3, 32, 112)
     leaving = replace(kernel, output=replace(kernel.output, dtype="int8"))
     assert model.price(leaving) > model.price(kernel)
-    clamp = Kernel("clamp", (kernel.output,), leaving.output)
+    clamp = Kernel("clamp", Kind.POINTWISE, (kernel.output,), leaving.output)
     assert model.price(clamp) > model.price(replace(clamp, output=kernel.output))
     integer = convolution(3, 32, 112, dtype="int8")
     assert model.price(integer) < model.price(leaving)
@@ -164,19 +164,25 @@ def test_leaving_float_for_int8_costs_a_conversion() -> None:
 def test_whole_attention_is_the_sum_of_its_parts() -> None:
     model = openvino_int8()
     x = spec(2, 196, 384)
-    whole = model.price(Kernel("multihead_attention", (x, x, x), x, (("heads", 6),)))
+    whole = model.price(Kernel("multihead_attention", Kind.WHOLE_ATTENTION, (x, x, x), x, (("heads", 6),)))
     head = spec(12, 196, 64)
-    inner = model.price(Kernel("attention", (head, head, head), head))
+    inner = model.price(Kernel("attention", Kind.ATTENTION, (head, head, head), head))
     assert whole > inner > 0
 
 
 def test_attention_whose_scale_is_one_is_a_pass_cheaper() -> None:
     model = openvino_int8()
     head = spec(12, 196, 64)
-    scaled, unscaled = (Kernel("attention", (head, head, head), head, (("scale", s),)) for s in (0.125, 1.0))
+    scaled, unscaled = (
+        Kernel("attention", Kind.ATTENTION, (head, head, head), head, (("scale", s),)) for s in (0.125, 1.0)
+    )
     assert 0.9 < model.price(unscaled) / model.price(scaled) < 1
     packed = Kernel(
-        "packed_attention", (spec(2, 196, 1152),), spec(2, 196, 384), (("heads", 6), ("scale", 1.0))
+        "packed_attention",
+        Kind.WHOLE_ATTENTION,
+        (spec(2, 196, 1152),),
+        spec(2, 196, 384),
+        (("heads", 6), ("scale", 1.0)),
     )
     assert model.price(packed) == pytest.approx(model.price(unscaled))
 
@@ -187,3 +193,21 @@ def test_the_table_says_where_it_comes_from() -> None:
     for rows in table()["kinds"].values():
         assert "float32" in rows
         assert all(min(row.values()) >= 0 for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        (Kind.NORMALIZATION, "layer_norm"),
+        (Kind.REDUCTION, "reduction"),
+        (Kind.POOL, "pool"),
+        (Kind.MOVEMENT, "copy"),
+        (Kind.LOOKUP, "other"),
+        (Kind.OPAQUE, "other"),
+        (Kind.POINTWISE, "pointwise"),
+    ],
+)
+def test_an_unknown_operator_is_priced_by_its_kind(kind: Kind, row: str) -> None:
+    kernel = Kernel("of_a_plugin", kind, (spec(1, 8, 16),), spec(1, 8, 16))
+    assert kind_of(kernel) == row
+    assert 0 < openvino_int8().price(kernel) < inf

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import fx
 
-from eqsat_deploy.doctor import auto_cost
 from eqsat_deploy.engines import Batch
 from eqsat_deploy.engines.tensorrt import TensorRTEngine
 from eqsat_deploy.errors import EngineError, InputError
 from eqsat_deploy.quantization import quantize
+from eqsat_deploy.targets import find_cost
 from tests.deploy.placing import ADDS, WEIGHTED, Attention, Residual, images, int8, torchvision_model, traced
 
 REASON = TensorRTEngine.unavailable()
@@ -87,12 +87,12 @@ def test_layers_tell_what_ran_in_int8(engine, module) -> None:
 
 def test_an_engine_survives_its_files_and_not_their_damage(engine, tmp_path: Path) -> None:
     engine.save_files(tmp_path)
-    back = TensorRTEngine.load_files(tmp_path, engine.signature)
+    back = TensorRTEngine.load_files(tmp_path, engine.signature, engine.options)
     x = images(1, batch=2)[0]
     assert torch.equal(back(x), engine(x))
     (tmp_path / "engine.plan").write_bytes(engine.plan[:1000])
     with pytest.raises(EngineError, match="build it again"):
-        TensorRTEngine.load_files(tmp_path, engine.signature)
+        TensorRTEngine.load_files(tmp_path, engine.signature, engine.options)
 
 
 def test_refit_replaces_weights() -> None:
@@ -108,7 +108,7 @@ def test_refit_replaces_weights() -> None:
 
 
 def test_auto_prices_for_tensorrt() -> None:
-    assert auto_cost() == "trt_int8"
+    assert find_cost("auto").name == "trt_int8"
 
 
 @pytest.mark.slow

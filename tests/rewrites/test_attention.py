@@ -215,10 +215,11 @@ def test_shifted_windows_attend_under_one_constant_mask():
 @pytest.mark.parametrize("lane", ["tensorrt", "onnxruntime"])
 def test_masked_attention_exports(lane):
     onnx = pytest.importorskip("onnx")
-    from eqsat_deploy.engines.onnx_export import export_onnx
+    from eqsat_deploy.engines.onnx import export_onnx
+    from eqsat_deploy.targets import find_target
 
     result = optimized(randomized(Chain("query", "both")), image(2, POSITIONS, 16), cost="openvino_fp32")
-    graph = onnx.load_from_string(export_onnx(result, lane=lane)).graph
+    graph = onnx.load_from_string(export_onnx(result, lane=find_target(lane).lane).model).graph
     assert [n.op_type for n in graph.node].count("Softmax") == 1
 
 

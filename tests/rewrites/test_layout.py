@@ -17,7 +17,7 @@ def functions(module: nn.Module) -> Counter[str]:
 
 def operators(model: nn.Module, x: Tensor) -> Counter[str]:
     """Operators of the e-graph, by name."""
-    return Counter(node.kind for _, node in space(model, x).nodes)
+    return Counter(node.operator.name for _, node in space(model, x).nodes)
 
 
 def test_patch_merging_moves_its_neighbours_at_once():

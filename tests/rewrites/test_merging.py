@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eqsat_deploy.optimizer import registered_rules
 from eqsat_deploy.saturate import saturate
+from eqsat_deploy.selection import registered_rules
 from tests.support.models import image, randomized, timm_model, torchvision_model
 from tests.support.stages import assert_same, called, lowered, optimized, space
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks._models import rerandomize
-from eqsat_deploy.optimizer import registered_rules
 from eqsat_deploy.saturate import saturate
+from eqsat_deploy.selection import registered_rules
 from eqsat_deploy.soundness import check_egraph
 from tests.support.models import image, randomized
 from tests.support.stages import assert_same, called, lowered, optimized

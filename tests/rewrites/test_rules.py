@@ -5,17 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from eqsat_deploy.optimizer import registered_rules
+from eqsat_deploy.checks import BATCHES, check, check_domain, check_field, check_values, is_polynomial, some
 from eqsat_deploy.rules import KINDS, PHASES, Rule
-from eqsat_deploy.rules.checks import (
-    BATCHES,
-    check,
-    check_domain,
-    check_field,
-    check_values,
-    is_polynomial,
-    some,
-)
+from eqsat_deploy.selection import registered_rules
 
 RULES = [r for r in registered_rules() if isinstance(r, Rule)]
 DRAWS = 4

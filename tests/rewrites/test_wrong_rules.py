@@ -8,6 +8,16 @@ import pytest
 import torch
 from torch import nn
 
+from eqsat_deploy.checks import (
+    BATCHES,
+    UnsoundRule,
+    check,
+    check_domain,
+    check_field,
+    check_values,
+    is_polynomial,
+    some,
+)
 from eqsat_deploy.errors import RuleError
 from eqsat_deploy.language import (
     adaptive_avg_pool2d,
@@ -28,18 +38,8 @@ from eqsat_deploy.language import (
     softmax,
     unary,
 )  # fmt: skip
-from eqsat_deploy.optimizer import registered_rules
 from eqsat_deploy.rules import Rule, constant, integer, name, number, positive, rule, shape, tensor
-from eqsat_deploy.rules.checks import (
-    BATCHES,
-    UnsoundRule,
-    check,
-    check_domain,
-    check_field,
-    check_values,
-    is_polynomial,
-    some,
-)  # fmt: skip
+from eqsat_deploy.selection import registered_rules
 from eqsat_deploy.soundness import check_egraph
 
 BATCH_AXIS = (0, 0, 0, 0, 0, 1, 0)

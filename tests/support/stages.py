@@ -15,11 +15,9 @@ from eqsat_deploy.capture import Captured, capture
 from eqsat_deploy.freeze import Space, freeze
 from eqsat_deploy.inputs import example_arguments
 from eqsat_deploy.lower import Lowered, lower
-from eqsat_deploy.optimizer import registered_rules
-from eqsat_deploy.price import Priced, price
-from eqsat_deploy.saturate import saturate
+from eqsat_deploy.saturate import Saturation, saturate
+from eqsat_deploy.selection import registered_rules
 from eqsat_deploy.verify import relative_error
-from eqsat_extraction.cost_models import find_cost_model
 
 
 def captured(model: nn.Module, example: Any, **options: Any) -> Captured:
@@ -33,13 +31,14 @@ def lowered(model: nn.Module, example: Any) -> Lowered:
         return lower(captured(model, example))
 
 
-def space(model: nn.Module, example: Any) -> Space:
+def frozen(model: nn.Module, example: Any) -> tuple[Lowered, Saturation, Space]:
     low = lowered(model, example)
-    return freeze(low, saturate(low, registered_rules(), check_shapes=True))
+    saturation = saturate(low, registered_rules(), check_shapes=True)
+    return low, saturation, freeze(low, saturation)
 
 
-def priced(model: nn.Module, example: Any, cost: str = "trt_int8") -> Priced:
-    return price(space(model, example), find_cost_model(cost))
+def space(model: nn.Module, example: Any) -> Space:
+    return frozen(model, example)[2]
 
 
 def optimized(model: nn.Module, example: Any = None, **options: Any) -> eqsat_deploy.OptimizedModule:

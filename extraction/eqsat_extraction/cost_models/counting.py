@@ -6,14 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
 
-from eqsat_extraction.kernel import Kernel
-
-VIEWS = frozenset({"reshape", "flatten", "squeeze", "unsqueeze", "view", "identity"})
+from eqsat_extraction.kernel import Kernel, Kind
 
 
 def is_free(kernel: Kernel) -> bool:
     """Whether `kernel` costs nothing at run time: a view, or a result computed at build."""
-    return kernel.op in VIEWS or kernel.output.constant
+    return kernel.kind in (Kind.VIEW, Kind.LEAF) or kernel.output.constant
 
 
 def is_run(kernel: Kernel) -> bool:

@@ -16,18 +16,16 @@ from importlib.resources import files
 from math import inf
 
 from eqsat_extraction.cost_models.counting import is_free
-from eqsat_extraction.cost_models.roofline import CONVERSIONS, CONVOLUTIONS, WEIGHTED, WHOLE_ATTENTION, gemm
-from eqsat_extraction.kernel import Kernel
+from eqsat_extraction.cost_models.roofline import gemm
+from eqsat_extraction.kernel import ATTENTIONS, WEIGHTED, Kernel, Kind
 
 # FusedConv and QLinearConv take these; the clamps disappear into the range of the result's codes.
 CLAMPS = frozenset({"relu", "clamp", "clamp_min"})
 ACTIVATIONS = CLAMPS | {"sigmoid", "tanh", "leaky_relu", "hardsigmoid"}
 FLOAT_GEMM_EPILOGUES = frozenset({"gelu"})
-ATTENTION = frozenset({"attention"}) | WHOLE_ATTENTION
-# Operators with an 8-bit kernel in ONNX Runtime, their result 8-bit as well.
-INTEGER = frozenset(
-    {"add", "mul", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "mean", "concat", "permute", "slice"}
-)
+# What has an 8-bit kernel in ONNX Runtime, its result 8-bit as well: whole kinds, and single functions of others.
+INTEGER_KINDS = frozenset({Kind.POOL, Kind.CONCAT})
+INTEGER_FUNCTIONS = frozenset({"add", "mul", "mean", "adaptive_avg_pool2d", "permute", "slice"})
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,10 @@ class OnnxRuntimeModel:
             return 0.0
         if self.refusal(kernel) is not None:
             return inf
-        if kernel.op in ATTENTION:
+        if kernel.kind in ATTENTIONS:
             # Products, softmax and the permutes around them.
             return 4 * self.launch_us + max(self._compute(kernel, "gemm"), self._move(kernel.bytes))
-        if kernel.op not in WEIGHTED:
+        if kernel.kind not in WEIGHTED:
             return self.launch_us + self._move(kernel.bytes)
         integer = kernel.inputs[0].dtype == "int8"
         traffic = kernel.bytes
@@ -70,23 +68,24 @@ class OnnxRuntimeModel:
         integer = bool(kernel.inputs) and kernel.inputs[0].dtype == "int8"
         writes_int8 = kernel.output.dtype == "int8"
         steps = [step.op for step in kernel.epilogue]
-        if kernel.op in CONVERSIONS:
+        if kernel.kind is Kind.CONVERSION:
             return None
-        if kernel.op in CONVOLUTIONS:
+        if kernel.kind is Kind.CONVOLUTION:
             if integer != writes_int8:
                 return f"an INT8 {kernel.op} also writes INT8; otherwise it runs in float"
             # FusedConv adds one tensor before its activation; QLinearConv adds none.
             rest = steps[1:] if steps[:1] == ["add"] and not integer else steps
             fused = not rest or (len(rest) == 1 and rest[0] in (CLAMPS if integer else ACTIVATIONS))
             return None if fused else f"{', '.join(steps)} does not fuse into {kernel.op}"
-        if kernel.op in WEIGHTED:
+        if kernel.kind in WEIGHTED:
             if writes_int8 and not integer:
                 return f"{kernel.op} computes in float: its result is quantized by another node"
             unfused = set(steps) - (set() if integer else FLOAT_GEMM_EPILOGUES)
             return f"{', '.join(sorted(unfused))} does not fuse into {kernel.op}" if unfused else None
         if set(steps) - (CLAMPS if writes_int8 else frozenset()):
             return f"{kernel.op} takes no such epilogue: {', '.join(steps)}"
-        if (integer or writes_int8) and (kernel.op not in INTEGER or not writes_int8 or not integer):
+        known = kernel.kind in INTEGER_KINDS or kernel.op in INTEGER_FUNCTIONS
+        if (integer or writes_int8) and not (known and integer and writes_int8):
             return f"{kernel.op} with these types runs in float"
         return None
 
@@ -105,7 +104,7 @@ def ort_int8() -> OnnxRuntimeModel:
 
 
 def _kind(kernel: Kernel) -> str:
-    if kernel.op not in CONVOLUTIONS:
+    if kernel.kind is not Kind.CONVOLUTION:
         return "gemm"
     shape = gemm(kernel)
     return "depthwise" if shape.count > 1 and shape.channels == 1 else "convolution"

@@ -20,21 +20,29 @@ from math import inf, prod
 from typing import Any
 
 from eqsat_extraction.cost_models.counting import is_free
-from eqsat_extraction.cost_models.roofline import (
-    CONVERSIONS,
-    CONVOLUTIONS,
-    WHOLE_ATTENTION,
-    attention_parts,
-    gemm,
-)
-from eqsat_extraction.kernel import Epilogue, Kernel
+from eqsat_extraction.cost_models.roofline import attention_parts, gemm
+from eqsat_extraction.kernel import WEIGHTED, Epilogue, Kernel, Kind
 
 TABLE = "openvino_avx512_vnni.json"
-PRODUCTS = CONVOLUTIONS | {"linear", "matmul"}
-POOLS = frozenset({"max_pool2d", "avg_pool2d"})
-REDUCTIONS = frozenset({"mean", "sum", "amax", "adaptive_avg_pool2d"})
-NORMALIZATIONS = frozenset({"layer_norm", "rms_norm", "channel_norm", "group_norm", "softmax"})
-MOVES = frozenset({"permute", "concat", "slice", "pad", "roll", "expand"})
+# The row of the table that prices a kind of kernel, and those of operators that were measured on their own.
+ROWS = {
+    Kind.CONVOLUTION: "convolution",
+    Kind.PRODUCT: "linear",
+    Kind.ATTENTION: "attention",
+    Kind.NORMALIZATION: "layer_norm",
+    Kind.REDUCTION: "reduction",
+    Kind.POOL: "pool",
+    Kind.POINTWISE: "pointwise",
+    Kind.MOVEMENT: "copy",
+    Kind.CONCAT: "concat",
+    Kind.RESAMPLING: "pointwise",
+    Kind.LOOKUP: "other",
+    Kind.CONVERSION: "quantize",
+    Kind.OPAQUE: "other",
+}
+OWN_ROWS = frozenset({"conv_transpose2d", "linear", "matmul", "channel_norm", "group_norm", "softmax"})
+# Priced as one pass over the data, although their kinds have a row: they were not among what it was fitted to.
+ONE_PASS = frozenset({"amin", "cumsum", "pad_edges", "take"})
 JOINS = frozenset({"add", "sub", "mul", "div", "maximum", "minimum", "pow"})
 # Vectors of 16 floats; INT8 dot products take 4 neighbours at once.
 LANES, DOT = 16, 4
@@ -102,9 +110,10 @@ class OpenVINOModel:
             return 0.0
         if self.refusal(kernel) is not None:
             return inf
-        if kernel.op in WHOLE_ATTENTION:
+        if kernel.kind is Kind.WHOLE_ATTENTION:
             return sum(self.price(part) for part in attention_parts(kernel))
-        share = UNSCALED if kernel.op == "attention" and dict(kernel.attributes).get("scale") == 1.0 else 1.0
+        unscaled = kernel.kind is Kind.ATTENTION and dict(kernel.attributes).get("scale") == 1.0
+        share = UNSCALED if unscaled else 1.0
         return share * sum(self._price(part) for part in launches(kernel))
 
     def refusal(self, kernel: Kernel) -> str | None:
@@ -112,7 +121,7 @@ class OpenVINOModel:
         integer = bool(kernel.inputs) and kernel.inputs[0].dtype == "int8"
         if not self.int8 and (integer or kernel.output.dtype == "int8"):
             return "this model prices float32 only"
-        if integer and (kernel.op in NORMALIZATIONS or kernel.op == "attention"):
+        if integer and kernel.kind in (Kind.NORMALIZATION, Kind.ATTENTION):
             return f"{kernel.op} computes in float"
         return None
 
@@ -153,7 +162,7 @@ def launches(kernel: Kernel) -> tuple[Work, ...]:
 
 def _leaving(kernel: Kernel) -> tuple[Work, ...]:
     """Float values that are read as INT8 next are converted, and reordered from float kernels' layout."""
-    if kernel.op in CONVERSIONS or precision_of(kernel) == "int8" or kernel.output.dtype != "int8":
+    if kernel.kind is Kind.CONVERSION or precision_of(kernel) == "int8" or kernel.output.dtype != "int8":
         return ()
     output = kernel.output.numel
     return (Work("quantize", "float32", 0.0, 5.0 * output, 0.0, output),)
@@ -178,7 +187,7 @@ def _fuses(kernel: Kernel, step: Epilogue, joined: int) -> bool:
     kind = kind_of(kernel)
     if kind in ("pointwise", "join", "other"):
         return True
-    if kernel.op in PRODUCTS:
+    if kernel.kind in WEIGHTED:
         if not _joins(kernel, step):
             return True
         return (
@@ -189,7 +198,7 @@ def _fuses(kernel: Kernel, step: Epilogue, joined: int) -> bool:
 
 def kind_of(kernel: Kernel) -> str:
     """The row of the table that prices a kernel."""
-    if kernel.op == "conv2d":
+    if kernel.kind is Kind.CONVOLUTION and kernel.op not in OWN_ROWS:
         weight = kernel.inputs[1].shape
         groups = kernel.inputs[0].shape[1] // weight[1]
         if groups > 1:
@@ -197,25 +206,13 @@ def kind_of(kernel: Kernel) -> str:
         if weight[1] <= STEM_CHANNELS:
             return "stem"
         return "pointwise_convolution" if prod(weight[2:]) == 1 else "convolution"
-    if kernel.op == "rms_norm":  # not in the table: the same passes over the data
-        return "layer_norm"
-    if kernel.op in ("conv_transpose2d", "linear", "matmul", "attention", *NORMALIZATIONS):
-        return kernel.op
+    if kernel.op == "permute":
+        return "transpose" if _gathers(kernel) else "permute"
     if kernel.op in JOINS and len(kernel.inputs) > 1 and all(s.dtype == "int8" for s in kernel.inputs):
         return "join"
-    if kernel.op in POOLS:
-        return "pool"
-    if kernel.op in REDUCTIONS:
-        return "reduction"
-    if kernel.op in CONVERSIONS:
-        return "quantize"
-    if kernel.op in MOVES:
-        if kernel.op == "permute":
-            return "transpose" if _gathers(kernel) else "permute"
-        return "concat" if kernel.op == "concat" else "copy"
-    if kernel.op in ("opaque", "embedding"):
-        return "other"
-    return "pointwise"
+    if kernel.op in OWN_ROWS:
+        return kernel.op
+    return "pointwise" if kernel.op in ONE_PASS else ROWS[kernel.kind]
 
 
 def precision_of(kernel: Kernel) -> str:
@@ -225,14 +222,14 @@ def precision_of(kernel: Kernel) -> str:
 
 def operations(kernel: Kernel) -> float:
     """Operations of the anchor alone, channels padded to what the vector units process at once."""
-    if kernel.op in PRODUCTS:
+    if kernel.kind in WEIGHTED:
         product = gemm(kernel)
         if product.count > 1 and product.channels == 1:
             return 2.0 * _pad(product.count, LANES) * product.m * product.n * product.k
         inner = DOT if precision_of(kernel) == "int8" else 1
         padded = product.k // product.channels * _pad(product.channels, inner)
         return 2.0 * product.count * product.m * _pad(product.n, LANES) * padded
-    if kernel.op == "attention":
+    if kernel.kind is Kind.ATTENTION:
         query, key, value = (spec.shape for spec in kernel.inputs[:3])
         return 2.0 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
     return kernel.flops - kernel.output.numel * len(kernel.epilogue)

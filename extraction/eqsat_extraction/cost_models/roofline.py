@@ -21,18 +21,14 @@ from pathlib import Path
 
 from eqsat_extraction.cost_models import CostModelError
 from eqsat_extraction.cost_models.counting import is_free
-from eqsat_extraction.kernel import ITEM_BYTES, Kernel, TensorSpec
+from eqsat_extraction.kernel import ATTENTIONS, ITEM_BYTES, WEIGHTED, Kernel, Kind, TensorSpec
 
 DEFAULT_DEVICE = "A100"
 
-CONVOLUTIONS = frozenset({"conv2d", "conv_transpose2d"})
-WEIGHTED = CONVOLUTIONS | {"linear", "matmul"}
-NORMALIZATIONS = frozenset({"layer_norm", "rms_norm", "group_norm", "softmax"})
-REDUCTIONS = NORMALIZATIONS | {"mean", "sum", "avg_pool2d", "adaptive_avg_pool2d", "max_pool2d"}
-# Permutes read or write with a stride; these copy, too, but in long runs.
-STRIDED = frozenset({"permute"})
-WHOLE_ATTENTION = frozenset({"multihead_attention", "packed_attention"})
-CONVERSIONS = frozenset({"quantize", "dequantize"})
+# Kinds that go over their operand more than once, or keep it in registers until they are through.
+REDUCING = frozenset({Kind.NORMALIZATION, Kind.REDUCTION, Kind.POOL})
+# Priced as pointwise passes although they reduce: no figure of theirs is among those the tables are fitted to.
+ONE_PASS = frozenset({"channel_norm", "amax", "amin", "cumsum"})
 
 # Fusion catalog, "Conv + ...": Scale (a constant factor or shift per channel), ElementWise sum, min or max, and
 # one of ReLU, Clip or GELU; in this order, each once. Anything else is a pointwise kernel of its own.
@@ -143,18 +139,15 @@ def gemm(kernel: Kernel) -> Gemm:
     linear (..., K) and (N, K); matmul (..., M, K) and (..., K, N).
     """
     source, weight, output = kernel.inputs[0].shape, kernel.inputs[1].shape, kernel.output.shape
-    match kernel.op:
-        case "conv2d":
-            groups = source[1] // weight[1]
-            return Gemm(
-                groups, output[0] * prod(output[2:]), weight[0] // groups, prod(weight[1:]), weight[1]
-            )
-        case "conv_transpose2d":
-            groups = output[1] // weight[1]
-            channels = source[1] // groups
-            return Gemm(groups, source[0] * prod(source[2:]), prod(weight[1:]), channels, channels)
-        case "linear":
-            return Gemm(1, prod(source[:-1]), weight[0], weight[1], weight[1])
+    if kernel.op == "conv_transpose2d":
+        groups = output[1] // weight[1]
+        channels = source[1] // groups
+        return Gemm(groups, source[0] * prod(source[2:]), prod(weight[1:]), channels, channels)
+    if kernel.kind is Kind.CONVOLUTION:
+        groups = source[1] // weight[1]
+        return Gemm(groups, output[0] * prod(output[2:]), weight[0] // groups, prod(weight[1:]), weight[1])
+    if kernel.op == "linear":
+        return Gemm(1, prod(source[:-1]), weight[0], weight[1], weight[1])
     if len(weight) == 2:
         return Gemm(1, prod(source[:-1]), weight[1], weight[0], weight[0])
     return Gemm(prod(output[:-2]), source[-2], weight[-1], source[-1], source[-1])
@@ -176,11 +169,11 @@ class Roofline:
             return 0.0
         if self.refusal(kernel) is not None:
             return inf
-        if kernel.op in WHOLE_ATTENTION:
+        if kernel.kind is Kind.WHOLE_ATTENTION:
             return sum(self.price(part) for part in attention_parts(kernel))
-        if kernel.op == "attention":
+        if kernel.kind is Kind.ATTENTION:
             return self._attention(kernel)
-        if kernel.op in WEIGHTED:
+        if kernel.kind in WEIGHTED:
             return self._weighted(kernel)
         arithmetic = kernel.flops / self._rate(self.table.vector_tflops, "pointwise")
         return self.table.launch_us + max(arithmetic, self._move(*self.traffic(kernel), self._kind(kernel)))
@@ -191,18 +184,18 @@ class Roofline:
         writes_int8 = kernel.output.dtype == "int8"
         if not self.int8 and (integer or writes_int8):
             return f"{self.name} has no INT8 kernels"
-        if kernel.op in CONVERSIONS:
+        if kernel.kind is Kind.CONVERSION:
             return None
-        if kernel.op in WEIGHTED:
+        if kernel.kind in WEIGHTED:
             return _weighted_refusal(kernel)
-        if integer and kernel.op in NORMALIZATIONS:
+        if integer and kernel.kind is Kind.NORMALIZATION:
             return f"{kernel.op} computes in float; INT8 is possible as its output type only"
-        if (integer or writes_int8) and kernel.op in WHOLE_ATTENTION | {"attention", "opaque"}:
+        if (integer or writes_int8) and (kernel.kind in ATTENTIONS or kernel.kind is Kind.OPAQUE):
             # Fused INT8 attention needs Q/DQ after the softmax, head sizes 16, 32 or 64 and at most 512
             # positions, and was measured slower than FP16 where it did fuse; ModelOpt leaves both products in
             # FP16 as well.
             return f"{kernel.op} stays in FP16"
-        if writes_int8 and kernel.op in NORMALIZATIONS:
+        if writes_int8 and kernel.kind is Kind.NORMALIZATION and kernel.op not in ONE_PASS:
             return None
         # Recommendation 5: a layer without weights that reads INT8 writes INT8, and the reverse.
         if any((spec.dtype == "int8") != writes_int8 for spec in _data(kernel)):
@@ -214,7 +207,7 @@ class Roofline:
         integer = kernel.inputs[:1] and kernel.inputs[0].dtype == "int8"
         parameters = [spec for spec in _operands(kernel) if spec.constant]
         size = float(sum(self._size(spec) for spec in parameters))
-        if integer and kernel.op in WEIGHTED and kernel.inputs[1].constant:
+        if integer and kernel.kind in WEIGHTED and kernel.inputs[1].constant:
             size += kernel.inputs[1].numel - self._size(kernel.inputs[1])
         return size, float(sum(self._size(spec) for spec in [*_data(kernel), kernel.output]))
 
@@ -232,23 +225,23 @@ class Roofline:
         return (parameters + activations / (self.table.l2_speedup if cached else 1.0)) / bandwidth
 
     def _kind(self, kernel: Kernel) -> str:
-        if kernel.op in STRIDED:
+        if kernel.op == "permute":  # reads or writes with a stride; other movement copies in long runs
             return "permute"
-        return "reduction" if kernel.op in REDUCTIONS else "pointwise"
+        return "reduction" if kernel.kind in REDUCING and kernel.op not in ONE_PASS else "pointwise"
 
     def _weighted(self, kernel: Kernel) -> float:
         shape = gemm(kernel)
         integer = kernel.inputs[0].dtype == "int8"
-        depthwise = kernel.op in CONVOLUTIONS and shape.count > 1 and shape.channels == 1
+        depthwise = kernel.kind is Kind.CONVOLUTION and shape.count > 1 and shape.channels == 1
         # ModelOpt leaves a matrix-vector product (m or n is 1) in FP16: tensor cores do not help it, and INT8
         # gains nothing.
-        vector = kernel.op not in CONVOLUTIONS and (shape.m == 1 or shape.n == 1)
+        vector = kernel.kind is not Kind.CONVOLUTION and (shape.m == 1 or shape.n == 1)
         if integer and (vector or (depthwise and kernel.output.dtype != "int8")):
             # Depthwise kernels that read INT8 and write float are poorly covered (ModelOpt quantizes their
             # output, too, to get INT8 ones): priced as a dequantization and the FP16 kernel.
             source, weight, *rest = kernel.inputs
             floating = replace(source, dtype=self.float_dtype)
-            return self.price(Kernel("dequantize", (source,), floating)) + self._weighted(
+            return self.price(Kernel("dequantize", Kind.CONVERSION, (source,), floating)) + self._weighted(
                 replace(kernel, inputs=(floating, replace(weight, dtype=self.float_dtype), *rest))
             )
         if depthwise or vector:
@@ -304,7 +297,7 @@ def _weighted_refusal(kernel: Kernel) -> str | None:
         and not kernel.inputs[1].constant
     ):
         return "matmul reads one operand in INT8 and the other in float"
-    if kernel.op in CONVOLUTIONS and (reason := _catalog_refusal(kernel)) is not None:
+    if kernel.kind is Kind.CONVOLUTION and (reason := _catalog_refusal(kernel)) is not None:
         return reason
     # Recommendation 4: the precision of the residual operand decides what the fused kernel writes.
     added = (
@@ -352,14 +345,14 @@ def attention_parts(kernel: Kernel) -> list[Kernel]:
     heads = int(kernel.attribute("heads"))  # type: ignore[arg-type]
     part = replace(output, shape=(batch * heads, positions, width // heads))
     scale = tuple((key, value) for key, value in kernel.attributes if key == "scale")
-    attention = Kernel("attention", (part, part, part), part, scale)
+    attention = Kernel("attention", Kind.ATTENTION, (part, part, part), part, scale)
     if kernel.op == "packed_attention":
         return [attention]
 
     def linear(features: int) -> Kernel:
         weight = TensorSpec((features, width), source.dtype, constant=True)
         result = replace(output, shape=(batch, positions, features))
-        return Kernel("linear", (source, weight), result, flops=2.0 * result.numel * width)
+        return Kernel("linear", Kind.PRODUCT, (source, weight), result, flops=2.0 * result.numel * width)
 
     return [linear(3 * width), attention, linear(width)]
 

@@ -313,6 +313,7 @@ class Stream:
 def install(monkeypatch: Any, fake: Fake) -> None:
     """Puts `fake` in the place of TensorRT, and the CPU in the place of the GPU."""
     import contextlib
+    import importlib.machinery
     import importlib.util
     import sys
 
@@ -320,7 +321,8 @@ def install(monkeypatch: Any, fake: Fake) -> None:
 
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name == "tensorrt" else found(name))
+    here = importlib.machinery.ModuleSpec("tensorrt", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: here if name == "tensorrt" else found(name))
     cuda = SimpleNamespace(
         is_available=lambda: True,
         get_device_name=lambda: "NVIDIA Fake 3000",

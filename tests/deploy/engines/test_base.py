@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint
 from typing import Any
 
 import pytest
@@ -10,77 +9,8 @@ from hypothesis import strategies as st
 from torch import fx, nn
 
 from eqsat_deploy.deployment import Batch, InputSpec, Signature, flat_outputs, record
-from eqsat_deploy.engines import base
-from eqsat_deploy.engines.base import Engine, find_engine, flat_module
-from eqsat_deploy.errors import EngineError, InputError, UnknownNameError
-
-
-class Ready(Engine):
-    __abstractmethods__ = frozenset()
-
-    @classmethod
-    def unavailable(cls) -> str | None:
-        return None
-
-
-class Missing(Ready):
-    @classmethod
-    def unavailable(cls) -> str | None:
-        return "no such processor; buy one"
-
-
-def register(monkeypatch: pytest.MonkeyPatch, **targets: str) -> None:
-    entries = [EntryPoint(name.rstrip("_"), value, base.GROUP) for name, value in targets.items()]
-    monkeypatch.setattr(base, "entry_points", lambda group: entries)
-
-
-HERE = __name__
-READY, MISSING = f"{HERE}:Ready", f"{HERE}:Missing"
-
-
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    monkeypatch.setitem(sys.modules, HERE, sys.modules[Ready.__module__])
-
-
-def test_auto_takes_the_first_preferred_engine_that_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch, aaa=READY, onnxruntime=READY, openvino=READY, tensorrt=MISSING)
-    assert find_engine() is base.engines()["openvino"].load()
-    register(monkeypatch, zzz=READY, tensorrt=MISSING)
-    assert find_engine() is base.engines()["zzz"].load()
-
-
-def test_an_engine_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch, tensorrt=MISSING)
-    with pytest.raises(EngineError, match="'tensorrt' is not available: no such processor; buy one"):
-        find_engine("tensorrt")
-    with pytest.raises(EngineError, match="no engine is available on this machine; tensorrt: no such"):
-        find_engine()
-    with pytest.raises(UnknownNameError, match="unknown engine 'tensort': did you mean 'tensorrt'"):
-        find_engine("tensort")
-
-
-def test_two_of_one_name_is_an_error_naming_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch, openvino=READY, openvino_=MISSING)
-    with pytest.raises(EngineError, match=f"'openvino': {MISSING} and {READY}"):
-        find_engine()
-
-
-def test_without_entry_points_the_error_says_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    register(monkeypatch)
-    with pytest.raises(EngineError, match="pip install -e"):
-        find_engine()
-
-
-@pytest.mark.parametrize(
-    ("target", "message"), [("nowhere:X", "cannot be imported"), ("json:dumps", "not a subclass")]
-)
-def test_a_broken_entry_point_is_an_error(monkeypatch: pytest.MonkeyPatch, target: str, message: str) -> None:
-    register(monkeypatch, broken=target)
-    with pytest.raises(EngineError, match=message):
-        find_engine("broken")
+from eqsat_deploy.engines.program import flat_module
+from eqsat_deploy.errors import InputError
 
 
 def structures() -> st.SearchStrategy[Any]:

@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 
 from eqsat_deploy.deployment import Quantizer, deployment, record
 from eqsat_deploy.engines import Batch
-from eqsat_deploy.engines.onnx_export import export_onnx, nodes_of
-from eqsat_deploy.errors import EngineError, UnknownNameError
+from eqsat_deploy.engines.onnx import ONNXRUNTIME, TENSORRT, export_onnx, nodes_of
+from eqsat_deploy.errors import EngineError
 from eqsat_deploy.quantization import QuantizedConv2d, quantize
 from tests.deploy.placing import ADDS, WEIGHTED, Attention, Residual, images, int8, traced
 
@@ -25,7 +25,7 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-LANES = ("tensorrt", "onnxruntime")
+LANES = {"tensorrt": TENSORRT, "onnxruntime": ONNXRUNTIME}
 
 
 def module(make: Callable[[], nn.Module] = Residual) -> fx.GraphModule:
@@ -40,7 +40,7 @@ def quantized(
 
 
 def parsed(model: fx.GraphModule, lane: str, **settings: Any) -> Any:
-    file = onnx.load_model_from_string(export_onnx(model, lane=lane, **settings))
+    file = onnx.load_model_from_string(export_onnx(model, lane=LANES[lane], **settings).model)
     onnx.checker.check_model(file, full_check=True)
     return file
 
@@ -233,6 +233,8 @@ def test_the_residual_edge_is_quantized_for_onnxruntime_alone_without_clipping()
     model = quantize(model, images(3))
     assert "second_quantize" not in {node.name for node in parsed(model, "tensorrt").graph.node}
     file = parsed(model, "onnxruntime")
+    changes = export_onnx(model, lane=ONNXRUNTIME).changes
+    assert changes == ("1 convolutions were quantized where they meet a residual sum",)
     values = constants(file)
     assert "second_quantize" in {node.name for node in file.graph.node}
     scale, zero_point = float(values["second_scale"]), int(values["second_zero_point"])
@@ -254,8 +256,8 @@ def test_a_gemm_is_split_for_onnxruntime() -> None:
 def test_bytes_are_the_same_every_time_and_hold_no_path() -> None:
     model = quantized(Attention)
     for lane in LANES:
-        first = export_onnx(model, lane=lane)
-        assert first == export_onnx(copy.deepcopy(model), lane=lane)
+        first = export_onnx(model, lane=LANES[lane]).model
+        assert first == export_onnx(copy.deepcopy(model), lane=LANES[lane]).model
         assert b".py" not in first
 
 
@@ -263,7 +265,7 @@ def test_export_leaves_the_module_as_it_is() -> None:
     model = quantized()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     code = model.code
-    export_onnx(model, lane="tensorrt")
+    export_onnx(model, lane=TENSORRT)
     assert model.code == code
     after = model.state_dict()
     assert before.keys() == after.keys()
@@ -405,12 +407,31 @@ def test_multihead_attention_exports() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(UnknownNameError, match="did you mean 'tensorrt'"):
-        export_onnx(module(), lane="tensorrtt")
-
     class Sorted(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.linalg.svdvals(x)
 
     with pytest.raises(EngineError, match=r"no ONNX form.*svd"):
-        export_onnx(module(Sorted), lane="tensorrt", batch=Batch(1, 1, 4))
+        export_onnx(module(Sorted), lane=TENSORRT, batch=Batch(1, 1, 4))
+
+
+def test_a_lane_says_what_it_changes_on_purpose() -> None:
+    readers = WEIGHTED + ADDS
+    same = quantized(Attention, readers, unsigned=False)
+    assert export_onnx(same, lane=TENSORRT).changes == ()
+    assert export_onnx(same, lane=ONNXRUNTIME).changes == ()
+    (grids,) = export_onnx(quantized(Residual, readers), lane=TENSORRT).changes
+    assert "grids became symmetric int8" in grids
+    assert export_onnx(quantized(Residual, readers), lane=ONNXRUNTIME).changes == ()
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.tensor([0.0, -1e9, float("-inf")]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.mask
+
+    masked = traced(Masked(), torch.zeros(1, 3))
+    assert export_onnx(masked, lane=TENSORRT).changes == ("1 constants were clipped to the range of FP16",)
+    assert export_onnx(masked, lane=ONNXRUNTIME).changes == ()

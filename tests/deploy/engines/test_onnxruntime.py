@@ -68,7 +68,7 @@ def test_an_engine_survives_its_files(tmp_path: Path) -> None:
     engine = ONNXRuntimeEngine.build(quantize(module(), images(2)), batch=Batch(1, 2, 8), options=OPTIONS)
     engine.save_files(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["onnxruntime.onnx"]
-    back = ONNXRuntimeEngine.load_files(tmp_path, engine.signature)
+    back = ONNXRuntimeEngine.load_files(tmp_path, engine.signature, engine.options)
     x = images(1)[0]
     assert torch.equal(back(x), engine(x))
     assert (back.device, back.version) == (engine.device, engine.version)
@@ -80,7 +80,7 @@ def test_a_damaged_file_says_so(tmp_path: Path) -> None:
     engine = ONNXRuntimeEngine.build(module(), options=OPTIONS)
     (tmp_path / "onnxruntime.onnx").write_bytes(engine.model[: len(engine.model) // 2])
     with pytest.raises(EngineError, match="does not load"):
-        ONNXRuntimeEngine.load_files(tmp_path, engine.signature)
+        ONNXRuntimeEngine.load_files(tmp_path, engine.signature, engine.options)
 
 
 def test_unknown_options_and_missing_packages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from eqsat_deploy.deployment import DEFAULT_BATCH, deployment
 from eqsat_deploy.engines import Batch, Layer
 from eqsat_deploy.engines.openvino import OpenVINOEngine
-from eqsat_deploy.errors import EngineError, InputError, UnknownNameError
+from eqsat_deploy.errors import InputError, UnknownNameError
 from eqsat_deploy.quantization import quantize
 from tests.deploy.placing import (
     ADDS,
@@ -187,7 +187,7 @@ def test_saved_files_load_and_compute_the_same(module: fx.GraphModule, tmp_path:
     engine = build(quantized)
     engine.save_files(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["model.bin", "model.xml"]
-    loaded = OpenVINOEngine.load_files(tmp_path, engine.signature)
+    loaded = OpenVINOEngine.load_files(tmp_path, engine.signature, engine.options)
     for size in (1, 3):
         x = images(1, batch=size)[0]
         assert sqnr(engine(x), loaded(x)) > 60
@@ -227,7 +227,7 @@ def test_unknown_options_and_missing_meta_are_errors() -> None:
     module = traced(Residual(), torch.zeros(1, 3, 32, 32))
     with pytest.raises(UnknownNameError, match=r"openvino option 'thread'.*'threads'"):
         OpenVINOEngine.build(module, options={"thread": 1})
-    with pytest.raises(EngineError, match=r'no meta\["inputs"\]'):
+    with pytest.raises(InputError, match="carries no record of how it is deployed"):
         OpenVINOEngine.build(fx.symbolic_trace(Residual()))
 
 

@@ -186,7 +186,7 @@ def test_an_engine_survives_its_files(fake, model, tmp_path) -> None:
     folder.mkdir()
     engine.save_files(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["engine.plan", "tensorrt.onnx"]
-    back = TensorRTEngine.load_files(folder, engine.signature)
+    back = TensorRTEngine.load_files(folder, engine.signature, engine.options)
     x = images(1, batch=2)[0]
     assert torch.equal(back(x), engine(x))
     assert (back.version, back.device) == ("10.16.1.11", "NVIDIA Fake 3000")

@@ -8,15 +8,13 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from eqsat_deploy.errors import EqsatError
-from eqsat_deploy.price import describe
-from eqsat_deploy.research.eclass import class_name
-from eqsat_deploy.research.exploration import Exploration
-from eqsat_deploy.research.reasons import shape_words
+from eqsat_deploy.search import Search
+from eqsat_deploy.words import class_name, shape_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from eqsat_deploy.research.figure import Drawing
+    from eqsat_deploy.report.figure import Drawing
 
 # Inches, for a monospaced font of nine points.
 LETTER, LINE = 0.077, 0.2
@@ -59,7 +57,7 @@ class _Box:
 
 
 def draw(
-    exploration: Exploration,
+    found: Search,
     numbers: Sequence[int],
     *,
     depth: int = 3,
@@ -74,12 +72,12 @@ def draw(
         EqsatError: matplotlib is not installed.
     """
     try:
-        from eqsat_deploy.research.figure import Drawing
+        from eqsat_deploy.report.figure import Drawing
     except ImportError as error:
         raise EqsatError('drawing needs matplotlib: pip install "eqsat-deploy[notebooks]"') from error
-    boxes, reads, cut = _collect(exploration, numbers, depth, max_forms, max_classes)
+    boxes, reads, cut = _collect(found, numbers, depth, max_forms, max_classes)
     width, height, gaps = _place(boxes, reads)
-    unit = exploration.priced.model.unit
+    unit = found.priced.model.unit
     hidden = sum(box.hidden for box in boxes.values())
     footer = [f"dashed: an e-class, every form in it computes the same tensor; green: the chosen form; blue: INT8; "
               f"number: the kernel's own cost ({unit})"]  # fmt: skip
@@ -108,11 +106,11 @@ def draw(
 
 
 def _collect(
-    exploration: Exploration, numbers: Sequence[int], depth: int, max_forms: int, max_classes: int
+    found: Search, numbers: Sequence[int], depth: int, max_forms: int, max_classes: int
 ) -> tuple[dict[int, _Box], dict[int, list[int]], int]:
     """Boxes by e-class, nearest first; which drawn e-classes each form reads; and how many are left out."""
-    space, priced = exploration.space, exploration.priced
-    chosen = set(exploration.solution.nodes().tolist())
+    space, priced = found.space, found.priced
+    chosen = set(found.solution.nodes().tolist())
     boxes: dict[int, _Box] = {}
     read: dict[int, list[int]] = {}
     level = list(dict.fromkeys(numbers))
@@ -130,12 +128,10 @@ def _collect(
             forms = []
             for index in members[:max_forms]:
                 node = space.choices[index][1]
-                forms.append(
-                    (index, f"{describe(node)}  {priced.costs[index]:.2f}", index in chosen, node.integer)
-                )
+                forms.append((index, f"{node}  {priced.costs[index]:.2f}", index in chosen, node.integer))
                 read[index] = [c for c in dict.fromkeys(node.children) if not space.classes[c].constant]
                 following |= dict.fromkeys(read[index])
-            title = f"{class_name(space, number)} {shape_words(space.classes[number].shape)}"
+            title = f"{class_name(found, number)} {shape_words(space.classes[number].shape)}"
             boxes[number] = _Box(number, title, forms, len(members) - len(forms))
         level = list(following)
     left |= dict.fromkeys(n for n in level if n not in boxes)

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from eqsat_deploy.checks.agreement import check_field, check_values, is_polynomial
+from eqsat_deploy.checks.domain import check_domain
+from eqsat_deploy.checks.samples import UnsoundRule, draw, some
 from eqsat_deploy.errors import RuleError
-from eqsat_deploy.rules.checks.agreement import check_field, check_values, is_polynomial
-from eqsat_deploy.rules.checks.domain import check_domain
-from eqsat_deploy.rules.checks.samples import UnsoundRule, draw, some
 from eqsat_deploy.rules.rule import EgglogRule, Rule
 
 __all__ = [

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eqsat_deploy.checks.samples import PRIME, REFUSED, Sample, Tree, UnsoundRule
 from eqsat_deploy.language.operator import Operator
-from eqsat_deploy.rules.checks.samples import PRIME, REFUSED, Sample, Tree, UnsoundRule
 
 TOLERANCE = {"exact": 1e-12, "real": 1e-9}
 """By kind of rule: of the largest element, in float64."""

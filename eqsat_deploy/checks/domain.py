@@ -8,6 +8,8 @@ from typing import Any, cast
 
 import torch
 
+from eqsat_deploy.checks.agreement import check_values
+from eqsat_deploy.checks.samples import REFUSED, Sample, Tree, UnsoundRule, guarded, some
 from eqsat_deploy.errors import EqsatError
 from eqsat_deploy.language import BATCH, encode, input_, parameter
 from eqsat_deploy.language.normalization import REDUCTIONS
@@ -15,8 +17,6 @@ from eqsat_deploy.language.pointwise import BINARY, UNARY
 from eqsat_deploy.language.shapes import MAX_RANK
 from eqsat_deploy.lower import Lowered
 from eqsat_deploy.lower import Row as LoweredRow
-from eqsat_deploy.rules.checks.agreement import check_values
-from eqsat_deploy.rules.checks.samples import REFUSED, Sample, Tree, UnsoundRule, guarded, some
 from eqsat_deploy.rules.domains import Extent
 from eqsat_deploy.rules.facts import CONSTANT, NONNEGATIVE, RUNTIME
 from eqsat_deploy.rules.rule import Rule

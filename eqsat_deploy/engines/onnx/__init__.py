@@ -1,0 +1,18 @@
+"""ONNX: a module as a file for the runtimes that read it."""
+
+from eqsat_deploy.engines.onnx.export import (
+    ATTENTION_OPSET,
+    OPSET,
+    OnnxFile,
+    export_onnx,
+    missing_packages,
+    nodes_of,
+)
+from eqsat_deploy.engines.onnx.lane import Lane
+from eqsat_deploy.engines.onnx.onnxruntime import ONNXRUNTIME
+from eqsat_deploy.engines.onnx.tensorrt import TENSORRT
+
+__all__ = [
+    "ATTENTION_OPSET", "ONNXRUNTIME", "OPSET", "TENSORRT", "Lane", "OnnxFile", "export_onnx", "missing_packages",
+    "nodes_of",
+]  # fmt: skip

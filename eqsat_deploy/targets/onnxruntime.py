@@ -1,0 +1,12 @@
+"""ONNX Runtime on a CPU."""
+
+from eqsat_deploy.engines.onnxruntime import ONNXRuntimeEngine
+from eqsat_deploy.targets.grid import IntegerGrid
+from eqsat_deploy.targets.target import Target
+
+ONNXRUNTIME = Target(
+    engine=ONNXRuntimeEngine,
+    cost_models=("ort_int8",),
+    rank=30,
+    grid=IntegerGrid(unsigned=True),
+)
