@@ -13,6 +13,8 @@ from zlib import crc32
 import torch
 from torch import Tensor, fx, nn
 
+from eqsat_deploy.calling import CallSpec
+from eqsat_deploy.calling import InputSpec as InputSpec
 from eqsat_deploy.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,15 +23,6 @@ if TYPE_CHECKING:
 KEY = "eqsat_deploy"
 
 Structure = Any  # a position among the flat outputs, None, or a tuple, list or dict of these
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """One input of a rebuilt module. `shape` has None where the batch stands; `dtype` is torch's."""
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -166,12 +159,14 @@ class Signature:
 class Deployment:
     """The record of a rebuilt module.
 
-    `plain` is the form that an engine reaches by itself, for comparison, and `fingerprint` that of the module's
+    `call` is how it is called in the original's own structure, None where that is with its `inputs`. `plain` is the
+    form that an engine reaches by itself, for comparison, and `fingerprint` that of the module's
     weights when the two were the same function.
     """
 
     inputs: tuple[InputSpec, ...]
     placement: Placement = Placement()
+    call: CallSpec | None = None
     report: Report | None = None
     plain: fx.GraphModule | None = None
     fingerprint: int = 0

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from eqsat_deploy.calling import Arguments, arguments
 from eqsat_deploy.deployment import KEY
 from eqsat_deploy.errors import InputError
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def example_arguments(model: nn.Module | ExportedProgram, given: Any = None) -> Arguments:
@@ -28,7 +27,7 @@ def example_arguments(model: nn.Module | ExportedProgram, given: Any = None) -> 
         InputError: nothing given and nothing inferred; the message says what to pass.
     """
     if given is not None:
-        return _arguments(given)
+        return arguments(given)
     if isinstance(model, ExportedProgram):
         if model.example_inputs is None:
             raise InputError("the exported program has no example inputs: pass example_inputs=")
@@ -36,22 +35,8 @@ def example_arguments(model: nn.Module | ExportedProgram, given: Any = None) -> 
     for infer in (_placeholders, _lightning, _timm, _transformers, _rebuilt):
         found = infer(model)
         if found is not None:
-            return _arguments(found)
+            return arguments(found)
     return _probe(model)
-
-
-def _arguments(given: Any) -> Arguments:
-    match given:
-        case Tensor():
-            return (given,), {}
-        case Mapping():
-            return (), dict(given)
-        case tuple() | list():
-            return tuple(given), {}
-    raise InputError(
-        "example_inputs must be a tensor, a tuple of arguments or a dict of keyword arguments, "
-        f"not {type(given).__name__}"
-    )
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -116,11 +116,11 @@ def _double(value: Any) -> Any:
 
 def _other_batch(captured: Captured) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The example inputs one sample longer, in another order, floats moved a little."""
-    names = iter(captured.batch_axes)
+    axes = iter(captured.batch_axes)
 
     def change(value: Any) -> Any:
-        axis = next(names)
-        if not isinstance(value, Tensor) or axis is None:
+        axis = next(axes) if isinstance(value, Tensor) else None
+        if axis is None:
             return value
         longer = torch.cat([value.flip(axis), value.narrow(axis, 0, 1)], axis)
         return longer * 0.9 + 0.05 if value.is_floating_point() else longer
