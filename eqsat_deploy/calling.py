@@ -7,7 +7,8 @@ for the module, for calibration and for engines.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -116,6 +117,9 @@ class CallSpec:
             found.append(Argument(name, structure, tuple(own)))
         return cls(plain_signature(signature), tuple(found), outputs)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # nothing in it changes, and torch warns of copies of its own structures
+
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
         """The tensors that a rebuilt module takes, in order."""
@@ -151,6 +155,23 @@ class CallSpec:
             raise InputError(
                 f"the batch does not fit the model's forward{self.signature}: {error}"
             ) from error
+
+    def batch(self, tensors: Iterable[Tensor]) -> Any:
+        """Tensors in the order of `inputs` as a batch in the model's own structure, fixed values among them."""
+        rest = iter(tensors)
+        values = {
+            argument.name: pytree.tree_unflatten(
+                [leaf.value if isinstance(leaf, Fixed) else next(rest) for leaf in argument.leaves],
+                argument.structure,
+            )
+            for argument in self.arguments
+        }
+        bound = inspect.BoundArguments(self.signature, OrderedDict(values))
+        args, kwargs = bound.args, bound.kwargs
+        if not kwargs:
+            return args
+        names = list(self.signature.parameters)[: len(args)]
+        return dict(zip(names, args, strict=False)) | kwargs
 
     def pack(self, result: Any) -> Any:
         """A rebuilt module's result, of plain containers, nested as the model's: dataclasses and named tuples too."""

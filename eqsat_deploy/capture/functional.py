@@ -1,7 +1,7 @@
 """Graphs without mutation: who shares memory with whom, and what an in-place operator therefore changes.
 
 What shares memory is read from the operators' schemas. Some compositions hand their argument on without their schema
-saying so (`dropout` in eval mode, `einsum` of one operand, `type_as`); for these it is seen on fake tensors.
+saying so (`dropout` in eval mode, `einsum` of one operand, `type_as`); for these it is seen on meta tensors.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from eqsat_deploy.capture.copying import quiet
+from eqsat_deploy.capture.exporting import silent
 from eqsat_deploy.capture.graph import batch_symbol
 from eqsat_deploy.errors import CaptureError
 
@@ -31,8 +31,14 @@ def functional(program: ExportedProgram) -> ExportedProgram:
         return program
     symbol = batch_symbol(program.graph)
     _view_one_by_one(program.graph)
-    with quiet():
-        result: ExportedProgram = program.run_decompositions({})
+    try:
+        with silent():
+            result: ExportedProgram = program.run_decompositions({})
+    except RuntimeError as error:  # such as: a tensor that is no buffer is changed
+        raise CaptureError(
+            f"torch cannot take in-place operators out of the graph: {str(error).splitlines()[0]}. Use their out-of-place "
+            "forms, and keep no tensors that forward changes."
+        ) from error
     if symbol is not None and batch_symbol(result.graph) is None:
         raise CaptureError(
             "torch fixes the batch while it takes in-place operators on views out of the graph. Use the out-of-place "
@@ -104,9 +110,9 @@ def _has_functional_form(node: fx.Node) -> bool:
         return False
     if any(r.alias_info is not None for r in target._schema.returns):
         return False
-    value = _value(target, node)
-    base: Any = node.args[0].meta["val"]  # type: ignore[union-attr]
-    return isinstance(value, Tensor) and value.dtype == base.dtype and value.shape == base.shape
+    values, result = _simulated(target, node)
+    base = values[node.args[0]]  # type: ignore[index]
+    return isinstance(result, Tensor) and result.dtype == base.dtype and result.shape == base.shape
 
 
 def _aliased(node: fx.Node) -> Iterator[fx.Node]:
@@ -131,22 +137,35 @@ def _is_composed(target: Any) -> bool:
 
 
 def _seen_to_alias(node: fx.Node) -> Iterator[fx.Node]:
-    results = {_memory(t) for t in pytree.tree_leaves(_value(node.target, node)) if isinstance(t, Tensor)}
-    for source in node.all_input_nodes:
-        value = source.meta.get("val")
-        if isinstance(value, Tensor) and _memory(value) in results:
-            yield source
+    sources = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
+    values, result = _simulated(node.target, node)
+    seen = {t.untyped_storage()._cdata for t in pytree.tree_leaves(result) if isinstance(t, Tensor)}
+    yield from (n for n in sources if result is None or values[n].untyped_storage()._cdata in seen)
 
 
-def _memory(tensor: Tensor) -> Any:
-    return tensor.untyped_storage()._cdata
+def _simulated(target: Any, node: fx.Node) -> tuple[dict[fx.Node, Any], Any]:
+    """Meta tensors for the arguments of a call, and what `target` returns for them; None where it does not run.
+
+    They have the sizes of the example: symbolic ones would be narrowed down by what the operator asks of them.
+    """
+    values = {n: pytree.tree_map(_on_meta, n.meta.get("val")) for n in node.all_input_nodes}
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+    try:
+        with torch.no_grad():
+            return values, target(*args, **kwargs)
+    except (RuntimeError, NotImplementedError):  # not every operator runs on meta tensors
+        return values, None
 
 
-def _value(target: Any, node: fx.Node) -> Any:
-    """What `target` returns for the fake tensors that stand for the arguments of a call."""
-    args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, node.kwargs))
-    with torch.no_grad():
-        return target(*args, **kwargs)
+def _on_meta(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return _number(value)
+    sizes, strides = ([_number(n) for n in numbers] for numbers in (value.shape, value.stride()))
+    return torch.empty_strided(sizes, strides, dtype=value.dtype, device="meta")
+
+
+def _number(value: Any) -> Any:
+    return value.node.hint if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool) else value
 
 
 def _has_tensor(value: Any) -> bool:

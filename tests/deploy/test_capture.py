@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import Dim
 
 from eqsat_deploy.capture import capture, shared_copy
@@ -49,15 +49,18 @@ def test_capture_works_on_a_copy_that_shares_parameters():
     assert all(m.training for m in model.modules())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert {k: v.data_ptr() for k, v in model.state_dict().items()} == addresses
-    assert {t.data_ptr() for _, t in found.constants.values()} <= set(addresses.values())
+    parameters = {n for n, _ in model.named_parameters()}
+    shared = {t.data_ptr() for n, t in found.constants.values() if n in parameters}
+    assert shared == {addresses[n] for n in parameters}
 
 
-def test_a_shared_copy_shares_tensors_and_nothing_else():
+def test_a_shared_copy_shares_parameters_and_nothing_else():
     model = randomized(Residual())
     other = shared_copy(model)
     assert other.head is not model.head
     assert other.head.weight is model.head.weight
-    assert other.norm.running_mean is model.norm.running_mean
+    assert other.norm.running_mean is not model.norm.running_mean
+    assert torch.equal(other.norm.running_mean, model.norm.running_mean)
 
 
 def test_attention_stays_one_node():
@@ -84,9 +87,96 @@ def test_a_model_that_does_not_export_is_told_by_its_line():
         captured(randomized(Unexportable()), image(2, 4))
 
 
-def test_a_model_that_changes_its_buffers_is_refused_by_name():
-    with pytest.raises(CaptureError, match="'calls'"):
-        captured(Counting(), image(2, 4))
+class Clamping(nn.Module):
+    """Writes to a parameter, through a view of what shares its memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([-3.0, 3.0, 0.5, 2.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.data.view(2, 2)[0].clamp_(-1.0, 1.0)  # the line that writes
+        return x * self.weight
+
+
+class Caching(nn.Module):
+    """Fills a buffer with what it computes, and counts by assignment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("cache", torch.zeros(4, 4))
+        self.register_buffer("steps", torch.tensor(0))
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        self.cache[:2].copy_(y[:2].detach())
+        self.steps = self.steps + 1
+        return y + self.cache.sum()
+
+
+class Filling(nn.Module):
+    """Fills a buffer when it runs for the first time, and reads it from then on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ready = False
+        self.register_buffer("scale", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.ready:
+            self.scale.fill_(2.0)
+            self.ready = True
+        return x * self.scale
+
+
+class Listing(nn.Module):
+    """Keeps tensors where no buffer is registered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = [torch.zeros(4)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen[0].add_(1.0)
+        return x + self.seen[0]
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {n: t.detach().clone() for n, t in (*model.named_parameters(), *model.named_buffers())}
+
+
+@pytest.mark.parametrize(
+    ("make", "refused"),
+    [(Residual, None), (Filling, None), (Counting, "buffer 'calls'"), (Caching, "buffer '(cache|steps)'"),
+     (Clamping, r"parameter 'weight'.*test_capture\.py.*clamp_"), (Listing, "keep no tensors")],
+    ids=["plain", "filled once", "counter", "cache", "parameter", "list"],
+)  # fmt: skip
+@pytest.mark.parametrize("given", [True, False], ids=["given", "inferred"])
+def test_no_parameter_or_buffer_of_the_caller_s_changes_also_when_the_model_is_refused(make, refused, given):
+    model = make().eval() if make is not Residual else randomized(Residual())
+    example = None if not given else image() if make is Residual else image(2, 4)
+    model.example_input_array = image() if make is Residual else image(2, 4)
+    before, attributes = state(model), set(vars(model))
+    if refused is None:
+        optimized(model, example)
+    else:
+        with pytest.raises(CaptureError, match=refused) as error:
+            optimized(model, example)
+        assert "eval mode or" not in str(error.value)
+    after = state(model)
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert set(vars(model)) == attributes
+    assert not getattr(model, "ready", False)
+    assert not getattr(model, "seen", [image(1) * 0])[0].any()
+
+
+def test_a_probe_for_inputs_changes_nothing_either():
+    model = nn.Sequential(nn.Linear(4, 4), Counting())
+    with pytest.raises(CaptureError, match="buffer '1.calls'"):
+        optimized(model)
+    assert model[1].calls.item() == 0
 
 
 @pytest.mark.parametrize(
@@ -122,7 +212,7 @@ def test_keyword_inputs_and_nested_results_keep_their_structure():
     model = randomized(Several())
     found = captured(model, {"a": image(2, 4), "b": image(2, 3), "scale": 0.5})
     result = model(image(2, 4), b=image(2, 3), scale=0.5)
-    assert torch.utils._pytree.tree_structure(result) == found.out_spec
+    assert torch.utils._pytree.tree_structure(result) == found.call.outputs
 
 
 def test_an_exported_program_is_taken_as_it_is():
