@@ -118,7 +118,12 @@ class CallSpec:
         return cls(plain_signature(signature), tuple(found), outputs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self  # nothing in it changes, and torch warns of copies of its own structures
+        return self  # nothing in it changes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled with examples of its structures: torch warns of copies of the structures themselves."""
+        arguments = [(a.name, _example_of(a.structure), a.leaves) for a in self.arguments]
+        return _restored, (self.signature, arguments, _example_of(self.outputs))
 
     @property
     def inputs(self) -> tuple[InputSpec, ...]:
@@ -176,6 +181,15 @@ class CallSpec:
     def pack(self, result: Any) -> Any:
         """A rebuilt module's result, of plain containers, nested as the model's: dataclasses and named tuples too."""
         return pytree.tree_unflatten(pytree.tree_leaves(result), self.outputs)
+
+
+def _example_of(structure: pytree.TreeSpec) -> Any:
+    return pytree.tree_unflatten([0] * structure.num_leaves, structure)
+
+
+def _restored(signature: inspect.Signature, arguments: list[Any], outputs: Any) -> CallSpec:
+    found = tuple(Argument(name, pytree.tree_structure(value), leaves) for name, value, leaves in arguments)
+    return CallSpec(signature, found, pytree.tree_structure(outputs))
 
 
 def arguments(given: Any) -> Arguments:

@@ -88,7 +88,7 @@ def _rows_read(function: Callable[..., Any], given: Arguments) -> dict[int, int]
     return reads.rows
 
 
-class _Lookups(TorchDispatchMode):  # type: ignore[misc]
+class _Lookups(TorchDispatchMode):
     """Inside, `rows` gets the number of rows of each table that is read at what lies in one of the memories."""
 
     def __init__(self, memories: Mapping[int, int]) -> None:

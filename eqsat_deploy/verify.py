@@ -15,10 +15,12 @@ from torch import Tensor, fx, nn
 
 from eqsat_deploy.calling import Arguments
 from eqsat_deploy.capture import Captured
+from eqsat_deploy.capture.functional import argument, schema_of
 from eqsat_deploy.errors import VerificationError
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 5e-3}
 ROUNDING_FACTOR = 10.0
+SWITCHES = frozenset({"train", "training", "dropout_p"})  # where these are false or zero, no number is drawn
 UNSTABLE = 0.1  # a verification that lets outputs differ by more shows little
 
 
@@ -95,12 +97,15 @@ def _relative_error(a: Tensor, b: Tensor) -> float:
 
 
 def random_calls(graph: fx.Graph) -> list[str]:
-    """Nodes that draw random numbers, with what they call."""
-    return [
-        f"{node.name} ({node.target})"
-        for node in graph.nodes
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    ]
+    """Nodes that draw random numbers, with what they call; a dropout that is switched off draws none."""
+    return [f"{node.name} ({node.target})" for node in graph.nodes if _draws(node)]
+
+
+def _draws(node: fx.Node) -> bool:
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    names = {declared.name for declared in schema_of(node.target).arguments}
+    return all(argument(node, name) for name in SWITCHES & names)
 
 
 def _within(errors: Sequence[float], allowed: Sequence[float]) -> bool:
@@ -122,8 +127,8 @@ def _difference(
     again = relative_errors(expected, _run(captured.module, arguments))
     if not _within(again, allowed):
         return (
-            f"output {again.index(max(again))} of the model itself differs by {max(again):.3g} of its largest value from "
-            "one call to the next, so nothing can be verified: its forward reads what changes beside its arguments"
+            f"output {again.index(max(again))} of the model itself differs by {max(again):.3g} of its largest value "
+            "from one call to the next, so nothing can be verified: its forward reads what changes beside its arguments"
         )
     return (
         f"output {worst} differs by {found[worst]:.3g} of its largest value at batch {_size(arguments)} (allowed "

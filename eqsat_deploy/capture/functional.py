@@ -36,8 +36,8 @@ def functional(program: ExportedProgram) -> ExportedProgram:
             result: ExportedProgram = program.run_decompositions({})
     except RuntimeError as error:  # such as: a tensor that is no buffer is changed
         raise CaptureError(
-            f"torch cannot take in-place operators out of the graph: {str(error).splitlines()[0]}. Use their out-of-place "
-            "forms, and keep no tensors that forward changes."
+            f"torch cannot take in-place operators out of the graph: {str(error).splitlines()[0]}. Use their "
+            "out-of-place forms, and keep no tensors that forward changes."
         ) from error
     if symbol is not None and batch_symbol(result.graph) is None:
         raise CaptureError(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -174,7 +175,7 @@ def test_no_parameter_or_buffer_of_the_caller_s_changes_also_when_the_model_is_r
 
 def test_a_probe_for_inputs_changes_nothing_either():
     model = nn.Sequential(nn.Linear(4, 4), Counting())
-    with pytest.raises(CaptureError, match="buffer '1.calls'"):
+    with pytest.raises(CaptureError, match=r"buffer '1\.calls'"):
         optimized(model)
     assert model[1].calls.item() == 0
 
@@ -265,3 +266,114 @@ def test_a_model_whose_train_returns_nothing_is_captured():
     model = randomized(nn.Sequential(Frozen()))[0]
     assert_same(model, optimized(model, image()), image())
     assert_same(model, optimized(model), image(2, 3, 224, 224))
+
+
+# -- exported programs ---------------------------------------------------------------------------------------------
+
+
+def in_place(x: Tensor, weight: Tensor) -> Tensor:
+    with torch.no_grad():
+        y = x * weight
+    y[:, 1:].mul_(2.0)
+    return torch.relu(y).unbind(1)[0]
+
+
+class Calls(nn.Module):
+    """A function of its arguments and of a weight."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(image(4, seed=3))
+
+    def forward(self, *args: Any) -> Any:
+        return self.function(*args, self.weight)
+
+
+def exported(model: nn.Module, *args: Any) -> torch.export.ExportedProgram:
+    shapes = tuple({0: Dim("batch")} for _ in args)
+    return torch.export.export(model.eval(), args, dynamic_shapes=(shapes,))
+
+
+def test_an_exported_program_is_not_edited():
+    program = exported(Calls(in_place), image(2, 4))
+    before, signature = str(program.graph), copy.deepcopy(program.graph_signature)
+    result = optimized(program)
+    assert str(program.graph) == before
+    assert program.graph_signature == signature
+    assert_same(program.module(), result, image(5, 4, seed=1))
+    assert_same(Calls(in_place), optimized(program), image(5, 4, seed=1))
+
+
+def test_examples_beside_an_exported_program_are_those_that_are_used():
+    program = exported(Calls(lambda x, w: x * w), image(2, 4))
+    found = captured(program, image(3, 4, seed=7))
+    assert torch.equal(found.example[0][0], image(3, 4, seed=7))
+    program.example_inputs = None
+    assert_same(program.module(), optimized(program, image(3, 4)), image(5, 4))
+
+
+@pytest.mark.parametrize(
+    ("example", "options", "words"),
+    [(None, {"dynamic_shapes": ({0: Dim("batch")},)}, "torch.export.export"), (image(2, 5), {}, r"\[batch, 4\]"),
+     ((image(2, 4), image(2, 4)), {}, "nested as"), ({"z": image(2, 4)}, {}, "forward")],
+    ids=["shapes", "size", "number", "name"],
+)  # fmt: skip
+def test_what_does_not_fit_an_exported_program_is_refused_with_the_reason(example, options, words):
+    program = torch.export.export(nn.Linear(4, 3).eval(), (image(2, 4),), dynamic_shapes=({0: Dim("batch")},))
+    with pytest.raises(InputError, match=words):
+        captured(program, example, **options)
+
+
+# -- what aliases what ---------------------------------------------------------------------------------------------
+
+
+def written(view):
+    """A function that changes a view of a fresh tensor in place, between two readers of it."""
+
+    def function(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        y = x * weight
+        before = y + 0
+        view(y).mul_(2.0)
+        return before, y + 1
+
+    return function
+
+
+VIEWS = {
+    "mT": lambda y: y.unflatten(1, (2, 2)).mT, "numpy_T": lambda y: y.t(), "T": lambda y: y[:, 1:].T,
+    "adjoint": lambda y: y.unflatten(1, (2, 2)).adjoint(), "reshape_as": lambda y: y.reshape_as(y),
+    "view_as": lambda y: y.view_as(y), "ravel": lambda y: y.ravel(), "diagonal": lambda y: y.unflatten(1, (2, 2)).diagonal(0, 1, 2),
+    "unfold": lambda y: y.unfold(1, 2, 2), "movedim": lambda y: y.movedim(0, 1), "squeeze": lambda y: y.unsqueeze(1).squeeze(1),
+    "expand_as": lambda y: y.expand_as(y), "narrow": lambda y: y.narrow(1, 1, 2), "chunk": lambda y: y.chunk(2, 1)[1],
+    "tensor_split": lambda y: y.tensor_split(2, 1)[0], "hsplit": lambda y: y.hsplit(2)[1], "swapdims": lambda y: y.swapdims(0, 1),
+    "positive": lambda y: y.positive(), "contiguous": lambda y: y.contiguous(), "type_as": lambda y: y.type_as(y),
+    "to": lambda y: y.to(torch.float32), "dropout": lambda y: torch.dropout(y, 0.5, False),
+    "einsum": lambda y: torch.einsum("ij->ji", y), "detach": lambda y: y.detach(), "real": lambda y: torch.real(y),
+    "in place before": lambda y: torch.relu_(y), "dropout_": lambda y: torch.dropout_(y, 0.5, False),
+    "unsqueeze_": lambda y: y[:, 1:].unsqueeze_(0), "clone": lambda y: y.clone(), "fresh": lambda y: y,
+    "atleast_3d": lambda y: torch.atleast_3d(y), "view of a view": lambda y: y.t()[1:].mT,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_writes_through_every_view_are_seen(name):
+    model = Calls(written(VIEWS[name]))
+    assert_same(model, optimized(model, (image(2, 4),)), image(3, 4, seed=1), tolerance=1e-6)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, w: (lambda y: (y.relu_(), y.mul_(2.0), y)[0] + y)(x * w),
+        lambda x, w: (lambda y: (y.relu_() + 0, y.add_(1.0))[0] + y)(x * w),
+        lambda x, w: (lambda y: (y.masked_fill_(y > 0, 3.0), y.add_(x, alpha=2))[1])(x * w),
+        lambda x, w: (lambda y: y.copy_(x.flip(1)) + y)(x * w),
+        lambda x, w: (lambda y: (y.half().add_(x * w), y)[0].float() + y)(x * w),
+        lambda x, w: (lambda y: (y.zero_(), y + x)[1])(x * w),
+    ],
+    ids=["the result is the tensor", "read between", "masked", "copied", "another dtype", "zeroed"],
+)
+def test_in_place_operators_on_fresh_tensors(function):
+    model = Calls(function)
+    assert_same(model, optimized(model, (image(2, 4),)), image(3, 4, seed=1), tolerance=1e-3)
