@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 
 from eqsat_deploy.capture.exporting import silent
 from eqsat_deploy.capture.graph import batch_symbol
+from eqsat_deploy.capture.simplify import rename_outputs
 from eqsat_deploy.errors import CaptureError
 
 DROPOUTS = frozenset({"dropout_", "feature_dropout_", "alpha_dropout_", "feature_alpha_dropout_"})
@@ -30,6 +31,7 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     if _is_plain(program.graph):
         return program
     symbol = batch_symbol(program.graph)
+    _drop_what_is_handed_on(program)
     _view_one_by_one(program.graph)
     try:
         with silent():
@@ -45,6 +47,35 @@ def functional(program: ExportedProgram) -> ExportedProgram:
             "form of what changes a part of a tensor."
         )
     return result
+
+
+def _drop_what_is_handed_on(program: ExportedProgram) -> None:
+    """Take out compositions that return their argument, or refuse those that return another view of it without their
+    schema saying so: torch would take the result for a tensor of its own."""
+    for node in list(program.graph.nodes):
+        if node.op != "call_function" or not _is_composed(node.target) or _marked(node):
+            continue
+        for source in _seen_to_alias(node):
+            values, result = _simulated(node.target, node)
+            if not isinstance(result, Tensor) or _layout(result) != _layout(values[source]):
+                raise CaptureError(
+                    f"node {node.name!r} ({node.target}) returns a view of {source.name!r}, and the model changes tensors "
+                    "in place: torch loses track of such changes. Use out-of-place operators."
+                )
+            node.replace_all_uses_with(source)
+            program.graph.erase_node(node)
+            break
+    rename_outputs(program)
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return (
+        tensor.untyped_storage()._cdata,
+        tensor.storage_offset(),
+        tensor.shape,
+        tensor.stride(),
+        tensor.dtype,
+    )
 
 
 def _is_plain(graph: fx.Graph) -> bool:
@@ -121,12 +152,17 @@ def _aliased(node: fx.Node) -> Iterator[fx.Node]:
     if schema is None:  # an item of a tuple, a higher-order operator, arithmetic on sizes
         yield from (n for n in node.all_input_nodes if _has_tensor(n.meta.get("val")))
         return
-    marked = [a for a in schema.arguments if a.alias_info is not None]
+    marked = _marked(node)
     for declared in marked:
         given = argument(node, declared.name)
         yield from (n for n in pytree.tree_leaves(given) if isinstance(n, fx.Node))
     if not marked and _is_composed(node.target):
         yield from _seen_to_alias(node)
+
+
+def _marked(node: fx.Node) -> list[Any]:
+    """The arguments that the schema of a call says its result shares memory with."""
+    return [a for a in schema_of(node.target).arguments if a.alias_info is not None]
 
 
 def _is_composed(target: Any) -> bool:

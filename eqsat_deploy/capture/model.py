@@ -97,6 +97,8 @@ def _own(program: ExportedProgram) -> ExportedProgram:
     """`program` with a graph and a signature of its own to be edited, and the same tensors."""
     tensors = (*program.state_dict.values(), *program.constants.values())
     module = copy.deepcopy(program.graph_module, {id(t): t for t in tensors})
+    for node, copied in zip(program.graph.nodes, module.graph.nodes, strict=True):
+        copied.name = node.name  # which a copy changes where it is a word of Python's, such as `input`
     return ExportedProgram(
         module, module.graph, copy.deepcopy(program.graph_signature), program.state_dict, program.range_constraints,
         program.module_call_graph, program.example_inputs, program.constants, verifiers=program.verifiers,

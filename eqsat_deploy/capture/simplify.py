@@ -33,12 +33,17 @@ def inlined(program: ExportedProgram) -> ExportedProgram:
             if not body.users:
                 graph.erase_node(body)
     if found:
-        (output,) = graph.find_nodes(op="output")
-        for spec, value in zip(program.graph_signature.output_specs, output.args[0], strict=True):
-            if isinstance(value, fx.Node):
-                spec.arg.name = value.name
-        owner.recompile()
+        rename_outputs(program)
     return program
+
+
+def rename_outputs(program: ExportedProgram) -> None:
+    """Tell the signature of `program`, whose graph was edited, what its outputs are called now."""
+    (output,) = program.graph.find_nodes(op="output")
+    for spec, value in zip(program.graph_signature.output_specs, output.args[0], strict=True):
+        if isinstance(value, fx.Node):
+            spec.arg.name = value.name
+    program.graph_module.recompile()
 
 
 def _region(node: fx.Node) -> int | None:
