@@ -138,12 +138,14 @@ def model_line(error: BaseException) -> str:
 
 
 def described_line(frames: Iterable[traceback.FrameSummary]) -> str:
-    """The innermost frame of somebody else's `forward`, or else outside torch and this package, in words."""
-    frames = [f for f in frames if "/torch/" not in f.filename and not f.filename.startswith("<")]
-    own = [f for f in frames if f.name == "forward"] or [
-        f for f in frames if "/eqsat_deploy/" not in f.filename
-    ]
-    return f" (at {own[-1].filename}:{own[-1].lineno}, in {own[-1].name}: {own[-1].line})" if own else ""
+    """The innermost frame of somebody else's code, if it is in a `forward` or called by one, in words."""
+    foreign = [
+        f for f in frames
+        if not f.filename.startswith("<") and "/torch/" not in f.filename and "/eqsat_deploy/" not in f.filename
+    ]  # fmt: skip
+    if not any(f.name == "forward" for f in foreign):
+        return ""
+    return f" (at {foreign[-1].filename}:{foreign[-1].lineno}, in {foreign[-1].name}: {foreign[-1].line})"
 
 
 def describe(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:

@@ -59,8 +59,8 @@ def _drop_what_is_handed_on(program: ExportedProgram) -> None:
             values, result = _simulated(node.target, node)
             if not isinstance(result, Tensor) or _layout(result) != _layout(values[source]):
                 raise CaptureError(
-                    f"node {node.name!r} ({node.target}) returns a view of {source.name!r}, and the model changes tensors "
-                    "in place: torch loses track of such changes. Use out-of-place operators."
+                    f"node {node.name!r} ({node.target}) returns a view of {source.name!r}, and the model changes "
+                    "tensors in place: torch loses track of such changes. Use out-of-place operators."
                 )
             node.replace_all_uses_with(source)
             program.graph.erase_node(node)

@@ -64,6 +64,12 @@ def _bound(module: nn.Module, arguments: Arguments) -> Arguments:
 
 def _at_least_two(value: Any) -> Any:
     """Exporting at batch 1 specializes the batch: examples of one are repeated."""
+    value = _usable(value)
+    return value.repeat_interleave(2, 0) if isinstance(value, Tensor) and value.shape[:1] == (1,) else value
+
+
+def _usable(value: Any) -> Any:
+    """A tensor of the example without its history; `InputError` where it has nothing to verify with."""
     if not isinstance(value, Tensor):
         return value
     value = value.detach()
@@ -71,7 +77,11 @@ def _at_least_two(value: Any) -> Any:
         raise InputError("example_inputs: a tensor is on the meta device and has no values to verify with")
     if value.dim() and value.shape[0] == 0:
         raise InputError(f"example_inputs: a batch of no samples, {list(value.shape)}; pass at least one")
-    return value.repeat_interleave(2, 0) if value.dim() and value.shape[0] == 1 else value
+    if value.is_floating_point() and value.isnan().any():
+        raise InputError(
+            f"example_inputs: a tensor of shape {list(value.shape)} has NaN, which verifies nothing"
+        )
+    return value
 
 
 def _of_program(program: ExportedProgram, example: Arguments, dynamic_shapes: Any) -> Captured:
@@ -81,7 +91,7 @@ def _of_program(program: ExportedProgram, example: Arguments, dynamic_shapes: An
             "torch.export.export"
         )
     module = program.module()
-    example = _bound(module, example)
+    example = pytree.tree_map(_usable, _bound(module, example))
     structure = pytree.tree_structure(example)
     if structure != program.call_spec.in_spec:
         raise InputError(

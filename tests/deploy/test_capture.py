@@ -370,7 +370,6 @@ VIEWS = {
     "unsqueeze_": lambda y: y[:, 1:].unsqueeze_(0),
     "clone": lambda y: y.clone(),
     "itself": lambda y: y,
-    "atleast_3d": lambda y: torch.atleast_3d(y),
     "view of a view": lambda y: y.t()[1:].mT,
 }
 
@@ -383,8 +382,9 @@ def test_writes_through_every_view_are_seen(name):
 
 @pytest.mark.parametrize(
     ("view", "words"),
-    [(lambda y: torch.einsum("ij->ji", y), "einsum.*returns a view"), (lambda y: y.unfold(1, 2, 2), "fixes the batch")],
-    ids=["einsum", "unfold"],
+    [(lambda y: torch.einsum("ij->ji", y), "einsum.*returns a view"), (torch.atleast_3d, "returns a view"),
+     (lambda y: y.unfold(1, 2, 2), "fixes the batch")],
+    ids=["einsum", "atleast_3d", "unfold"],
 )  # fmt: skip
 def test_writes_that_torch_loses_are_refused(view, words):
     with pytest.raises(CaptureError, match=words):
@@ -406,3 +406,90 @@ def test_writes_that_torch_loses_are_refused(view, words):
 def test_in_place_operators_on_fresh_tensors(function):
     model = Calls(function)
     assert_same(model, optimized(model, (image(2, 4),)), image(3, 4, seed=1), tolerance=1e-3)
+
+
+# -- what cannot be captured says why ------------------------------------------------------------------------------
+
+
+def branching(x: Tensor, w: Tensor) -> Tensor:
+    return x * w if x.shape[0] == 2 else x
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (
+            lambda x, w: (x * w).view(2, -1),
+            r"fixes a size that must be free.*test_capture\.py:\d+.*view\(2, -1\)",
+        ),
+        (branching, r"fixes a size that must be free.*test_capture\.py:\d+.*shape\[0\] == 2"),
+        (
+            lambda x, w: x * w if x.sum() > 0 else x,
+            r"control flow depends on the values.*test_capture\.py:\d+.*x\.sum",
+        ),
+        (
+            lambda x, w: x[:, : int(x[0, 0].abs()) + 1] * w[0],
+            r"values of a tensor.*test_capture\.py:\d+.*abs",
+        ),
+    ],
+    ids=["hard-coded", "branch on the batch", "branch on a value", "size by value"],
+)
+def test_what_does_not_export_names_the_line_and_torch_is_silent(function, words, capfd, caplog):
+    with pytest.raises(CaptureError, match=words) as error:
+        captured(Calls(function), (image(2, 4),))
+    assert "Constraints violated" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+    assert not [r for r in caplog.records if r.levelname in ("WARNING", "ERROR")]
+
+
+def test_an_empty_batch_is_refused_as_what_it_is():
+    with pytest.raises(InputError, match="no samples"):
+        captured(nn.Identity(), torch.zeros(0, 4))
+
+
+def test_nan_and_meta_examples_are_refused():
+    x = image(2, 4)
+    x[0, 1] = float("nan")
+    with pytest.raises(InputError, match=r"example_inputs.*NaN"):
+        captured(nn.Identity(), x)
+    with pytest.raises(InputError, match=r"example_inputs.*meta device"):
+        captured(nn.Identity(), torch.zeros(2, 4, device="meta"))
+
+
+def scripted() -> nn.Module:
+    return torch.jit.script(nn.Linear(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (None, "NoneType"), ("resnet", "str"), (lambda x: x, "function"),
+        (nn.Linear, r"class Linear.*Linear\(\.\.\.\)"),
+        (scripted, "ScriptModule"), (lambda: nn.Linear(4, 4, device="meta"), "'weight' is on the meta device"),
+        (lambda: nn.LazyLinear(3), "'weight' has no shape"), (nn.Linear(4, 4).state_dict(), "Dict"),
+    ],
+    ids=["none", "text", "function", "class", "script", "meta", "lazy", "state"],
+)  # fmt: skip
+@pytest.mark.parametrize("example", [image(2, 4), None], ids=["given", "inferred"])
+def test_what_is_no_model_is_an_error_that_says_what_to_pass(model, words, example):
+    made = model() if words in ("ScriptModule",) or "device" in words or "shape" in words else model
+    with pytest.raises(InputError, match=f"model: .*{words}"):
+        optimized(made, example)
+
+
+def test_what_cannot_be_copied_is_named():
+    model = nn.Linear(4, 4)
+    model.lock = __import__("threading").Lock()
+    with pytest.raises(CaptureError, match=r"cannot be copied.*lock"):
+        captured(model, image(2, 4))
+
+
+def test_weights_that_a_hook_computes_are_copied():
+    model = torch.nn.utils.weight_norm(nn.Linear(4, 3))
+    model(image(2, 4))  # leaves a computed weight behind, which cannot be deep-copied
+    assert_same(model.eval(), optimized(model, image(2, 4)), image(3, 4))
+
+
+def test_examples_may_come_out_of_another_network():
+    x = nn.Linear(4, 4)(image(2, 4))
+    assert_same(nn.Tanh(), optimized(nn.Tanh(), x), image(3, 4))
