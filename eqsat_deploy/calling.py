@@ -164,19 +164,15 @@ class CallSpec:
     def batch(self, tensors: Iterable[Tensor]) -> Any:
         """Tensors in the order of `inputs` as a batch in the model's own structure, fixed values among them."""
         rest = iter(tensors)
-        values = {
-            argument.name: pytree.tree_unflatten(
-                [leaf.value if isinstance(leaf, Fixed) else next(rest) for leaf in argument.leaves],
-                argument.structure,
-            )
-            for argument in self.arguments
-        }
-        bound = inspect.BoundArguments(self.signature, OrderedDict(values))
-        args, kwargs = bound.args, bound.kwargs
-        if not kwargs:
-            return args
-        names = list(self.signature.parameters)[: len(args)]
-        return dict(zip(names, args, strict=False)) | kwargs
+        values: OrderedDict[str, Any] = OrderedDict()
+        for argument in self.arguments:
+            leaves = [leaf.value if isinstance(leaf, Fixed) else next(rest) for leaf in argument.leaves]
+            value = pytree.tree_unflatten(leaves, argument.structure)
+            if not same_value(value, self.signature.parameters[argument.name].default):
+                values[argument.name] = value
+        bound = inspect.BoundArguments(self.signature, values)
+        by_name = dict(zip(self.signature.parameters, bound.args, strict=False)) | bound.kwargs
+        return by_name if bound.kwargs else bound.args
 
     def pack(self, result: Any) -> Any:
         """A rebuilt module's result, of plain containers, nested as the model's: dataclasses and named tuples too."""

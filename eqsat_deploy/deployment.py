@@ -186,10 +186,10 @@ class Signature:
 class Deployment:
     """The record of a rebuilt module.
 
-    `call` is how it is called in the original's own structure, None where that is with its `inputs`. `target` names
-    what it was optimized for, None where its prices are of no target. `samples` are a few real inputs in the order of
-    `inputs`, which an engine is compared with the module on. `plain` is the form that an engine reaches by itself, for
-    comparison, and `fingerprint` that of the module's weights when the two were the same function.
+    `call` is how it is called in the original's own structure, None where that is with its `inputs`.
+    `target` names what it was optimized for, None where its prices are of no target. `samples` are a few real inputs
+    in the order of `inputs`, which an engine is compared with the module on. `plain` is the form that an engine reaches
+    by itself, for comparison, and `fingerprint` that of the module's weights when the two were the same function.
     """
 
     inputs: tuple[InputSpec, ...]

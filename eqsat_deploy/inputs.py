@@ -65,9 +65,10 @@ def draw_integers(function: Callable[..., Any], given: Arguments, seed: int = 0)
         return result
 
     zeros = attempt([torch.zeros(leaves[i].shape) for i in numbers])
-    rows = _rows_read(function, zeros)
-    drawn = attempt([_drawn(leaves[i], rows.get(i), generator) for i in numbers])
     ones = attempt([torch.ones(leaves[i].shape) for i in numbers])
+    # A mask of zeros may stop the one run, and a table of one row the other.
+    rows = _rows_read(function, ones) | _rows_read(function, zeros)
+    drawn = attempt([_drawn(leaves[i], rows.get(i), generator) for i in numbers])
     return next((a for a in (drawn, ones) if _runs(function, a)), zeros)
 
 

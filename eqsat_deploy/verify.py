@@ -60,12 +60,20 @@ def verify(captured: Captured, rebuilt: nn.Module) -> Verified:
         found = relative_errors(expected, actual)
         allowed = [TOLERANCE.get(o.dtype, 0.0) for o in expected]
         if not _within(found, allowed):
+            if random:
+                return _warned(Verified({}, 0.0, (_not_compared(random),)))
+            _check_repeatable(captured, arguments, expected, allowed)
             rounding = _rounding(captured, arguments, expected)
             allowed = [max(a, ROUNDING_FACTOR * r) for a, r in zip(allowed, rounding, strict=True)]
         if not _within(found, allowed):
-            if random:
-                return _warned(Verified({}, 0.0, (_not_compared(random),)))
-            raise VerificationError(_difference(captured, arguments, expected, found, allowed))
+            worst = max(
+                range(len(found)), key=lambda i: found[i] - allowed[i] if found[i] > allowed[i] else -1.0
+            )
+            raise VerificationError(
+                f"output {worst} differs by {found[worst]:.3g} of its largest value at batch {_size(arguments)} "
+                f"(allowed {allowed[worst]:.3g}): a rule or the rebuild is wrong for this model. check_egraph(model) "
+                "names the rule; optimize(..., rules=...) without it gives a correct module."
+            )
         errors[_size(arguments)] = max(found, default=0.0)
         tolerance = max([tolerance, *allowed])
         seen += expected
@@ -119,22 +127,15 @@ def _not_compared(random: list[str]) -> str:
     )
 
 
-def _difference(
-    captured: Captured, arguments: Arguments, expected: list[Tensor], found: list[float], allowed: list[float]
-) -> str:
-    """What differs, and whose fault it is."""
-    worst = max(range(len(found)), key=lambda i: found[i] - allowed[i] if found[i] > allowed[i] else -1.0)
+def _check_repeatable(
+    captured: Captured, arguments: Arguments, expected: list[Tensor], allowed: list[float]
+) -> None:
     again = relative_errors(expected, _run(captured.module, arguments))
     if not _within(again, allowed):
-        return (
+        raise VerificationError(
             f"output {again.index(max(again))} of the model itself differs by {max(again):.3g} of its largest value "
             "from one call to the next, so nothing can be verified: its forward reads what changes beside its arguments"
         )
-    return (
-        f"output {worst} differs by {found[worst]:.3g} of its largest value at batch {_size(arguments)} (allowed "
-        f"{allowed[worst]:.3g}): a rule or the rebuild is wrong for this model. check_egraph(model) names the rule; "
-        "optimize(..., rules=...) without it gives a correct module."
-    )
 
 
 def _notes(outputs: list[Tensor], tolerance: float) -> Iterator[str]:

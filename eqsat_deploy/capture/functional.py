@@ -57,6 +57,8 @@ def _drop_what_is_handed_on(program: ExportedProgram) -> None:
             continue
         for source in _seen_to_alias(node):
             values, result = _simulated(node.target, node)
+            if result is None:
+                continue
             if not isinstance(result, Tensor) or _layout(result) != _layout(values[source]):
                 raise CaptureError(
                     f"node {node.name!r} ({node.target}) returns a view of {source.name!r}, and the model changes "
@@ -189,7 +191,7 @@ def _simulated(target: Any, node: fx.Node) -> tuple[dict[fx.Node, Any], Any]:
     try:
         with torch.no_grad():
             return values, target(*args, **kwargs)
-    except (RuntimeError, NotImplementedError):  # not every operator runs on meta tensors
+    except (RuntimeError, NotImplementedError, TypeError):  # not every operator runs on meta tensors
         return values, None
 
 
@@ -197,6 +199,8 @@ def _on_meta(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return _number(value)
     sizes, strides = ([_number(n) for n in numbers] for numbers in (value.shape, value.stride()))
+    if None in sizes or None in strides:  # known only when the model runs
+        return None
     return torch.empty_strided(sizes, strides, dtype=value.dtype, device="meta")
 
 
