@@ -178,7 +178,10 @@ def _seen_to_alias(node: fx.Node) -> Iterator[fx.Node]:
     sources = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)]
     values, result = _simulated(node.target, node)
     seen = {t.untyped_storage()._cdata for t in pytree.tree_leaves(result) if isinstance(t, Tensor)}
-    yield from (n for n in sources if result is None or values[n].untyped_storage()._cdata in seen)
+    for source in sources:
+        value = values[source]
+        if result is None or value is None or value.untyped_storage()._cdata in seen:
+            yield source
 
 
 def _simulated(target: Any, node: fx.Node) -> tuple[dict[fx.Node, Any], Any]:
