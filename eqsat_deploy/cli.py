@@ -439,7 +439,7 @@ def console(stream: TextIO) -> Console:
 def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     """The model and its example inputs (None where they are to be inferred)."""
     from eqsat_deploy.selection import find_rules
-    from eqsat_deploy.specs import load_model, parse_input
+    from eqsat_deploy.specs import draw_inputs, load_model, parse_input
     from eqsat_deploy.stages import Stages
     from eqsat_deploy.targets import find_cost
     from eqsat_extraction.extractor import EXTRACTORS
@@ -447,10 +447,10 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     find_cost(args.cost)  # before anything slow
     find_rules(args.rules)
     EXTRACTORS.known(args.extractor)
-    inputs = tuple(parse_input(text) for text in args.input) or None
+    given = tuple(parse_input(text) for text in args.input)
     with Stages()("load"):
         model = load_model(args.spec, pretrained=args.pretrained, weights=args.weights)
-    return model, inputs
+    return model, draw_inputs(model, given) if given else None
 
 
 def _optimize(args: argparse.Namespace, model: Any, inputs: Any) -> Any:
@@ -470,6 +470,7 @@ def _optimize(args: argparse.Namespace, model: Any, inputs: Any) -> Any:
 def _check_build(args: argparse.Namespace) -> None:
     """What can be known before the work: calibration data, engine and a place for the artifact."""
     from eqsat_deploy.artifact import check_target
+    from eqsat_deploy.calibration import check_source
     from eqsat_deploy.quantization.observers import OBSERVERS
     from eqsat_deploy.targets import find_engine
 
@@ -479,6 +480,8 @@ def _check_build(args: argparse.Namespace) -> None:
         )
     if args.calibration is not None and args.float:
         raise InputError("--float and --calibration exclude each other")
+    if args.calibration is not None:
+        check_source(args.calibration)
     find_engine(args.engine)
     if args.observer not in OBSERVERS:
         raise UnknownNameError("observer", args.observer, OBSERVERS)
@@ -495,7 +498,10 @@ def _quantize(args: argparse.Namespace, model: Any, optimized: Any) -> Any:
         return optimized
     with Stages()("calibrate"):
         batches = load_batches(
-            args.calibration, deployment(optimized).inputs, normalization=_normalization(model)
+            args.calibration,
+            deployment(optimized).inputs,
+            normalization=_normalization(model),
+            module=optimized,
         )
         return optimized.quantize(batches, observer=args.observer)
 

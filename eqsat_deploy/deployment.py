@@ -13,6 +13,8 @@ from zlib import crc32
 import torch
 from torch import Tensor, fx, nn
 
+from eqsat_deploy.calling import CallSpec
+from eqsat_deploy.calling import InputSpec as InputSpec
 from eqsat_deploy.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,15 +27,6 @@ SAMPLES = 4
 HALVES = (torch.float16, torch.bfloat16)
 
 Structure = Any  # a position among the flat outputs, None, or a tuple, list or dict of these
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """One input of a rebuilt module. `shape` has None where the batch stands; `dtype` is torch's."""
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -193,6 +186,7 @@ class Signature:
 class Deployment:
     """The record of a rebuilt module.
 
+    `call` is how it is called in the original's own structure, None where that is with its `inputs`.
     `target` names what it was optimized for, None where its prices are of no target. `samples` are a few real inputs
     in the order of `inputs`, which an engine is compared with the module on. `plain` is the form that an engine reaches
     by itself, for comparison, and `fingerprint` that of the module's weights when the two were the same function.
@@ -200,6 +194,7 @@ class Deployment:
 
     inputs: tuple[InputSpec, ...]
     placement: Placement = Placement()
+    call: CallSpec | None = None
     target: str | None = None
     samples: tuple[Tensor, ...] = ()
     report: Report | None = None

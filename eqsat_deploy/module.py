@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
@@ -10,11 +9,10 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch._ops import OpOverload
 
 from eqsat_deploy.deployment import deployment
-from eqsat_deploy.errors import InputError
 from eqsat_deploy.report import Report
 
 
@@ -26,12 +24,16 @@ class OptimizedModule(fx.GraphModule):
         self, root: nn.Module | dict[str, Any], graph: fx.Graph, class_name: str = "Optimized"
     ) -> None:
         super().__init__(root, graph, class_name)
-        self.register_forward_pre_hook(_check_inputs, with_kwargs=True)
+        self._register()
+
+    def _register(self) -> None:
+        self.register_forward_pre_hook(_as_tensors, with_kwargs=True)
+        self.register_forward_hook(_as_returned, with_kwargs=True)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
         copied = super().__deepcopy__(memo)  # which leaves hooks behind
         assert isinstance(copied, OptimizedModule)
-        copied.register_forward_pre_hook(_check_inputs, with_kwargs=True)
+        copied._register()
         return copied
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -109,25 +111,16 @@ def _restored(
     return module.train(training)
 
 
-def _check_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Shapes other than the batch are specialized: another height would be silently wrong, so it is an error."""
-    assert isinstance(module, fx.GraphModule)
-    specs = deployment(module).inputs
-    if kwargs:
-        try:
-            args = tuple(inspect.signature(module.forward).bind(*args, **kwargs).arguments.values())
-        except TypeError:  # forward says it better
-            return
-    tensors = [a for a in pytree.tree_leaves(args) if isinstance(a, Tensor)]
-    if len(tensors) != len(specs):
-        return
-    for spec, tensor in zip(specs, tensors, strict=True):
-        fits = len(tensor.shape) == len(spec.shape) and all(
-            e is None or isinstance(s, torch.SymInt) or e == s
-            for e, s in zip(spec.shape, tensor.shape, strict=True)
-        )
-        if not fits:
-            wanted = ", ".join("batch" if s is None else str(s) for s in spec.shape)
-            raise InputError(f"input {spec.name!r}: shape [{wanted}] is expected, not {list(tensor.shape)}")
-        if tensor.dtype != spec.dtype and spec.dtype.is_floating_point != tensor.dtype.is_floating_point:
-            raise InputError(f"input {spec.name!r}: {spec.dtype} is expected, not {tensor.dtype}")
+def _as_tensors(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A call in the original's own structure as the tensors that the graph takes, checked: another height would be
+    silently wrong, so it is an error."""
+    call = deployment(module).call
+    return (args, kwargs) if call is None else (call.flatten(args, kwargs), {})
+
+
+def _as_returned(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
+    """The result nested as the original's, dataclasses and named tuples too."""
+    call = deployment(module).call
+    return result if call is None else call.pack(result)

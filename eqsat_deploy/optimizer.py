@@ -110,7 +110,8 @@ def optimize(
 def _module(found: Search, name: str) -> OptimizedModule:
     rebuilt = rebuild(found)
     module = OptimizedModule(rebuilt.root, rebuilt.graph, f"Optimized{name}")
-    record(module, inputs=rebuilt.inputs, placement=rebuilt.placement)
+    call = found.lowered.captured.call
+    record(module, inputs=rebuilt.inputs, placement=rebuilt.placement, call=call)
     return module.eval()
 
 

@@ -25,6 +25,9 @@ from eqsat_deploy.verify import ROUNDING_FACTOR, TOLERANCE, relative_error
 
 DECIBELS = 40.0
 SLACK = 10.0  # decibels below what a network agrees with itself at
+FLOOR = (
+    12.0  # decibels below which nothing is explained by rounding; engines that were wrong answered at 2 to 6
+)
 PROBES = 3
 
 Reference = Callable[[Sequence[Tensor]], Sequence[Tensor]]
@@ -170,7 +173,8 @@ def _departs(
         measured = decibels(expected, found)
         if measured >= DECIBELS:
             return None
-        needed = min(DECIBELS, *(decibels(expected, other) - SLACK for other in _possible(itself)))
+        own = min((decibels(expected, other) for other in _possible(itself)), default=inf)
+        needed = max(FLOOR, min(DECIBELS, own - SLACK))
         return None if measured >= needed else f"{measured:.1f} dB, where {needed:.1f} are needed"
     error = relative_error([expected], [found])
     tolerance = TOLERANCE.get(expected.dtype, 0.0)

@@ -12,8 +12,9 @@ import torch.utils._pytree as pytree
 from torch import fx, nn
 
 from eqsat_deploy.attention import rebuild_attention
+from eqsat_deploy.calling import InputSpec, plain_structure
 from eqsat_deploy.constants import Constants
-from eqsat_deploy.deployment import InputSpec, PlacedKernel, Placement, Quantizer
+from eqsat_deploy.deployment import PlacedKernel, Placement, Quantizer
 from eqsat_deploy.kernels import CONSTANT, QUANTIZE, ENode, Step, applied, realized
 from eqsat_deploy.language import binary, input_, opaque, scalar
 from eqsat_deploy.language.operator import Evaluate, Operator, interpreted_by
@@ -45,7 +46,7 @@ def rebuild(found: Search) -> Rebuilt:
         outputs = [emitter.value(found.space.row_class[o.row]).node if isinstance(o, Term) else o
                    for o in found.lowered.outputs]  # fmt: skip
     graph = emitter.graph
-    graph.output(pytree.tree_unflatten(outputs, found.lowered.captured.out_spec))
+    graph.output(plain_structure(found.lowered.captured.call.outputs, iter(outputs)))
     for emitted in reversed(list(graph.nodes)):
         if not emitted.users and emitted.op not in ("placeholder", "output"):
             graph.erase_node(emitted)
@@ -98,23 +99,12 @@ class _Emitter:
     # -- inputs --------------------------------------------------------------------------------------------
 
     def placeholders(self) -> tuple[InputSpec, ...]:
-        """One placeholder per argument of the original's forward; nested arguments are taken apart by index."""
-        captured = self.lowered.captured
+        """One placeholder per tensor among the arguments of the original's forward."""
         rows = {row.args[0]: i for i, row in enumerate(self.lowered.rows) if row.operator is input_}
-        leaves = iter(captured.inputs)
-        specs: list[InputSpec] = []
-        for name, structure in captured.arguments:
-            placeholder = self.graph.placeholder(name)
-            for path in structure:
-                node = placeholder
-                for key in path:
-                    node = self.graph.call_function(python_operator.getitem, (node, key))
-                index = captured.inputs.index(next(leaves))
-                spec = captured.input_specs[index]
-                if index in rows and spec is not None:
-                    specs.append(spec)
-                    self._input(self.space.row_class[rows[index]], node)
-        return tuple(specs)
+        specs = self.lowered.captured.call.inputs
+        for index, spec in enumerate(specs):
+            self._input(self.space.row_class[rows[index]], self.graph.placeholder(spec.name))
+        return specs
 
     def _input(self, number: int, node: fx.Node) -> None:
         shape = self.space.classes[number].shape or ()

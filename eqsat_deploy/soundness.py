@@ -337,14 +337,13 @@ def _error(expected: Tensor, actual: Tensor) -> float:
 def _inputs(captured: Captured, batch: int, seed: int) -> list[Any]:
     """Samples drawn from the example inputs with replacement; floats moved, so that no two samples are alike."""
     generator = torch.Generator().manual_seed(seed)
-    leaves = pytree.tree_leaves(captured.example)
     values = []
-    for leaf, axis in zip(leaves, captured.batch_axes, strict=True):
-        value = leaf.detach().cpu() if isinstance(leaf, Tensor) else leaf
-        if isinstance(value, Tensor) and axis is not None:
+    for leaf, axis in zip(captured.tensors, captured.batch_axes, strict=True):
+        value = leaf.detach().cpu()
+        if axis is not None:
             rows = torch.randint(value.shape[axis], (batch,), generator=generator)
             value = value.index_select(axis, rows)
-        if isinstance(value, Tensor) and value.is_floating_point():
+        if value.is_floating_point():
             noise = torch.randn(value.shape, generator=generator, dtype=torch.float64)
             value = value.double() * (1 + 0.3 * noise) if value.any() else noise
         values.append(value)

@@ -7,6 +7,7 @@ import importlib.util
 import pickle
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -57,7 +58,8 @@ def load_model(spec: str, *, pretrained: bool = False, weights: str | Path | Non
 
 
 def parse_input(text: str, *, seed: int = 0) -> Tensor:
-    """A random input from `SHAPE[:DTYPE]`, such as `1x3x224x224` or `2x16:int64` (zeros where it is no float).
+    """A random input from `SHAPE[:DTYPE]`, such as `1x3x224x224` or `2x16:int64`; integers are zeros until
+    `draw_inputs` knows the model.
 
     Raises:
         InputError: the text is not of that form.
@@ -70,6 +72,15 @@ def parse_input(text: str, *, seed: int = 0) -> Tensor:
     if not dtype.is_floating_point:
         return torch.zeros([int(s) for s in sizes], dtype=dtype)
     return torch.randn([int(s) for s in sizes], generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def draw_inputs(model: Model, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """`inputs` with integers drawn over what `model` accepts: token ids over its vocabulary."""
+    from eqsat_deploy.capture import shared_copy
+    from eqsat_deploy.inputs import draw_integers
+
+    module = model.module() if isinstance(model, ExportedProgram) else shared_copy(model)
+    return draw_integers(module, (inputs, {}))[0]
 
 
 def _torchvision(name: str, pretrained: bool) -> Any:
@@ -89,6 +100,7 @@ def _timm(name: str, pretrained: bool) -> Any:
 def _transformers(name: str, pretrained: bool) -> Any:
     """A hub name or local folder; or, for random weights, also a model type (`vit`) in its default configuration."""
     transformers = _library("transformers")
+    _check_transformers(name, list(transformers.CONFIG_MAPPING))
     try:
         if pretrained:
             return transformers.AutoModel.from_pretrained(name)
@@ -97,6 +109,22 @@ def _transformers(name: str, pretrained: bool) -> Any:
         return transformers.AutoModel.from_config(config)
     except (OSError, ValueError) as error:
         raise InputError(f"transformers:{name} cannot be made: {_first_line(error)}") from error
+
+
+def _check_transformers(name: str, types: list[str]) -> None:
+    """Check a name that is not from the hub (`owner/name`, or `type-size` of old) before the network is asked.
+
+    Raises:
+        InputError: it is a path to no folder.
+        UnknownNameError: it is nearly a model type.
+    """
+    if Path(name).is_dir() or name in types:
+        return
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(f"transformers:{name}: there is no folder {name}")
+    hub = "/" in name or any(name.startswith(f"{known}-") for known in types)
+    if not hub and get_close_matches(name, types, n=1, cutoff=0.6):
+        raise UnknownNameError("transformers model type", name, types)
 
 
 LIBRARIES: dict[str, Callable[[str, bool], Any]] = {

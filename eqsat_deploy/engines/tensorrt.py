@@ -14,7 +14,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -34,6 +33,7 @@ from eqsat_deploy.engines.onnx import (
     nodes_of,
 )
 from eqsat_deploy.engines.onnx.written import as_written
+from eqsat_deploy.engines.tensorrt_callbacks import error_recorder, profiler
 from eqsat_deploy.errors import EngineError
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class TensorRTEngine(Engine):
         api = _tensorrt()
         self.plan = plan
         self.model = model
-        self.errors = _error_recorder(api)
+        self.errors = error_recorder(api)
         self.logger: trt.Logger = api.Logger(api.Logger.WARNING)
         self.runtime: trt.Runtime = api.Runtime(self.logger)
         self.runtime.error_recorder = self.errors
@@ -199,10 +199,10 @@ class TensorRTEngine(Engine):
         inputs = self.signature.widened(inputs)
         api = _tensorrt()
         self._run(self.context, inputs)
-        profiler = _profiler(api)
+        watch = profiler(api)
         # A context of its own: a profiler cannot be taken off again, and the engine may be serving.
         context: trt.IExecutionContext = self.engine.create_execution_context()
-        context.profiler = profiler
+        context.profiler = watch
         context.enqueue_emits_profile = False
         for _ in range(RUNS):
             self._run(context, inputs)
@@ -210,7 +210,7 @@ class TensorRTEngine(Engine):
         inspector: trt.EngineInspector = self.engine.create_engine_inspector()
         inspector.execution_context = context
         described = json.loads(inspector.get_engine_information(api.LayerInformationFormat.JSON))
-        return read_layers(described["Layers"], profiler.milliseconds)
+        return read_layers(described["Layers"], watch.milliseconds)
 
     def refit(self, module: fx.GraphModule) -> None:
         """Replace the weights by those of `module`, of the same structure; needs the option `refit`."""
@@ -250,7 +250,7 @@ class TensorRTEngine(Engine):
 def _build_plan(model: bytes, signature: Signature, options: Mapping[str, Any]) -> bytes:
     """The serialized engine for an ONNX file; `EngineError` carries what parser and builder reported."""
     api = _tensorrt()
-    errors = _error_recorder(api)
+    errors = error_recorder(api)
     logger: trt.Logger = api.Logger(api.Logger.WARNING)
     builder: trt.Builder = api.Builder(logger)
     builder.error_recorder = errors
@@ -406,50 +406,3 @@ def _parser_error(error: trt.ParserError) -> str:
 def _said(errors: Any) -> str:
     said = "; ".join(errors.get_error_desc(index) for index in range(errors.num_errors()))
     return f"It says: {said}" if said else "It gives no reason; its log has more."
-
-
-def _error_recorder(api: Any) -> Any:
-    return _classes(api)[0]()
-
-
-def _profiler(api: Any) -> Any:
-    return _classes(api)[1]()
-
-
-@cache
-def _classes(api: Any) -> tuple[type, type]:
-    """TensorRT's callback interfaces implemented; their bases exist once it is imported."""
-
-    class Recorder(api.IErrorRecorder):  # type: ignore[misc]
-        def __init__(self) -> None:
-            api.IErrorRecorder.__init__(self)
-            self.found: list[tuple[Any, str]] = []
-
-        def num_errors(self) -> int:  # a method to override, not a property
-            return len(self.found)
-
-        def get_error_code(self, index: int) -> Any:
-            return self.found[index][0]
-
-        def get_error_desc(self, index: int) -> str:
-            return self.found[index][1]
-
-        def has_overflowed(self) -> bool:
-            return False
-
-        def clear(self) -> None:
-            self.found.clear()
-
-        def report_error(self, code: Any, description: str) -> bool:
-            self.found.append((code, description))
-            return False  # processing may continue
-
-    class Profiler(api.IProfiler):  # type: ignore[misc]
-        def __init__(self) -> None:
-            api.IProfiler.__init__(self)
-            self.milliseconds: dict[str, list[float]] = {}
-
-        def report_layer_time(self, layer_name: str, ms: float) -> None:
-            self.milliseconds.setdefault(layer_name, []).append(ms)
-
-    return Recorder, Profiler

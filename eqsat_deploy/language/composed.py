@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from eqsat_deploy.language.leaves import scalar, zeros, zeros_like
-from eqsat_deploy.language.linear import conv2d, matmul
+from eqsat_deploy.language.linear import conv2d, matmul, product
 from eqsat_deploy.language.movement import concat, expand, to_order, to_shape
 from eqsat_deploy.language.normalization import group_norm, ones_like, reduced
 from eqsat_deploy.language.operator import IMPORTERS, Unsupported, aten
@@ -47,6 +47,8 @@ def _einsum(equation: str, tensors: Sequence[Any], path: Any = None) -> Any:
         ((x, own),) = reduced
         return to_order(x, [own.index(label) for label in output])
     left, right = reduced
+    if left[0].constant:  # a constant matrix on the right makes it a Linear
+        left, right = right, left
     return _product(left, right, output)
 
 
@@ -73,9 +75,9 @@ def _product(left: tuple[Any, str], right: tuple[Any, str], output: str) -> Any:
         ordered = to_order(x, [own.index(label) for label in (*both, *first, *second)])
         return to_shape(ordered, [*(sizes[label] for label in both), joined(first), joined(second)])
 
-    product = matmul(operand(a, a_labels, rows, summed), operand(b, b_labels, summed, columns))
+    joint = product(operand(a, a_labels, rows, summed), operand(b, b_labels, summed, columns))
     found = [*both, *rows, *columns]
-    split = to_shape(product, [sizes[label] for label in found])
+    split = to_shape(joint, [sizes[label] for label in found])
     return to_order(split, [found.index(label) for label in output])
 
 

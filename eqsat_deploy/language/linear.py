@@ -196,20 +196,30 @@ def _linear(x: Any, w: Any, b: Any = None) -> Any:
     return linear(x, w, _bias(b, w, w.shape[0]))
 
 
-@aten("addmm.default")
-def _addmm(b: Any, x: Any, w: Any, beta: float = 1, alpha: float = 1) -> Any:
+def product(a: Any, b: Any, bias: Any = None) -> Any:
+    """`a @ b`, plus a bias of the columns; over a constant matrix a Linear, which INT8, folding and merging know."""
+    from eqsat_deploy.language.movement import to_order
     from eqsat_deploy.language.pointwise import add
 
+    if b.constant and not a.constant and len(b.shape) == 2 and b.dtype.is_floating_point:
+        own = bias is not None and bias.constant and tuple(bias.shape) == (b.shape[1],)
+        result = linear(a, to_order(b, (1, 0)), bias if own else zeros_like(b, b.shape[1]))
+        return result if own or bias is None else add(result, bias)
+    return matmul(a, b) if bias is None else add(matmul(a, b), bias)
+
+
+@aten("addmm.default")
+def _addmm(b: Any, x: Any, w: Any, beta: float = 1, alpha: float = 1) -> Any:
     if beta != 1 or alpha != 1:
         raise Unsupported("scaled addmm")
-    return add(matmul(x, w), b)
+    return product(x, w, b)
 
 
 @aten("matmul.default", "mm.default", "bmm.default")
 def _matmul(a: Any, b: Any) -> Any:
     if len(a.shape) < 2 or len(b.shape) < 2:
         raise Unsupported("a product with a vector")
-    return matmul(a, b)
+    return product(a, b)
 
 
 @aten("embedding.default")

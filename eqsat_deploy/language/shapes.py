@@ -3,7 +3,8 @@
 A shape of rank r is `(rank, d5, d4, d3, d2, d1, d0)`, padded with ones on the left; d0 (slot 6) is the last
 axis. Axes are slot numbers and permutations are seven-vectors of slots, so neither depends on the rank, and
 broadcasting is a slot-wise maximum. The symbolic batch is a large prime: a dimension that it divides is a
-multiple of the batch. Ranks above six have no encoding; such tensors stay inside opaque operators.
+multiple of the batch (lowering refuses a model with such a size of its own). Ranks above six have no encoding;
+such tensors stay inside opaque operators.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from contextvars import ContextVar
 from math import prod
 from typing import Any
 
-BATCH = 1_000_003
+BATCH = 67_108_859
+"""The largest prime below 2**26: larger than the sizes that models have, and small enough that a tensor with 2**27
+elements a sample still has an exact number of them in a float, and one with 2**34 is still counted by torch."""
 SLOTS = 7
 MAX_RANK = SLOTS - 1
 

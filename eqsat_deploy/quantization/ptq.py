@@ -263,7 +263,7 @@ def _calibrate(modules: Sequence[nn.Module], specs: tuple[InputSpec, ...], batch
                         f"calibration batch {count}: {spec.name!r} has NaN or infinite values"
                     )
             for module in modules:
-                module(*(value.to(device) for value in inputs))
+                module.forward(*(value.to(device) for value in inputs))
     if count == 0:
         raise QuantizationError(
             "no calibration batches: pass an iterable of inputs (a generator is used up after one pass)"

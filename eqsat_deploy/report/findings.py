@@ -13,8 +13,6 @@ from eqsat_deploy.report.report import Report, RuleUse
 from eqsat_deploy.search import Search
 from eqsat_deploy.verify import Verified
 
-UNSTABLE = 0.1  # a verification that lets outputs differ by more shows little
-
 
 def report_of(
     name: str,
@@ -29,7 +27,11 @@ def report_of(
     used = used_rules(kept)
     launches = [kept.space.choices[i][1] for i in kept.launches]
     saturation = searched.saturation
-    notes = [*searched.lowered.warnings, *_on_search(searched, kept), *_on_verification(verified)]
+    notes = [
+        *searched.lowered.warnings,
+        *_on_search(searched, kept),
+        *(verified.notes if verified is not None else ()),
+    ]
     return Report(
         model=name,
         cost_model=kept.priced.model.name,
@@ -67,17 +69,3 @@ def _on_search(searched: Search, kept: Search) -> list[str]:
         f"the extractor stopped before it found a form as cheap as the plain one ({searched.solution.cost:.6g} "
         f"{searched.priced.model.unit}), which is kept; time_limit= gives it longer"
     ]
-
-
-def _on_verification(verified: Verified | None) -> list[str]:
-    notes = []
-    if verified is not None and verified.vacuous:
-        notes.append(
-            "all outputs compared were zero, so the verification shows nothing; use trained parameters"
-        )
-    if verified is not None and verified.tolerance > UNSTABLE:
-        notes.append(
-            f"the model's own rounding error lets outputs differ by {verified.tolerance:.2g} of their largest "
-            "value, so the verification shows little; optimize model.double() to see whether the form is right"
-        )
-    return notes

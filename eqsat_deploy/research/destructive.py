@@ -34,28 +34,27 @@ def lowered_form(found: Search) -> Lowered:
     Precision and fusion are prices of a form, not part of it: the next saturation finds them anew. Equal terms
     become one row again, so a value that two kernels recomputed may be shared from here on.
     """
-    return _Emitter(found).lowered
+    return _Emitter(found).form(found.lowered)
 
 
 class _Emitter(Rows):
     def __init__(self, found: Search) -> None:
-        super().__init__(found.lowered.captured)
+        super().__init__(found.lowered.parameters, found.lowered.calls)
         self.space = found.space
         self.terms: dict[int, Term] = {}
-        self.lowered.parameters = list(found.lowered.parameters)
-        self.lowered.calls = list(found.lowered.calls)
-        self.lowered.warnings = list(found.lowered.warnings)
-        self.lowered.nodes = found.lowered.nodes
         with torch.no_grad(), interpreted_by(self):
             for index in found.chosen:
                 number, node = self.space.choices[index]
                 self.terms[number] = (
                     self._constant(number) if node.operator is CONSTANT else self._kernel(number, node)
                 )
-        self.lowered.outputs = [
-            self.terms[self.space.row_class[o.row]] if isinstance(o, Term) else o
-            for o in found.lowered.outputs
+
+    def form(self, before: Lowered) -> Lowered:
+        """The rows as a lowering of the same model."""
+        outputs = [
+            self.terms[self.space.row_class[o.row]] if isinstance(o, Term) else o for o in before.outputs
         ]
+        return self.lowered(before.captured, outputs, nodes=before.nodes, warnings=before.warnings)
 
     def _constant(self, number: int) -> Term:
         """The term that computes a constant class, down to the parameters it is made of."""

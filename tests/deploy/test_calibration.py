@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from eqsat_deploy.calibration import load_batches
-from eqsat_deploy.deployment import InputSpec
+import eqsat_deploy
+from eqsat_deploy.calibration import check_source, load_batches
+from eqsat_deploy.calling import InputSpec
+from eqsat_deploy.deployment import deployment
 from eqsat_deploy.errors import InputError, QuantizationError
 
 IMAGE = InputSpec("x", (None, 3, 4, 6), torch.float32)
@@ -77,3 +80,36 @@ def test_unknown_form(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("1,2")
     with pytest.raises(InputError, match=r"\.npz"):
         load_batches(str(tmp_path / "x.csv"), [IMAGE])
+
+
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [("random:x", InputError), ("random:", InputError), ("nowhere.npy", QuantizationError), ("x.csv", InputError),
+     ("broken.npz", QuantizationError), ("empty", QuantizationError)],
+)  # fmt: skip
+def test_mistakes_are_seen_before_there_is_a_module(
+    tmp_path: Path, source: str, error: type[Exception]
+) -> None:
+    (tmp_path / "x.csv").write_text("1,2")
+    (tmp_path / "broken.npz").write_bytes(b"no archive")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(error):
+        check_source(source if source.startswith("random") else str(tmp_path / source))
+
+
+def test_good_sources_pass(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((2, 5)))
+    check_source(str(tmp_path / "x.npy"))
+    check_source("random:3")
+
+
+def test_random_tokens_are_those_of_the_vocabulary() -> None:
+    ids = torch.zeros(2, 5, dtype=torch.long)
+    module = eqsat_deploy.optimize(
+        nn.Sequential(nn.Embedding(40, 4), nn.Linear(4, 3)).eval(), ids, cost="flops"
+    )
+    with pytest.warns(UserWarning, match="random data"):
+        batches = load_batches("random:12", deployment(module).inputs, module=module)
+    drawn = torch.cat([x for (x,) in batches])
+    assert len(drawn.unique()) > 10
+    assert int(drawn.max()) < 40

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import functools
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
 
-from eqsat_deploy.language import BATCH
+from eqsat_deploy.errors import CaptureError
+from eqsat_deploy.language import BATCH, IMPORTERS
 from eqsat_deploy.lower import lower
+from eqsat_deploy.lower.imports import import_call
 from eqsat_deploy.soundness import check_egraph
 from tests.support.models import Aliasing, Attends, Opaque, Residual, Tied, Transformer, image, randomized
 from tests.support.stages import assert_same, captured, kinds, lowered, optimized
@@ -170,3 +175,96 @@ def test_attention_over_the_batch_with_a_key_of_its_own_stays_whole():
     assert kinds(low).count("opaque") == 1
     assert check_egraph(model, x).ok
     assert_same(model, optimized(model, x), x)
+
+
+# -- products over constants, arguments by schema, sizes -------------------------------------------------------------
+
+
+class Weighted(nn.Module):
+    """A function of an input and of a weight (4, 6), a bias (6) and a stack of weights (2, 4, 6)."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+        self.weight, self.bias = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(6))
+        self.stack = nn.Parameter(torch.randn(2, 4, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self)
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [
+        (lambda x, m: x @ m.weight, "linear"),
+        (lambda x, m: torch.mm(x, m.weight), "linear"),
+        (lambda x, m: torch.addmm(m.bias, x, m.weight), "linear"),
+        (lambda x, m: torch.addmm(x.sum(1, keepdim=True), x, m.weight), "linear"),
+        (lambda x, m: torch.addmm(m.bias[:1], x, m.weight), "linear"),
+        (lambda x, m: x.unsqueeze(1) @ m.weight + m.bias, "linear"),
+        (lambda x, m: torch.einsum("nc,cd->nd", x, m.weight), "linear"),
+        (lambda x, m: torch.einsum("cd,nc->dn", m.weight, x), "linear"),
+        (lambda x, m: x[:, None, None] @ m.stack, "matmul"),
+        (lambda x, m: x[:, :, None] @ x[:, None], "matmul"),
+        (lambda x, m: m.weight.T @ x.T, "matmul"),
+    ],
+)
+def test_products_over_a_constant_matrix_are_linear(function, kind):
+    model, x = Weighted(function), image(2, 4)
+    low = lowered(model, x)
+    assert {"linear", "matmul"} & set(kinds(low)) == {kind}
+    assert not low.calls
+    assert_same(model, optimized(model, x), image(3, 4, seed=1))
+
+
+def overload(name: str):
+    packet, _, own = name.partition(".")
+    return getattr(getattr(torch.ops.aten, packet), own)
+
+
+@pytest.mark.parametrize("name", [n for n in IMPORTERS if "::" not in n])
+def test_importers_take_what_the_schema_gives(name):
+    """Every argument, or all but ones that are left at their default."""
+    schema = overload(name)._schema
+    given = []
+
+    def importer(*args, **kwargs):
+        bound = inspect.signature(IMPORTERS[name]).bind(*args, **kwargs)
+        given.append(bound.arguments)
+
+    functools.update_wrapper(importer, IMPORTERS[name])
+    required = [a for a in schema.arguments if not a.has_default_value()]
+    values = tuple(object() for a in required if not a.kwarg_only)
+    import_call(importer, overload(name), values, {a.name: object() for a in required if a.kwarg_only})
+    assert given
+
+
+def test_arguments_that_are_false_are_passed():
+    """With `include_pad` false and by name, as exported programs of other front ends have it."""
+    graph_model = Function(
+        lambda x: torch.ops.aten.avg_pool2d.default(x, [2, 2], [2, 2], [1, 1], count_include_pad=False)
+    )
+    x = image(2, 3, 6, 6)
+    (pool,) = [r for r in lowered(graph_model, x).rows if r.operator.name == "avg_pool2d"]
+    assert pool.args[-1] == 0
+    assert_same(graph_model, optimized(graph_model, x), image(3, 3, 6, 6))
+    model = Function(lambda x: torch.ops.aten.std.correction(x, [1], correction=0, keepdim=False))
+    assert_same(model, optimized(model, x), image(3, 3, 6, 6))
+
+
+@pytest.mark.parametrize("factor", [1, 3])
+def test_a_size_that_would_be_taken_for_the_batch_is_refused_as_that(factor):
+    with pytest.raises(CaptureError, match="stands for the batch"):
+        lowered(Function(lambda x: x.expand(x.shape[0], factor * BATCH)[:, :4] * 2), image(2, 1))
+
+
+@pytest.mark.parametrize("size", [1_000_003, 2_000_006])
+def test_a_size_of_a_million_and_three_is_a_size(size):
+    model = nn.Embedding(size, 1, _weight=torch.arange(float(size))[:, None])
+    ids = torch.tensor([[0, size - 1], [5, 7]])
+    assert_same(model, optimized(model, ids), ids[:1])
+    assert_same(
+        Function(lambda x: x.expand(-1, size)[:, -2:] + 1),
+        optimized(Function(lambda x: x.expand(-1, size)[:, -2:] + 1), image(2, 1)),
+        image(3, 1),
+    )

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from eqsat_deploy import parity
 from eqsat_deploy.build import build
 from eqsat_deploy.deployment import Signature, deployment, record
 from eqsat_deploy.engines import Batch
@@ -242,3 +243,11 @@ def test_a_batch_that_is_no_number_is_refused(quantized: Any, batch: Any) -> Non
 def test_sizes_of_a_batch_are_whole_numbers_in_order(sizes: Any) -> None:
     with pytest.raises(InputError, match="batch="):
         Batch(*sizes)
+
+
+def test_what_amplifies_everything_still_has_a_floor() -> None:
+    wanted = torch.ones(100)
+    noise = torch.randn(100, generator=torch.Generator().manual_seed(0))
+    itself = lambda: [wanted + 2 * noise]  # noqa: E731
+    assert parity._departs(wanted, wanted + 0.1 * noise, itself, True, torch.float32) is None
+    assert "12.0 are needed" in str(parity._departs(wanted, wanted + noise, itself, True, torch.float32))

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from benchmarks._models import mutate
 from eqsat_deploy.errors import VerificationError
+from eqsat_deploy.inputs import example_arguments
 from eqsat_deploy.verify import relative_error, verify
 from tests.support.models import Opaque, Residual, Tied, Transformer, image, randomized
 from tests.support.stages import captured, optimized
@@ -44,7 +46,9 @@ def test_zeros_prove_nothing():
     head = nn.Linear(4, 3)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    assert verify(captured(head, image(2, 4)), head).vacuous
+    with pytest.warns(UserWarning, match="zero, so the verification shows nothing"):
+        verified = verify(captured(head, image(2, 4)), head)
+    assert "shows nothing" in verified.notes[0]
 
 
 def test_a_report_says_that_zeros_prove_nothing():
@@ -89,3 +93,68 @@ def test_the_original_s_own_rounding_is_allowed():
 
     verified = verify(captured(Cancels(), image(2, 4)), Exact())
     assert 1e-4 < verified.error <= verified.tolerance
+
+
+class Function(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args):
+        return self.function(*args)
+
+
+def test_an_infinite_rounding_error_allows_nothing():
+    found = captured(Function(lambda x: (x * 3e38) * 10 * 0 + x), image(2, 4))  # infinite in float32 alone
+    with pytest.warns(UserWarning, match="NaN or infinite"):
+        assert verify(found, found.module).notes
+    found = captured(Function(lambda x: torch.where(x > 0, (x * 3e38) * 10, x)), image(2, 4))
+    with pytest.raises(VerificationError, match="output 0"):
+        verify(found, Function(lambda x: torch.where(x > 0, (x * 3e38) * 10, x * 1.5)))
+
+
+def test_every_output_is_held_to_its_own_dtype():
+    found = captured(Function(lambda x: (x, x.half(), (x * 10).long())), image(2, 4))
+    verify(found, Function(lambda x: (x, (x * 1.001).half(), (x * 10).long())))
+    for wrong in (
+        lambda x: (x * 1.001, x.half(), (x * 10).long()),
+        lambda x: (x, x.half(), (x * 10).long() + 1),
+    ):
+        with pytest.raises(VerificationError, match=r"output [02]"):
+            verify(found, Function(wrong))
+
+
+def test_random_operators_are_compared_under_one_seed_or_named():
+    found = captured(Function(lambda x: x + torch.rand_like(x)), image(2, 4))
+    assert verify(found, Function(lambda x: torch.rand_like(x) + x)).notes == ()
+    with pytest.warns(UserWarning, match=r"shows nothing: rand_like \(aten\.rand_like\.default\)"):
+        verified = verify(found, Function(lambda x: x + torch.rand_like(x) + torch.rand_like(x)))
+    assert verified.notes
+    switched_off = captured(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)), image(2, 4))
+    with pytest.raises(VerificationError):
+        verify(switched_off, nn.Linear(4, 4))
+
+
+def test_a_model_that_computes_something_else_each_time_is_said_to():
+    count = itertools.count(1)
+    found = captured(Function(lambda x: x * float(next(count))), image(2, 4))
+    with pytest.raises(VerificationError, match="of the model itself differs"):
+        verify(found, nn.Identity())
+
+
+def test_samples_that_are_mixed_up_are_seen_though_the_example_is_of_one():
+    found = captured(nn.Linear(4, 3), image(1, 4))
+    linear = found.module
+    with pytest.raises(VerificationError, match="at batch 3"):
+        verify(found, Function(lambda x: linear(x.flip(0))))
+
+
+def test_confused_tokens_are_seen_where_they_were_inferred():
+    module = fx.symbolic_trace(Tied().eval())
+    (tokens,) = module.graph.find_nodes(op="placeholder")
+    tokens.meta["val"] = torch.zeros(2, 7, dtype=torch.long)
+    args, _ = example_arguments(module)
+    assert len(args[0].unique()) > 4
+    found = captured(module, args)
+    with pytest.raises(VerificationError):
+        verify(found, Function(lambda ids: found.module(10 - ids)))

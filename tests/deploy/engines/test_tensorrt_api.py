@@ -19,10 +19,14 @@ from pathlib import Path
 import pytest
 
 import eqsat_deploy.engines.tensorrt as home
+from eqsat_deploy.engines import tensorrt_callbacks
 from tests.deploy.engines import fake_tensorrt
 
 VERSIONS = ("10.13.3.9", "10.16.1.11", "11.4.0.106")
-SOURCE = Path(home.__file__).read_text()
+SOURCE = "\n".join(
+    Path(module.__file__).read_text().replace("from __future__ import annotations", "")
+    for module in (home, tensorrt_callbacks)
+)
 LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
 ENTRY_POINTS = (
     "createInferBuilder_INTERNAL", "createInferRefitter_INTERNAL", "createInferRuntime_INTERNAL",
