@@ -137,18 +137,11 @@ def several(
 
     def of(count: int) -> Bundle:
         numbered = {f"{name}{i}": spec.replace("#", str(i)) if isinstance(spec, str) else spec(i)
-                    for i in range(count) for name, spec in parts.items()}  # fmt: skip
-        dimensions = tuple(size.replace("#", str(i)) for i in range(count) for size in sizes)
-
-        def make(*values: Any) -> list[tuple[Any, ...]]:
-            width, first = len(parts), len(parts) * count
-            return [
-                (*values[i * width : (i + 1) * width],
-                 *values[first + i * len(sizes) : first + (i + 1) * len(sizes)])
-                for i in range(count)
-            ]  # fmt: skip
-
-        return Bundle(make, _domains(numbered), dimensions)
+                    for name, spec in parts.items() for i in range(count)}  # fmt: skip
+        dimensions = tuple(size.replace("#", str(i)) for size in sizes for i in range(count))
+        return Bundle(
+            lambda *values: [values[i::count] for i in range(count)], _domains(numbered), dimensions
+        )
 
     return Variants({key: of(count) for key, count in counts.items()})
 

@@ -44,6 +44,7 @@ from eqsat_deploy.rules.facts import (
     Pattern,
     Row,
     is_term,
+    root,
 )
 
 Term = Any
@@ -165,7 +166,7 @@ def siblings(*results: Any) -> list[Any]:
     """
     if not all(map(is_term, results)):
         return []
-    roots = [Variable("T", f"e{i}") for i in range(len(results))]
+    roots = [root(i) for i in range(len(results))]
     return [Row(SIBLINGS, pair) for pair in pairwise(roots)]
 
 
