@@ -248,6 +248,8 @@ class Rule:
                 pairs, guards = self(**self._variables)
             except RuleError as error:
                 raise RuleError(f"rule {self.name!r}: {error}") from error
+        if any(g is False for g in guards):
+            raise RuleError(f"rule {self.name!r}: a guard never holds, as it is written")
         return pairs, [g for g in guards if isinstance(g, Guard)]
 
     def clauses(self) -> tuple[Clause, ...]:
