@@ -148,7 +148,7 @@ def test_heads_are_the_operators_on_top_of_left_sides():
 
 def test_facts_are_typed():
     (clause,) = flat.clauses()
-    assert [f.root.name for f in clause.facts if isinstance(f, Match)] == ["e0"]
+    assert [f.root.name for f in clause.facts if isinstance(f, Match)] == ["e-0"]
     ranks = {f.tensor.name: f.value for f in clause.facts if isinstance(f, Size) and f.slot == 0}
     assert ranks == {"x": 4, "weight": 2}
 
