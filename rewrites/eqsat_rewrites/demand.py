@@ -21,7 +21,8 @@ from eqsat_deploy.language import (
     softmax,
     unary,
 )  # fmt: skip
-from eqsat_deploy.rules import Equation, Term, integer, integers, name, number, rule, shape
+from eqsat_deploy.rules import Equation, Term, integer, integers, name, number, rule, shape, window
+from eqsat_deploy.rules.bundles import Window
 from eqsat_rewrites.layout import CHANNELS_FIRST, TRANSPOSED
 
 FUNCTIONS = name("relu", "gelu", "hardswish")
@@ -181,22 +182,20 @@ def slice_of_expand(x: Term, shape_to: Term, slot: Term, start: Term, stop: Term
 
 
 @rule("real", phase="demand", x="n c h w", weight="o c 1 1", b="o", o=(3, 4), start=integer(0, 1), stop=integer(2, 3),
-      step=integer(1), stride=integers((1, 1)), padding=integers((0, 0)), dilation=integers((1, 1)))  # fmt: skip
+      step=integer(1), window=window(integers((1, 1)), integers((0, 0)), integers((1, 1))))  # fmt: skip
 def channels_of_convolution(
     x: Term,
     weight: Term,
     b: Term,
-    stride: Term,
-    padding: Term,
-    dilation: Term,
+    window: Window,
     start: Term,
     stop: Term,
     step: Term,
 ) -> Equation:
     """Some channels of a convolution need those of its filters."""
     filters, bias = slice_(weight, 3, start, stop, step), slice_(b, 6, start, stop, step)
-    whole = conv2d(x, weight, b, stride, padding, dilation, 1)
-    return slice_(whole, 4, start, stop, step), conv2d(x, filters, bias, stride, padding, dilation, 1)
+    whole = conv2d(x, weight, b, *window)
+    return slice_(whole, 4, start, stop, step), conv2d(x, filters, bias, *window)
 
 
 @rule("real", phase="demand", x="~ a b c d", b=LONG, along=integer(6), slot=integer(4), start=integer(0, 1),
