@@ -107,8 +107,8 @@ def _bundle(make: Callable[..., Any], **parts: Part) -> Bundle:
 
 
 def function(apply: Callable[..., Any], **parts: str | Attribute) -> Bundle:
-    """A function of one tensor whose weights and attributes, `parts`, are variables: `apply(x, *parts)`."""
-    return Bundle(lambda *values: lambda x: apply(x, *values), _domains(parts))
+    """A function whose last arguments, `parts`, are variables of the pattern: `apply(x, *parts)` of one tensor."""
+    return Bundle(lambda *values: lambda *operands: apply(*operands, *values), _domains(parts))
 
 
 def fixed(value: Any) -> Bundle:

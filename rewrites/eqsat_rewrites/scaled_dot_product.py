@@ -34,7 +34,21 @@ from eqsat_deploy.language import (
     where,
     zeros,
 )  # fmt: skip
-from eqsat_deploy.rules import Equation, Term, boolean, constant, integer, integers, name, number, rule, shape
+from eqsat_deploy.rules import (
+    Equation,
+    Term,
+    boolean,
+    commutative,
+    constant,
+    integer,
+    integers,
+    name,
+    number,
+    optional,
+    rule,
+    rules,
+    shape,
+)
 from eqsat_rewrites.layout import TRANSPOSED
 
 HEADS_FIRST = (0, 1, 2, 3, 5, 4, 6)
@@ -73,29 +87,27 @@ def fits(mask: Any, q: Any, k: Any, keys: Any) -> list[Any]:
 
 
 def fits_scores(mask: Term, q: Term, t: Term) -> list[Any]:
-    """Guards: `mask` broadcasts to q @ t."""
-    return fits(shape(mask), shape(q), shape(t), shape(t)[6])
+    """Guards: `mask`, if there is one, broadcasts to q @ t."""
+    return [] if mask is None else fits(shape(mask), shape(q), shape(t), shape(t)[6])
 
 
-@rule("real", **CHAIN)
-def chain_is_attention(q: Term, t: Term, v: Term) -> Equation:
-    """Product, softmax, product is attention (Vaswani et al. 2017, equation 1)."""
-    return (
-        matmul(softmax(matmul(q, t), 6), v),
-        attention(q, permute(t, TRANSPOSED), v, 1.0),
-        of_one_rank(q, t, v),
-    )
+def fits_keys(mask: Term, q: Term, k: Term) -> list[Any]:
+    """Guards: `mask`, if there is one, broadcasts to the scores of queries and keys."""
+    return [] if mask is None else fits(shape(mask), shape(q), shape(k), shape(k)[5])
 
 
-@rule("real", **CHAIN, m="~ s k")
-def masked_chain_is_attention(q: Term, t: Term, v: Term, m: Term) -> Equation:
-    """With a mask, or a bias of relative positions, added to the scores it is masked attention."""
-    attended = masked_attention(q, permute(t, TRANSPOSED), v, m, 1.0)
-    return (
-        matmul(softmax(add(matmul(q, t), m), 6), v),
-        attended,
-        [*of_one_rank(q, t, v), *fits_scores(m, q, t)],
-    )
+def _attention(q: Term, k: Term, v: Term, mask: Term, scale: Term) -> Term:
+    return attention(q, k, v, scale) if mask is None else masked_attention(q, k, v, mask, scale)
+
+
+@rules("real", **CHAIN, m=optional("~ s k", "masked-"))
+def chain_is_attention(q: Term, t: Term, v: Term, m: Term) -> Equation:
+    """Product, softmax, product is attention (Vaswani et al. 2017, equation 1); with a mask, or a bias of relative
+    positions, added to the scores it is masked attention."""
+    scores = matmul(q, t) if m is None else add(matmul(q, t), m)
+    return matmul(softmax(scores, 6), v), _attention(q, permute(t, TRANSPOSED), v, m, 1.0), [
+        *of_one_rank(q, t, v), *fits_scores(m, q, t),
+    ]  # fmt: skip
 
 
 @rule("real", **CHAIN, scale=NUMBERS)
@@ -122,18 +134,12 @@ def scales_rows(c: Term, q: Term) -> list[Any]:
     return [constant(c), shape(c)[0] <= shape(q)[0], shape(c)[6] == 1, *ahead]
 
 
-@rule("real", **SCORES, c="~ 1")
-def scaled_scores_are_of_scaled_queries(q: Term, t: Term, c: Term) -> Equation:
+@rules("real", **SCORES, c="~ 1", m=optional("~ s k", "-under-mask"))
+def scaled_scores_are_of_scaled_queries(q: Term, t: Term, c: Term, m: Term) -> Equation:
     """Scores are scaled by scaling the queries, which are fewer numbers."""
-    scaled = matmul(mul(q, c), t)
-    return softmax(mul(matmul(q, t), c), 6), softmax(scaled, 6), scales_rows(c, q)
-
-
-@rule("real", **SCORES, c="~ 1", m="~ s k")
-def scaled_scores_with_mask_are_of_scaled_queries(q: Term, t: Term, c: Term, m: Term) -> Equation:
-    """Scores under a mask are scaled by scaling the queries."""
-    scaled = add(matmul(mul(q, c), t), m)
-    return softmax(add(mul(matmul(q, t), c), m), 6), softmax(scaled, 6), scales_rows(c, q)
+    scores = mul(matmul(q, t), c), matmul(mul(q, c), t)
+    left, right = (softmax(score if m is None else add(score, m), 6) for score in scores)
+    return left, right, scales_rows(c, q)
 
 
 QKV: dict[str, Any] = {
@@ -145,38 +151,12 @@ QKV: dict[str, Any] = {
 }
 
 
-@rule("real", **QKV)
-def scaled_queries(q: Term, k: Term, v: Term, scale: Term, factor: Term) -> Equation:
-    """A factor of the queries is part of the scale."""
-    return attention(mul(q, scalar(factor)), k, v, scale), attention(q, k, v, factor * scale)
-
-
-@rule("real", **QKV)
-def scaled_keys(q: Term, k: Term, v: Term, scale: Term, factor: Term) -> Equation:
-    """A factor of the keys is part of the scale."""
-    return attention(q, mul(k, scalar(factor)), v, scale), attention(q, k, v, factor * scale)
-
-
-@rule("real", **QKV, m="~ s t")
-def scaled_queries_under_mask(q: Term, k: Term, v: Term, m: Term, scale: Term, factor: Term) -> Equation:
-    """A factor of the queries is part of the scale, which the mask is added after."""
-    scaled = masked_attention(mul(q, scalar(factor)), k, v, m, scale)
-    return (
-        scaled,
-        masked_attention(q, k, v, m, factor * scale),
-        fits(shape(m), shape(q), shape(k), shape(k)[5]),
-    )
-
-
-@rule("real", **QKV, m="~ s t")
-def scaled_keys_under_mask(q: Term, k: Term, v: Term, m: Term, scale: Term, factor: Term) -> Equation:
-    """A factor of the keys is part of the scale, which the mask is added after."""
-    scaled = masked_attention(q, mul(k, scalar(factor)), v, m, scale)
-    return (
-        scaled,
-        masked_attention(q, k, v, m, factor * scale),
-        fits(shape(m), shape(q), shape(k), shape(k)[5]),
-    )
+@rules("real", order=commutative("-queries", "-keys"), m=optional("~ s t", "-under-mask"), **QKV)
+def scaled(q: Term, k: Term, v: Term, m: Term, scale: Term, factor: Term, order: Any) -> Equation:
+    """A factor of the queries, or of the keys, is part of the scale, which a mask is added after."""
+    first, second = order(q, k)
+    whole = _attention(*order(mul(first, scalar(factor)), second), v, m, scale)
+    return whole, _attention(q, k, v, m, factor * scale), fits_keys(m, q, k)
 
 
 # -- masks -------------------------------------------------------------------------------------------------
@@ -251,26 +231,17 @@ def _shared(five: Term, n: Term, g: Term, h: Term, t: Term, e: Term) -> list[Any
     return [five[0] == 5, five[2] == n, five[3] == g, five[4] == h // g, five[5] == t, five[6] == e]
 
 
-@rule("real", **GROUPED)
+@rules("real", **GROUPED, m=optional("b 1 1 t", "-under-padding"))
 def shared_keys_are_not_repeated(
-    q: Term, k: Term, v: Term, scale: Term, five: Term,
+    q: Term, k: Term, v: Term, m: Term, scale: Term, five: Term,
     n: Term, h: Term, g: Term, s: Term, t: Term, e: Term, f: Term,
 ) -> Equation:  # fmt: skip
-    """Queries that attend to the same keys and values do so as positions of one head."""
-    whole = attention(q, repeated(k, five), repeated(v, replace(five, 6, f)), scale)
-    attended = attention(of_one_head(q, g, n, h, s, e), k, v, scale)
-    return whole, reshape(attended, dims(n, h, s, f)), _shared(five, n, g, h, t, e)
-
-
-@rule("real", **GROUPED, m="b 1 1 t", b=(1, 2))
-def shared_keys_under_padding_are_not_repeated(
-    q: Term, k: Term, v: Term, m: Term, scale: Term, five: Term,
-    n: Term, h: Term, g: Term, s: Term, t: Term, e: Term, f: Term, b: Term,
-) -> Equation:  # fmt: skip
-    """A mask of keys alone is one for the queries of all heads."""
-    whole = masked_attention(q, repeated(k, five), repeated(v, replace(five, 6, f)), m, scale)
-    attended = masked_attention(of_one_head(q, g, n, h, s, e), k, v, m, scale)
-    return whole, reshape(attended, dims(n, h, s, f)), [*_shared(five, n, g, h, t, e), n >= b]
+    """Queries that attend to the same keys and values do so as positions of one head; a mask of keys alone is one for
+    the queries of all heads."""
+    whole = _attention(q, repeated(k, five), repeated(v, replace(five, 6, f)), m, scale)
+    attended = _attention(of_one_head(q, g, n, h, s, e), k, v, m, scale)
+    no_larger = [] if m is None else [n >= shape(m)[3]]
+    return whole, reshape(attended, dims(n, h, s, f)), [*_shared(five, n, g, h, t, e), *no_larger]
 
 
 @rule("real", **GROUPED, m="b 1 s t", b=(1, 2))
@@ -435,24 +406,13 @@ def number_in_projection(x: Term, weight: Term, b: Term, heads: Term, value: Ter
     return mul(split(x, weight, b, heads), scalar(value)), scaled, [constant(weight), constant(b)]
 
 
-@rule("real", **ATTENDED)
+@rules("real", **ATTENDED, m=optional("~ s t", "-under-mask"))
 def scale_in_query_projection(
-    x: Term, weight: Term, b: Term, heads: Term, k: Term, v: Term, scale: Term
-) -> Equation:
-    """The scale of attention goes into the weights and the bias that its queries come from."""
-    attended = attention(scaled_split(x, weight, b, heads, scale), k, v, 1.0)
-    return attention(split(x, weight, b, heads), k, v, scale), attended, [
-        constant(weight), constant(b), scale != 1.0, heads[0] == 4,
-    ]  # fmt: skip
-
-
-@rule("real", **ATTENDED, m="~ s t")
-def scale_in_query_projection_under_mask(
     x: Term, weight: Term, b: Term, heads: Term, k: Term, v: Term, m: Term, scale: Term, t: Term
 ) -> Equation:
-    """The scale of masked attention goes into the weights and the bias that its queries come from."""
-    attended = masked_attention(scaled_split(x, weight, b, heads, scale), k, v, m, 1.0)
-    return masked_attention(split(x, weight, b, heads), k, v, m, scale), attended, [
-        constant(weight), constant(b), scale != 1.0, heads[0] == 4,
-        *fits(shape(m), gather(heads, HEADS_FIRST), shape(k), t),
+    """The scale of attention goes into the weights and the bias that its queries come from."""
+    attended = _attention(scaled_split(x, weight, b, heads, scale), k, v, m, 1.0)
+    fitting = [] if m is None else fits(shape(m), gather(heads, HEADS_FIRST), shape(k), t)
+    return _attention(split(x, weight, b, heads), k, v, m, scale), attended, [
+        constant(weight), constant(b), scale != 1.0, heads[0] == 4, *fitting,
     ]  # fmt: skip
