@@ -78,8 +78,11 @@ def _image(x: Any) -> None:
 
 def _rounds_up(x: Any, window: Sequence[Ints], ceil: bool) -> int:
     """Whether rounding sizes up makes a difference: engines have faster pools, and INT8 ones, that round down."""
-    axes = zip(x.shape[2:], *window, strict=True)
-    return int(ceil and any(pool_size(*axis, 0) != pool_size(*axis, 1) for axis in axes))
+    kernel, stride, padding, dilation = window
+    axes = list(zip(x.shape[2:], kernel, stride, padding, dilation, strict=True))
+    return int(
+        ceil and any(pool_size(n, k, s, p, d, 0) != pool_size(n, k, s, p, d, 1) for n, k, s, p, d in axes)
+    )
 
 
 @aten("max_pool2d.default")
