@@ -106,7 +106,7 @@ def _bundle(make: Callable[..., Any], **parts: Part) -> Bundle:
     return Bundle(lambda *values: make(**parts | dict(zip(variables, values, strict=True))), variables)
 
 
-def function(apply: Callable[..., Any], **parts: str | Attribute) -> Bundle:
+def function(apply: Callable[..., Any], **parts: str | Attribute | Tensor) -> Bundle:
     """A function whose last arguments, `parts`, are variables of the pattern: `apply(x, *parts)` of one tensor."""
     return Bundle(lambda *values: lambda *operands: apply(*operands, *values), _domains(parts))
 
@@ -146,5 +146,5 @@ def several(
     return Variants({key: of(count) for key, count in counts.items()})
 
 
-def _domains(parts: Mapping[str, str | Attribute]) -> dict[str, Attribute | Tensor]:
+def _domains(parts: Mapping[str, str | Attribute | Tensor]) -> dict[str, Attribute | Tensor]:
     return {k: tensor(v) if isinstance(v, str) else v for k, v in parts.items()}

@@ -54,8 +54,8 @@ def _of_pointwise(v: Term, u: Term, i: Term, m: Term, o: Term, kh: Term, kw: Ter
 @rule("real", x="n i h w", v="m i 1 1", b="m", u="o m kh kw", d="o", kh=(2, 3), kw=(1, 2),
       window=window(integers((1, 1), (2, 1)), integers((0, 0)), integers((1, 1))), **NO_LARGER)  # fmt: skip
 def convolution_of_pointwise(
-    x: Term, v: Term, b: Term, u: Term, d: Term, i: Term, m: Term, o: Term, kh: Term, kw: Term, window: Window,
-) -> Equation:  # fmt: skip
+    x: Term, v: Term, b: Term, u: Term, d: Term, i: Term, m: Term, o: Term, kh: Term, kw: Term, window: Window
+) -> Equation:
     """An unpadded convolution of a 1x1 convolution is one convolution."""
     image = expand(reshape(b, dims(1, m, 1, 1)), dims(1, m, kh, kw))
     bias = reshape(conv2d(image, u, d, *POINTWISE), dims(o))
@@ -83,9 +83,8 @@ def convolution_of_pointwise_without_bias(
       window=window(integers((1, 1), (2, 1)), integers((0, 0), (1, 1)), integers((1, 1)), integer(lambda d: [d["c"]])),
       none=integers((0, 0)), c=(2, 3), h=(3, 4), w=(3, 4))  # fmt: skip
 def depthwise_pointwise_of_depthwise(
-    x: Term, v: Term, b: Term, s: Term, t: Term, c: Term, window: Window,
-    none: Term,
-) -> Equation:  # fmt: skip
+    x: Term, v: Term, b: Term, s: Term, t: Term, c: Term, window: Window, none: Term
+) -> Equation:
     """A depthwise 1x1 convolution (a scale and shift per channel) of a depthwise one goes into its weights."""
     whole = conv2d(conv2d(x, v, b, *window), s, t, (1, 1), none, (1, 1), window.groups)
     composed = conv2d(x, mul(v, s), add(mul(b, reshape(s, dims(c))), t), *window)

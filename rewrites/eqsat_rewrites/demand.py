@@ -78,7 +78,7 @@ def slice_of(x: Term, apply: Any, slot: Term, cut: Any) -> Equation:
     return cut(apply(x), slot), apply(cut(x, slot)), [slot != 6]
 
 
-@rule("real", phase="demand", x="... b k", weight="o k", bias="o", o=(3, 4), cut=CUT)  # fmt: skip
+@rule("real", phase="demand", x="... b k", weight="o k", bias="o", o=(3, 4), cut=CUT)
 def features_of_linear(x: Term, weight: Term, bias: Term, cut: Any) -> Equation:
     """Some features of a Linear need those rows of its weight."""
     rows, part = cut(weight, 5), cut(bias, 6)
@@ -117,7 +117,7 @@ def positions_of_joined_heads(
     return slice_(joined, 5, start, stop, step), reshape(part, dims(n, taken, h * e))
 
 
-@rule("real", phase="demand", q="... s e", k="... t e", v="... t f", s=LONG, scale=number(0.5), cut=CUT)  # fmt: skip
+@rule("real", phase="demand", q="... s e", k="... t e", v="... t f", s=LONG, scale=number(0.5), cut=CUT)
 def queries_of_attention(q: Term, k: Term, v: Term, scale: Term, cut: Any) -> Equation:
     """Attention at some positions needs the queries of those positions."""
     part = attention(cut(q, 5), k, v, scale)
@@ -134,7 +134,7 @@ def slice_of_slice(
     return outer, slice_(x, slot, first + start, first + stop, step)
 
 
-@rule("exact", phase="demand", x="~ a b", y="~ c b", a=LONG, c=LONG, **STEPS, slot=integer(5))  # fmt: skip
+@rule("exact", phase="demand", x="~ a b", y="~ c b", a=LONG, c=LONG, **STEPS, slot=integer(5))
 def slice_of_concat_left(x: Term, y: Term, slot: Term, start: Term, stop: Term, step: Term) -> Equation:
     """Part of a concatenation that ends within its first tensor is part of that."""
     whole = slice_(concat(slot, x, y), slot, start, stop, step)
@@ -156,20 +156,14 @@ def slice_of_expand(x: Term, shape_to: Term, slot: Term, start: Term, stop: Term
 
 @rule("real", phase="demand", x="n c h w", weight="o c 1 1", b="o", o=(3, 4), cut=CUT,
       window=window(integers((1, 1)), integers((0, 0)), integers((1, 1))))  # fmt: skip
-def channels_of_convolution(
-    x: Term,
-    weight: Term,
-    b: Term,
-    window: Window,
-    cut: Any,
-) -> Equation:
+def channels_of_convolution(x: Term, weight: Term, b: Term, window: Window, cut: Any) -> Equation:
     """Some channels of a convolution need those of its filters."""
     filters, bias = cut(weight, 3), cut(b, 6)
     whole = conv2d(x, weight, b, *window)
     return cut(whole, 4), conv2d(x, filters, bias, *window)
 
 
-@rule("real", phase="demand", x="~ a b c d", b=LONG, along=integer(6), slot=integer(4), cut=CUT)  # fmt: skip
+@rule("real", phase="demand", x="~ a b c d", b=LONG, along=integer(6), slot=integer(4), cut=CUT)
 def slice_of_softmax(x: Term, along: Term, slot: Term, cut: Any) -> Equation:
     """Part of a softmax along another axis needs that part of its input."""
     part = softmax(cut(x, slot), along)

@@ -89,36 +89,18 @@ CONVOLUTION: dict[str, Any] = {
 
 
 @rule("real", s="1... o 1 1", **CONVOLUTION)
-def scale_after_convolution(
-    x: Term,
-    weight: Term,
-    b: Term,
-    s: Term,
-    o: Term,
-    window: Window,
-) -> Equation:
+def scale_after_convolution(x: Term, weight: Term, b: Term, s: Term, o: Term, window: Window) -> Equation:
     """Scaling the channels of a convolution's result scales its filters."""
     scaled = mul(weight, reshape(s, dims(o, 1, 1, 1)))
     folded = conv2d(x, scaled, mul(b, reshape(s, dims(o))), *window)
-    return mul(conv2d(x, weight, b, *window), s), folded, [
-        constant(s), shape(s)[0] <= 4,
-    ]  # fmt: skip
+    return mul(conv2d(x, weight, b, *window), s), folded, [constant(s), shape(s)[0] <= 4]
 
 
 @rule("real", t="1... o 1 1", **CONVOLUTION)
-def shift_after_convolution(
-    x: Term,
-    weight: Term,
-    b: Term,
-    t: Term,
-    o: Term,
-    window: Window,
-) -> Equation:
+def shift_after_convolution(x: Term, weight: Term, b: Term, t: Term, o: Term, window: Window) -> Equation:
     """Shifting the channels of a convolution's result shifts its bias."""
     folded = conv2d(x, weight, add(b, reshape(t, dims(o))), *window)
-    return add(conv2d(x, weight, b, *window), t), folded, [
-        constant(t), shape(t)[0] <= 4,
-    ]  # fmt: skip
+    return add(conv2d(x, weight, b, *window), t), folded, [constant(t), shape(t)[0] <= 4]
 
 
 TRANSPOSED: dict[str, Any] = CONVOLUTION | {
@@ -129,8 +111,8 @@ TRANSPOSED: dict[str, Any] = CONVOLUTION | {
 
 @rule("real", s="1... o*groups 1 1", **TRANSPOSED)
 def scale_after_transposed_convolution(
-    x: Term, weight: Term, b: Term, s: Term, i: Term, o: Term, kh: Term, kw: Term, window: TransposedWindow,
-) -> Equation:  # fmt: skip
+    x: Term, weight: Term, b: Term, s: Term, i: Term, o: Term, kh: Term, kw: Term, window: TransposedWindow
+) -> Equation:
     """Scaling the channels of a transposed convolution's result scales its filters."""
     groups = window.groups
     grouped = mul(reshape(weight, dims(groups, i // groups, o, kh, kw)), reshape(s, dims(groups, 1, o, 1, 1)))
@@ -142,8 +124,8 @@ def scale_after_transposed_convolution(
 
 @rule("real", t="1... o*groups 1 1", **TRANSPOSED)
 def shift_after_transposed_convolution(
-    x: Term, weight: Term, b: Term, t: Term, o: Term, window: TransposedWindow,
-) -> Equation:  # fmt: skip
+    x: Term, weight: Term, b: Term, t: Term, o: Term, window: TransposedWindow
+) -> Equation:
     """Shifting the channels of a transposed convolution's result shifts its bias."""
     shifted = add(b, reshape(t, dims(o * window.groups)))
     whole = conv_transpose2d(x, weight, b, *window)

@@ -110,14 +110,9 @@ def pad_in_convolution(x: Term, weight: Term, b: Term, low: Term, window: Window
     return padded, conv2d(x, weight, b, *_wider(window, low)), _spatial(low)
 
 
-@rule("real", low=LOW, high=HIGH, **CONVOLUTION | {"x": "~ n i*groups h w"})  # fmt: skip
+@rule("real", low=LOW, high=HIGH, **CONVOLUTION | {"x": "~ n i*groups h w"})
 def uneven_pad_in_convolution(
-    x: Term,
-    weight: Term,
-    b: Term,
-    low: Term,
-    high: Term,
-    window: Window,
+    x: Term, weight: Term, b: Term, low: Term, high: Term, window: Window
 ) -> Equation:
     """A convolution that pads more on one side pads both alike under a kernel that starts with zeros."""
     padded = conv2d(pad(x, low, high, 0.0), weight, b, *window)

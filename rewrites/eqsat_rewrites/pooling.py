@@ -36,7 +36,7 @@ def adaptive_pool_is_mean(x: Term) -> Equation:
     return adaptive_avg_pool2d(x, (1, 1)), reduce_("mean", x, OVER_MAP)
 
 
-@rule("real", x="n c h w", stride=ANY, padding=UNPADDED, ceil=integer(0), include_pad=integer(0, 1), **MAP)  # fmt: skip
+@rule("real", x="n c h w", stride=ANY, padding=UNPADDED, ceil=integer(0), include_pad=integer(0, 1), **MAP)
 def average_pool_of_all_is_mean(
     x: Term, h: Term, w: Term, stride: Term, padding: Term, ceil: Term, include_pad: Term
 ) -> Equation:
@@ -98,11 +98,7 @@ def mean_of_pointwise_convolution(x: Term, weight: Term, b: Term, window: Window
     """The mean over height and width of a 1x1 convolution is the convolution of the mean."""
     whole = reduce_("mean", conv2d(x, weight, b, *window), OVER_MAP)
     mean = reduce_("mean", x, OVER_MAP)
-    return (
-        whole,
-        conv2d(mean, weight, b, *window),
-        window.unpadded,
-    )
+    return whole, conv2d(mean, weight, b, *window), window.unpadded
 
 
 @rule("real", x="~ n h w c", by=name("mean", "sum", "amax"), order=integers(CHANNELS_LAST, CHANNELS_FIRST),

@@ -37,9 +37,12 @@ from eqsat_deploy.language import (
 from eqsat_deploy.rules import (
     Equation,
     Term,
+    Variants,
     boolean,
     commutative,
     constant,
+    fixed,
+    function,
     integer,
     integers,
     name,
@@ -155,8 +158,8 @@ QKV: dict[str, Any] = {
 def scaled(q: Term, k: Term, v: Term, m: Term, scale: Term, factor: Term, order: Any) -> Equation:
     """A factor of the queries, or of the keys, is part of the scale, which a mask is added after."""
     first, second = order(q, k)
-    whole = _attention(*order(mul(first, scalar(factor)), second), v, m, scale)
-    return whole, _attention(q, k, v, m, factor * scale), fits_keys(m, q, k)
+    queries, keys = order(mul(first, scalar(factor)), second)
+    return _attention(queries, keys, v, m, scale), _attention(q, k, v, m, factor * scale), fits_keys(m, q, k)
 
 
 # -- masks -------------------------------------------------------------------------------------------------
@@ -164,19 +167,25 @@ def scaled(q: Term, k: Term, v: Term, m: Term, scale: Term, factor: Term, order:
 ATTENDS: dict[str, Any] = {"q": "n h s e", "k": "n h t e", "v": "n h t f", "scale": NUMBERS}
 
 
-@rule("exact", **ATTENDS, kept=integers(lambda d: [encode((d["s"], d["t"])), encode((d["n"], 1, 1, d["t"]))]))
-def mask_of_nothing(q: Term, k: Term, v: Term, kept: Term, scale: Term) -> Equation:
-    """A mask that keeps all is none."""
-    masked = masked_attention(q, k, v, ones(kept, "bool"), scale)
-    return masked, attention(q, k, v, scale), fits(kept, shape(q), shape(k), shape(k)[5])
+MASK = integers(lambda d: [encode((d["s"], d["t"])), encode((d["n"], 1, 1, d["t"]))])
+REPEATED_MASK = Variants(
+    {"": fixed(None), "expanded-": integers(lambda d: [encode((d["n"], 1, d["s"], d["t"]))])}
+)
 
 
-@rule("exact", **ATTENDS, kept=integers(lambda d: [encode((1, 1, d["s"], 1))]), to=integers(
-    lambda d: [encode((d["n"], 1, d["s"], d["t"]))]))  # fmt: skip
-def expanded_mask_of_nothing(q: Term, k: Term, v: Term, kept: Term, to: Term, scale: Term) -> Equation:
+def _repeated(mask: Term, to: Term) -> Term:
+    return mask if to is None else expand(mask, to)
+
+
+@rules("exact", **ATTENDS, kept=MASK, to=REPEATED_MASK)
+def mask_of_nothing(q: Term, k: Term, v: Term, kept: Term, to: Term, scale: Term) -> Equation:
     """A mask that keeps all is none, however many samples it is repeated for."""
-    masked = masked_attention(q, k, v, expand(ones(kept, "bool"), to), scale)
-    return masked, attention(q, k, v, scale), fits(to, shape(q), shape(k), shape(k)[5])
+    masked = masked_attention(q, k, v, _repeated(ones(kept, "bool"), to), scale)
+    return (
+        masked,
+        attention(q, k, v, scale),
+        fits(kept if to is None else to, shape(q), shape(k), shape(k)[5]),
+    )
 
 
 @rule("exact", **ATTENDS, m="~ 1 1 s 1", to=integers(lambda d: [encode((d["n"], 1, d["s"], d["t"]))]))
@@ -191,22 +200,13 @@ def mask_for_every_sample(q: Term, k: Term, v: Term, m: Term, to: Term, scale: T
     )
 
 
-@rule("exact", **ATTENDS, mask=integers(lambda d: [encode((d["s"], d["t"])), encode((d["n"], 1, 1, d["t"]))]),
-      dt=name("float64"))  # fmt: skip
-def mask_of_zeros(q: Term, k: Term, v: Term, mask: Term, dt: Term, scale: Term) -> Equation:
-    """Zeros added to the scores are none; as booleans they would keep nothing."""
-    masked = masked_attention(q, k, v, zeros(mask, dt), scale)
-    return masked, attention(q, k, v, scale), [dt != "bool", *fits(mask, shape(q), shape(k), shape(k)[5])]
-
-
-@rule("exact", **ATTENDS, mask=integers(encode(())), dt=name("float64"), to=integers(
-    lambda d: [encode((d["n"], 1, d["s"], d["t"]))]))  # fmt: skip
-def expanded_mask_of_zeros(
-    q: Term, k: Term, v: Term, mask: Term, to: Term, dt: Term, scale: Term
-) -> Equation:
-    """Zeros added to the scores are none, however often they are repeated."""
-    masked = masked_attention(q, k, v, expand(zeros(mask, dt), to), scale)
-    return masked, attention(q, k, v, scale), [dt != "bool", *fits(to, shape(q), shape(k), shape(k)[5])]
+@rules("exact", **ATTENDS, mask=MASK, to=REPEATED_MASK, dt=name("float64"))
+def mask_of_zeros(q: Term, k: Term, v: Term, mask: Term, to: Term, dt: Term, scale: Term) -> Equation:
+    """Zeros added to the scores are none, however often they are repeated; as booleans they would keep nothing."""
+    masked = masked_attention(q, k, v, _repeated(zeros(mask, dt), to), scale)
+    return masked, attention(q, k, v, scale), [
+        dt != "bool", *fits(mask if to is None else to, shape(q), shape(k), shape(k)[5]),
+    ]  # fmt: skip
 
 
 # Heads of queries that share one head of keys and values (Ainslie et al. 2023), which a model repeats for each of them.
@@ -269,44 +269,30 @@ def mask_for_every_query(q: Term, k: Term, v: Term, m: Term, to: Term, scale: Te
 # What a mask removes is -inf in the scores, written over them or added. Less than the least number there is: a mask
 # that writes the least number itself over all of a row makes all its weights equal, and added it does not.
 LOWEST: dict[str, Any] = {"x": "~ a s k", "lowest": number(-float("inf")), "dt": name("float64")}
+FILLED = Variants({
+    "removed-": function(lambda fill, x, c: where(c, fill, x), removed=boolean("~ s k", somewhere=False)),
+    "kept-": function(lambda fill, x, c: where(c, x, fill), kept=boolean("~ s k", somewhere=True)),
+})  # fmt: skip
 
 
-def _infinite(lowest: Term) -> list[Any]:
-    return [lowest < -sys.float_info.max]
-
-
-@rule("real", removed=boolean("~ s k", somewhere=False), **LOWEST)
-def removed_scores_are_masked(removed: Term, x: Term, lowest: Term, dt: Term) -> Equation:
+@rules("real", filled=FILLED, **LOWEST)
+def scores_are_masked(filled: Any, x: Term, lowest: Term, dt: Term) -> Equation:
     """Writing -inf over scores is adding it to them, and zero to the others."""
     fill = cast(scalar(lowest), dt)
-    mask = where(removed, fill, cast(scalar(0.0), dt))
-    return softmax(where(removed, fill, x), 6), softmax(add(x, mask), 6), _infinite(lowest)
-
-
-@rule("real", kept=boolean("~ s k", somewhere=True), **LOWEST)
-def kept_scores_are_masked(kept: Term, x: Term, lowest: Term, dt: Term) -> Equation:
-    """Keeping some scores is adding zero to them, and -inf to the others."""
-    fill = cast(scalar(lowest), dt)
-    mask = where(kept, cast(scalar(0.0), dt), fill)
-    return softmax(where(kept, x, fill), 6), softmax(add(x, mask), 6), _infinite(lowest)
+    mask = filled(fill, cast(scalar(0.0), dt))
+    return softmax(filled(fill, x), 6), softmax(add(x, mask), 6), [lowest < -sys.float_info.max]
 
 
 CONDITION = integers(lambda d: [encode((d["s"], d["k"])), encode((d["s"], 1))])
-CHOICE: dict[str, Any] = {"a": "~ s 1", "b": "~ n s k"}
+CHOICE: dict[str, Any] = {"condition": CONDITION, "a": "~ s 1", "b": "~ n s k"}
 
 
-@rule("exact", condition=CONDITION, **CHOICE)
-def choice_of_the_first(condition: Term, a: Term, b: Term) -> Equation:
-    """A condition that holds everywhere chooses the first."""
+@rules("exact", holds=Variants({"-first": fixed((ones, 0)), "-second": fixed((zeros, 1))}), **CHOICE)
+def choice_of_the(holds: Any, condition: Term, a: Term, b: Term) -> Equation:
+    """A condition that holds everywhere chooses the first, one that holds nowhere the second."""
+    made, chosen = holds
     to = broadcast(condition, broadcast(shape(a), shape(b)))
-    return where(ones(condition, "bool"), a, b), expand(a, to)
-
-
-@rule("exact", condition=CONDITION, **CHOICE)
-def choice_of_the_second(condition: Term, a: Term, b: Term) -> Equation:
-    """A condition that holds nowhere chooses the second."""
-    to = broadcast(condition, broadcast(shape(a), shape(b)))
-    return where(zeros(condition, "bool"), a, b), expand(b, to)
+    return where(made(condition, "bool"), a, b), expand((a, b)[chosen], to)
 
 
 @rule(

@@ -86,9 +86,7 @@ def number_after_convolution(x: Term, weight: Term, b: Term, s: Term, window: Wi
     """Scaling a convolution's result by a number scales its weights."""
     k = reshape(s, dims())
     folded = conv2d(x, mul(weight, k), mul(b, k), *window)
-    return mul(conv2d(x, weight, b, *window), s), folded, [
-        constant(s), shape(s)[0] <= 4,
-    ]  # fmt: skip
+    return mul(conv2d(x, weight, b, *window), s), folded, [constant(s), shape(s)[0] <= 4]
 
 
 @rule("real", s="1...", **CONVOLUTION)
@@ -118,8 +116,8 @@ def number_before_linear(x: Term, weight: Term, b: Term, s: Term) -> Equation:
 
 @rule("real", s="1... i*groups 1 1", **CONVOLUTION)
 def scale_before_convolution(
-    x: Term, weight: Term, b: Term, s: Term, o: Term, i: Term, kh: Term, kw: Term, window: Window,
-) -> Equation:  # fmt: skip
+    x: Term, weight: Term, b: Term, s: Term, o: Term, i: Term, kh: Term, kw: Term, window: Window
+) -> Equation:
     """Scaling the channels that a convolution reads scales the input channels of its filters."""
     groups = window.groups
     by_group = reshape(weight, dims(groups, o // groups, i, kh, kw))
@@ -130,8 +128,8 @@ def scale_before_convolution(
 
 @rule("real", t="1... i*groups 1 1", **CONVOLUTION | {"window": window(STRIDES, UNPADDED, DILATIONS, GROUPS)})
 def shift_before_convolution(
-    x: Term, weight: Term, b: Term, t: Term, o: Term, i: Term, kh: Term, kw: Term, window: Window,
-) -> Equation:  # fmt: skip
+    x: Term, weight: Term, b: Term, t: Term, o: Term, i: Term, kh: Term, kw: Term, window: Window
+) -> Equation:
     """Shifting the channels that an unpadded convolution reads shifts its bias by what it makes of the shift."""
     rows, columns = window.dilation[0] * (kh - 1) + 1, window.dilation[1] * (kw - 1) + 1
     image = expand(reshape(t, dims(1, i * window.groups, 1, 1)), dims(1, i * window.groups, rows, columns))
@@ -144,8 +142,8 @@ def shift_before_convolution(
 
 @rule("real", t="1... i*groups 1 1", **CONVOLUTION | {"window": window(STRIDES, PADDED, DILATIONS, GROUPS)})
 def shift_before_padded_convolution(
-    x: Term, weight: Term, b: Term, t: Term, i: Term, h: Term, w: Term, window: Window,
-) -> Equation:  # fmt: skip
+    x: Term, weight: Term, b: Term, t: Term, i: Term, h: Term, w: Term, window: Window
+) -> Equation:
     """Where zeros are padded, a shift before a convolution is a constant map after it, smaller at the border."""
     image = expand(reshape(t, dims(1, i * window.groups, 1, 1)), dims(1, i * window.groups, h, w))
     shift = conv2d(image, weight, mul(b, scalar(0.0)), *window)
@@ -163,14 +161,12 @@ TRANSPOSED: dict[str, Any] = CONVOLUTION | {
 
 @rule("real", s="1... i 1 1", **TRANSPOSED)
 def scale_before_transposed_convolution(
-    x: Term, weight: Term, b: Term, s: Term, i: Term, window: TransposedWindow,
-) -> Equation:  # fmt: skip
+    x: Term, weight: Term, b: Term, s: Term, i: Term, window: TransposedWindow
+) -> Equation:
     """Scaling the channels that a transposed convolution reads scales the input channels of its filters."""
     scaled = mul(weight, reshape(s, dims(i, 1, 1, 1)))
     whole = conv_transpose2d(mul(x, s), weight, b, *window)
-    return whole, conv_transpose2d(x, scaled, b, *window), [
-        constant(s),
-    ]  # fmt: skip
+    return whole, conv_transpose2d(x, scaled, b, *window), [constant(s)]
 
 
 @rule("real", x="... k", weight="o k", b="o", s="1... k")
@@ -256,9 +252,7 @@ def shift_through_average_pool(x: Term, t: Term, pool: AveragePool) -> Equation:
 def scale_after_max_pool(x: Term, s: Term, pool: MaxPool) -> Equation:
     """A scale that is not negative keeps the order, so maxima of scaled values are scaled maxima."""
     scaled = max_pool2d(mul(x, s), *pool)
-    return mul(max_pool2d(x, *pool), s), scaled, [
-        constant(s), nonnegative(s), shape(s)[0] <= 4,
-    ]  # fmt: skip
+    return mul(max_pool2d(x, *pool), s), scaled, [constant(s), nonnegative(s), shape(s)[0] <= 4]
 
 
 @rule("real", k=number(0.5, 3.0), **MAX_POOL)
@@ -272,9 +266,7 @@ def positive_factor_after_max_pool(x: Term, k: Term, pool: MaxPool) -> Equation:
 def shift_after_max_pool(x: Term, t: Term, pool: MaxPool) -> Equation:
     """Maxima of shifted channels are shifted maxima: a max pool pads with minus infinity."""
     shifted = max_pool2d(add(x, t), *pool)
-    return add(max_pool2d(x, *pool), t), shifted, [
-        constant(t), shape(t)[0] <= 4,
-    ]  # fmt: skip
+    return add(max_pool2d(x, *pool), t), shifted, [constant(t), shape(t)[0] <= 4]
 
 
 @rule("real", x="~ a b", s="~ b")

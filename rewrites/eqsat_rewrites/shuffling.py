@@ -113,13 +113,7 @@ def slice_of_shuffle_is_convolution(
 @rule("real", x="n c h w", weight="o i kh kw", b="o", start=integer(0, 1), stop=integer(3, 4), c=(4, 5), kh=(1, 3),
       i=(2, 3, 4), window=window(ONE, PADDINGS, ONE))  # fmt: skip
 def slice_in_convolution(
-    x: Term,
-    weight: Term,
-    b: Term,
-    start: Term,
-    stop: Term,
-    window: Window,
-    c: Term,
+    x: Term, weight: Term, b: Term, start: Term, stop: Term, window: Window, c: Term
 ) -> Equation:
     """A convolution of some channels is one of all of them, with zeros for those it does not read."""
     low, high = replace(NONE, 4, start), replace(NONE, 4, c - stop)
