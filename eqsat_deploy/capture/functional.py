@@ -190,6 +190,8 @@ def _simulated(target: Any, node: fx.Node) -> tuple[dict[fx.Node, Any], Any]:
     They have the sizes of the example: symbolic ones would be narrowed down by what the operator asks of them.
     """
     values = {n: pytree.tree_map(_on_meta, n.meta.get("val")) for n in node.all_input_nodes}
+    if any(value is None for value in values.values()):
+        return values, None
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
     try:
         with torch.no_grad():
