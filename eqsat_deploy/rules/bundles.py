@@ -117,7 +117,7 @@ def fixed(value: Any) -> Bundle:
 
 
 def optional(spec: str, key: str) -> Variants:
-    """A tensor or None: the rule without it, and the rule with it, whose name ends with `key`."""
+    """A tensor or None: the rule without it, and the rule with it, which `key` is part of the name of."""
     return Variants({"": fixed(None), key: tensor(spec)})
 
 
