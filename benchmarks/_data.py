@@ -32,7 +32,12 @@ JUDGED_PHOTOGRAPHS = (
 )
 CALIBRATION_PACKAGES, JUDGED_PACKAGES = ("sklearn", "skimage"), ("scipy", "networkx")
 TOKENS = 64
-IMAGE_SIDES = {"mobilenet_v2": 224, "efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}
+IMAGE_SIDES = {
+    "mobilenet_v2": 224,
+    "efficientnet_lite0": 224,
+    "efficientnet_lite1": 240,
+    "efficientnet_lite2": 260,
+}
 NETWORKS = (*IMAGE_SIDES, "minilm_l6")
 
 
@@ -130,7 +135,9 @@ def _prose(folder: Path) -> Iterator[str]:
             text = ast.get_docstring(node) if isinstance(node, documented) else None
             for paragraph in re.split(r"\n\s*\n", text or ""):
                 words = " ".join(paragraph.split())
-                if not re.search(r">>>|--|==|::", words) and sum(c.isalpha() or c == " " for c in words) > 0.9 * len(words):
+                if not re.search(r">>>|--|==|::", words) and sum(
+                    c.isalpha() or c == " " for c in words
+                ) > 0.9 * len(words):
                     yield words
 
 

@@ -19,6 +19,7 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -48,15 +49,22 @@ def compare(name: str, seeds: Sequence[int], options: dict[str, Any]) -> dict[st
     found: dict[str, Any] = {"eqsat-deploy": [], "nncf": [], "latency": []}
     for seed in seeds:
         data = calibration_data(name, CALIBRATED, seed)
-        ours = _measured("eqsat-deploy", lambda: _ours(optimized, data, options), name, judged, expected, found)
-        theirs = _measured("nncf", lambda: _theirs(model, name, data), name, judged, expected, found)
+        ours = _measured(
+            "eqsat-deploy", partial(_ours, optimized, data, options), name, judged, expected, found
+        )
+        theirs = _measured("nncf", partial(_theirs, model, name, data), name, judged, expected, found)
         if ours is not None and theirs is not None:
             found["latency"].append(_ratio(ours, theirs, judged[:1]))
     return found
 
 
 def _measured(
-    peer: str, make: Callable[[], tuple[Run, float]], name: str, judged: Tensor, expected: Tensor, found: dict[str, Any]
+    peer: str,
+    make: Callable[[], tuple[Run, float]],
+    name: str,
+    judged: Tensor,
+    expected: Tensor,
+    found: dict[str, Any],
 ) -> Run | None:
     """The engine, its figures added to `found`; a peer that fails is recorded as failed."""
     try:
@@ -135,7 +143,9 @@ def table(results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="*", default=NETWORKS, choices=NETWORKS, metavar="NAME")
     parser.add_argument("--seeds", type=int, default=5, help="how many calibration sets")
     parser.add_argument("--effort", help="of our quantization; its default when missing")
@@ -151,7 +161,9 @@ def main() -> None:
         if arguments.json:
             packages = ("eqsat-deploy", "torch", "openvino", "nncf")
             versions = {"python": platform.python_version(), **{p: version(p) for p in packages}}
-            arguments.json.write_text(json.dumps({"versions": versions, "networks": results}, indent=1) + "\n")
+            arguments.json.write_text(
+                json.dumps({"versions": versions, "networks": results}, indent=1) + "\n"
+            )
 
 
 if __name__ == "__main__":

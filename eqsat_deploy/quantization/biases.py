@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from eqsat_deploy.quantization.fake_quantize import QuantizedConv2d, QuantizedConvTranspose2d, QuantizedLinear

@@ -64,9 +64,7 @@ class _Held:
             return
         few = samples_of(self.specs, inputs, SAMPLE - self.count)
         self.parts.append(few)
-        self.count += next(
-            (v.shape[a] for v, a in zip(few, self.axes, strict=True) if a is not None), SAMPLE
-        )
+        self.count += next((v.shape[a] for v, a in zip(few, self.axes, strict=True) if a is not None), SAMPLE)
 
     def joined(self) -> tuple[Tensor, ...]:
         return tuple(

@@ -1,6 +1,8 @@
-"""What rounding does to a network, kernel by kernel, and what repairs it: ranges, scales that move and biases are chosen
-in graph order on a bounded sample of real inputs, each by the error at a kernel's output, with everything before it
-rounded already."""
+"""What repairs rounding, kernel by kernel: ranges, scales that move and biases.
+
+They are chosen in graph order on a bounded sample of real inputs, each by the error at a kernel's output, with
+everything before it rounded already.
+"""
 
 from __future__ import annotations
 
@@ -77,10 +79,14 @@ def reconstruct(
             exact.env[node] = exact.run_node(node)
             if isinstance(child, FakeQuantize) and (extremes := open_ranges.pop(str(node.target), None)):
                 _choose_range(module, node, extremes, grid, exact, rounded)
-            if isinstance(child, ANCHORS):
+                for migration in set(node.all_input_nodes) - set(read):
+                    rounded.env[migration] = rounded.run_node(migration)
+            if isinstance(child, ANCHORS) and _called_once(module, [child]):
                 source = rounded.env[node.all_input_nodes[0]]
                 corrected(child, exact.env[node], child(source))
             rounded.env[node] = rounded.run_node(node)
+            for migration in set(node.all_input_nodes) - set(read):
+                del rounded.env[migration]
             for operand in read:
                 left[operand] -= 1
                 if not left[operand]:
@@ -93,7 +99,7 @@ class _Choice:
 
     fake: FakeQuantize
     factor: Tensor | None
-    weights: tuple[tuple[nn.Parameter, FakeQuantize], ...]
+    weights: tuple[tuple[Tensor, FakeQuantize], ...]
 
     def error(self, values: Tensor, layers: Sequence[QuantizedLinear], expected: Sequence[Tensor]) -> float:
         """The squared error at the outputs of `layers`, each as a part of its output's square."""
@@ -102,11 +108,18 @@ class _Choice:
             F.linear(read, fake(weight), layer.bias)
             for layer, (weight, fake) in zip(layers, self.weights, strict=True)
         )
-        return sum(float((o - e).square().sum() / e.square().sum()) for o, e in zip(outputs, expected, strict=True))
+        return sum(
+            float((o - e).square().sum() / e.square().sum()) for o, e in zip(outputs, expected, strict=True)
+        )
 
 
 def _choose_range(
-    module: fx.GraphModule, node: fx.Node, extremes: Extremes, grid: IntegerGrid, exact: _Float, rounded: fx.Interpreter
+    module: fx.GraphModule,
+    node: fx.Node,
+    extremes: Extremes,
+    grid: IntegerGrid,
+    exact: _Float,
+    rounded: fx.Interpreter,
 ) -> None:
     """Give the quantizer `node`, where products of matrices alone read it, the range of least error at their outputs,
     and move scales into their weights where that at least halves the error.
@@ -139,13 +152,12 @@ def _choose_range(
     if best.factor is None:
         return
     for layer, (weight, fake) in zip(products, best.weights, strict=True):
-        layer.weight, layer.weight_quantizer = weight, fake
+        layer.weight, layer.weight_quantizer = weight, fake  # type: ignore[assignment]
     name = f"{source.name}_migration"
     module.add_submodule(name, Migration(best.factor))
     with module.graph.inserting_before(node):
         inserted = module.graph.create_node("call_module", name, (source,), name=name)
     node.replace_input_with(source, inserted)
-    exact.env[inserted], rounded.env[inserted] = exact.env[source], rounded.env[source] * best.factor
 
 
 def _fake(grid: Grid, like: Tensor) -> FakeQuantize:
