@@ -152,7 +152,7 @@ def _choose_range(
     if best.factor is None:
         return
     for layer, (weight, fake) in zip(products, best.weights, strict=True):
-        layer.weight, layer.weight_quantizer = weight, fake  # type: ignore[assignment]
+        layer.weight, layer.weight_quantizer = weight, fake
     name = f"{source.name}_migration"
     module.add_submodule(name, Migration(best.factor))
     with module.graph.inserting_before(node):
