@@ -19,6 +19,7 @@ from eqsat_deploy.language import (
     reduce_,
     replace,
     vec,
+    zeros,
 )  # fmt: skip
 from eqsat_deploy.language.shapes import encode
 from eqsat_deploy.rules import Equation, Term, integer, integers, name, rule, shape, window
@@ -59,11 +60,11 @@ def product_with_ones_is_sum(x: Term, column: Term, dt: Term) -> Equation:
     )
 
 
-@rule("real", x="~ n p k", column=integers(lambda d: [encode((d["k"], 1))]), dt=name("float64"), bias="1")
-def linear_of_ones_is_sum(x: Term, column: Term, dt: Term, bias: Term) -> Equation:
+@rule("real", x="~ n p k", column=integers(lambda d: [encode((d["k"], 1))]), dt=name("float64"))
+def linear_of_ones_is_sum(x: Term, column: Term, dt: Term) -> Equation:
     """The same as a Linear, which a product with a constant is."""
-    total = add(reduce_("sum", x, (0, 0, 0, 0, 0, 0, 1)), bias)
-    return linear(x, permute(ones(column, dt), TRANSPOSED), bias), total, [
+    weight, none = permute(ones(column, dt), TRANSPOSED), zeros(encode((1,)), dt)
+    return linear(x, weight, none), reduce_("sum", x, (0, 0, 0, 0, 0, 0, 1)), [
         column[0] == 2, column[6] == 1, dt != "bool",
     ]  # fmt: skip
 
