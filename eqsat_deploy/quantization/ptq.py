@@ -23,6 +23,7 @@ from eqsat_deploy.deployment import (
     record,
 )
 from eqsat_deploy.errors import QuantizationError, UnknownNameError
+from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization.calibrate import calibrate, device_of
 from eqsat_deploy.quantization.fake_quantize import (
     FakeQuantize,
@@ -32,8 +33,8 @@ from eqsat_deploy.quantization.fake_quantize import (
 )
 from eqsat_deploy.quantization.observers import OBSERVERS, Extremes, Observer
 from eqsat_deploy.quantization.reconstruction import reconstruct
-from eqsat_deploy.targets import IntegerGrid, find_target
 
+ANY_GRID = IntegerGrid(unsigned=True, asymmetric=True)
 Effort = Literal["fast", "balanced"]
 
 # Where the weight of a functional call is, and which of its axes is the output channel's.
@@ -81,7 +82,7 @@ def quantize(
         effort: `fast` takes the observed ranges and rounds to the nearest; `balanced` chooses the ranges of matrix
             products by the error at their outputs, moves scales into their weights where that halves it, and corrects
             biases (`reconstruction`).
-        grid: the codes that kernels read, the module's target's when missing (OpenVINO's where it has none).
+        grid: the codes that kernels read, the module's target's when missing (any, where it has no target).
         observer: `minmax`, `percentile`, `entropy`, `mse`, or a function returning a new `Observer`: takes the range
             from it alone. When missing, the range is chosen as `effort` says.
         learnable: scales are parameters that training adapts (LSQ).
@@ -97,7 +98,7 @@ def quantize(
     forms = [_Watched(form, _observer_factory(observer)) for form in (module, plain) if form is not None]
     known = deployment(module)
     sample = calibrate([form.module for form in forms], known.inputs, batches)
-    grid = find_target(known.target or "openvino").grid if grid is None else grid
+    grid = grid or known.grid or ANY_GRID
     quantized, *others = [form.quantized(grid, effort, sample, learnable) for form in forms]
     record(quantized, plain=next(iter(others), None), fingerprint=fingerprint(quantized))
     return quantized

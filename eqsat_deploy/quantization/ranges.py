@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization.observers import Extremes, Grid
-from eqsat_deploy.targets.grid import IntegerGrid
 
 RATIOS = (1.0, 0.9, 0.8)
 

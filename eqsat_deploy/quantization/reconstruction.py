@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization.biases import corrected
 from eqsat_deploy.quantization.fake_quantize import (
     FakeQuantize,
@@ -25,7 +26,6 @@ from eqsat_deploy.quantization.fake_quantize import (
 from eqsat_deploy.quantization.migration import Migration, factors, scaled
 from eqsat_deploy.quantization.observers import Extremes, Grid
 from eqsat_deploy.quantization.ranges import candidates
-from eqsat_deploy.targets.grid import IntegerGrid
 
 SEARCHED = 8
 """Samples that ranges are compared on; biases take the whole sample."""

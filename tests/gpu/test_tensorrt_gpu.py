@@ -11,9 +11,9 @@ from torch import fx
 from eqsat_deploy.engines import Batch
 from eqsat_deploy.engines.tensorrt import TensorRTEngine
 from eqsat_deploy.errors import EngineError, InputError
+from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization import quantize
 from eqsat_deploy.targets import find_cost
-from eqsat_deploy.targets.grid import IntegerGrid
 from tests.deploy.placing import ADDS, WEIGHTED, Attention, Residual, images, int8, torchvision_model, traced
 
 REASON = TensorRTEngine.unavailable()

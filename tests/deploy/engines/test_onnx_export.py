@@ -18,8 +18,8 @@ from eqsat_deploy.deployment import Quantizer, deployment, record
 from eqsat_deploy.engines import Batch
 from eqsat_deploy.engines.onnx import ONNXRUNTIME, TENSORRT, export_onnx, nodes_of
 from eqsat_deploy.errors import EngineError
+from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization import FakeQuantize, QuantizedConv2d, quantize
-from eqsat_deploy.targets.grid import IntegerGrid
 from tests.deploy.placing import ADDS, WEIGHTED, Attention, Residual, images, int8, traced
 
 onnx = pytest.importorskip("onnx")

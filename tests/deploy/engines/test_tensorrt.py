@@ -11,8 +11,8 @@ from torch import fx
 from eqsat_deploy.engines import Batch, tensorrt
 from eqsat_deploy.engines.tensorrt import TensorRTEngine, read_layers
 from eqsat_deploy.errors import EngineError, InputError, UnknownNameError
+from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization import quantize
-from eqsat_deploy.targets.grid import IntegerGrid
 from tests.deploy.engines.fake_tensorrt import Fake, install
 from tests.deploy.placing import Attention, Residual, images, int8, traced
 

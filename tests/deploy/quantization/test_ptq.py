@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 
 from eqsat_deploy.deployment import InputSpec, PlacedKernel, Placement, Quantizer, deployment, record
 from eqsat_deploy.errors import InputError, QuantizationError, UnknownNameError
+from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization import FakeQuantize, MinMax, QuantizedConv2d, QuantizedLinear, quantize
-from eqsat_deploy.targets.grid import IntegerGrid
 from tests.deploy.placing import ADDS, WEIGHTED, Attention, Residual, images, int8, traced
 
 
