@@ -19,12 +19,14 @@ from eqsat_deploy.language import (
     reduce_,
     replace,
     vec,
+    zeros,
 )  # fmt: skip
 from eqsat_deploy.language.shapes import encode
 from eqsat_deploy.rules import Equation, Term, integer, integers, name, rule, shape, window
 from eqsat_deploy.rules.bundles import Window
 from eqsat_rewrites.layout import CHANNELS_FIRST, CHANNELS_LAST
 
+TRANSPOSED = (0, 1, 2, 3, 4, 6, 5)
 OVER_MAP = (0, 0, 0, 0, 0, 1, 1)
 MAP: dict[str, Any] = {"h": (2, 3), "w": (2, 3)}
 UNPADDED, ANY = integers((0, 0)), integers((1, 1), (7, 7))
@@ -56,6 +58,15 @@ def product_with_ones_is_sum(x: Term, column: Term, dt: Term) -> Equation:
         total,
         [column[0] == 2, column[6] == 1, shape(x)[0] >= 2, dt != "bool"],
     )
+
+
+@rule("real", x="~ n p k", column=integers(lambda d: [encode((d["k"], 1))]), dt=name("float64"))
+def linear_of_ones_is_sum(x: Term, column: Term, dt: Term) -> Equation:
+    """The same as a Linear, which a product with a constant is."""
+    weight, none = permute(ones(column, dt), TRANSPOSED), zeros(encode((1,)), dt)
+    return linear(x, weight, none), reduce_("sum", x, (0, 0, 0, 0, 0, 0, 1)), [
+        column[0] == 2, column[6] == 1, dt != "bool",
+    ]  # fmt: skip
 
 
 @rule("real", x="~ n p k", row=integers(lambda d: [encode((1, d["p"]))]), dt=name("float64"))
