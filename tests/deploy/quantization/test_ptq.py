@@ -301,39 +301,6 @@ def test_a_biased_rounding_error_is_taken_back_also_without_a_bias() -> None:
     assert layer.bias is None
 
 
-def outlying() -> tuple[fx.GraphModule, list[Tensor]]:
-    """A product of matrices whose input has one channel 200 times the others."""
-    torch.manual_seed(0)
-    module = int8(traced(nn.Sequential(nn.Linear(16, 16)), torch.zeros(1, 16)))
-    return module, [torch.randn(16, 16) * torch.tensor([200.0] + [1.0] * 15) for _ in range(3)]
-
-
-def test_an_outlying_channel_moves_into_the_weights_that_read_it() -> None:
-    module, data = outlying()
-    with torch.no_grad():
-        module.get_submodule("0").weight[:, 0] *= 0.005
-        expected = module(data[2])
-        fast, balanced = (
-            sqnr(expected, quantize(module, data[:2], effort=effort)(data[2]))
-            for effort in ("fast", "balanced")
-        )
-    assert balanced > fast + 15
-
-
-def test_scales_do_not_move_where_a_layer_is_called_twice() -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(16, 16)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layer(self.layer(x))
-
-    module = int8(traced(Twice(), torch.zeros(1, 16)))
-    quantized = quantize(module, outlying()[1])
-    assert not any(name.endswith("migration") for name, _ in quantized.named_modules())
-
-
 def test_a_zero_point_is_taken_where_it_pays_and_the_target_reads_it() -> None:
     module = int8(traced(nn.Sequential(nn.Linear(16, 16)), torch.zeros(1, 16)))
     data = [torch.rand(64, 16) - 0.1]
