@@ -47,7 +47,8 @@ class PlacedKernel:
     """One launch that the cost model predicts: the nodes it covers, anchor first, and its precision.
 
     `precision` is `int8` when it computes in integers, otherwise the target's float type. `output` is the
-    dtype it writes. `cost` is in the cost model's unit.
+    dtype it writes. `cost` is in the cost model's unit. `channels` is the axis of the anchor's weight, its second
+    argument, along which the result's channels lie; None where it has no weight.
     """
 
     anchor: str
@@ -55,14 +56,17 @@ class PlacedKernel:
     precision: str
     output: str
     cost: float
+    channels: int | None = None
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Every quantizer and every kernel of the chosen form, in graph order."""
+    """Every quantizer and every kernel of the chosen form, in graph order. `shared` are groups of quantized tensors
+    whose codes meet in one concatenation, which therefore need one grid."""
 
     quantizers: tuple[Quantizer, ...] = ()
     kernels: tuple[PlacedKernel, ...] = ()
+    shared: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)

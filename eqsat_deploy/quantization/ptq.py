@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import copy
-import itertools
-import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from eqsat_deploy.deployment import (
@@ -36,27 +32,6 @@ from eqsat_deploy.quantization.reconstruction import reconstruct
 
 ANY_GRID = IntegerGrid(unsigned=True, asymmetric=True)
 Effort = Literal["fast", "balanced"]
-
-# Where the weight of a functional call is, and which of its axes is the output channel's.
-WEIGHT_AXES: dict[Any, int] = {
-    F.conv2d: 0,
-    torch.conv2d: 0,
-    F.linear: 0,
-    F.conv_transpose2d: 1,
-    torch.conv_transpose2d: 1,
-    torch.matmul: -1,
-}
-
-CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
-# What quantization commutes with: these hand INT8 on with the scale they were given.
-COMMUTING = frozenset(
-    {
-        *(torch.reshape, torch.permute, torch.transpose, torch.flatten, torch.squeeze, torch.unsqueeze),
-        *(torch.narrow, torch.split, torch.chunk, operator.getitem, F.max_pool2d, torch.max_pool2d),
-        *(F.pixel_shuffle, F.relu, torch.relu, nn.MaxPool2d, nn.Flatten, nn.ReLU, nn.Identity),
-        *CONCATENATIONS,
-    }
-)
 
 
 def quantize(
@@ -129,7 +104,7 @@ class _Watched:
         originals: dict[str, nn.Module] = {}
         for kernel in self.placement.kernels:
             if kernel.precision == "int8":
-                _quantize_weight(self.module, self.nodes[kernel.anchor], originals)
+                _quantize_weight(self.module, self.nodes[kernel.anchor], kernel.channels, originals)
         if effort != "fast":
             seen = {target: seen for target, seen in observers.items() if isinstance(seen, Extremes)}
             reconstruct(self.module, originals, seen, sample, grid)
@@ -205,7 +180,7 @@ def _insert_watches(
 ) -> dict[str, _Watch]:
     """One watch per group of quantizers that share a grid, by the name of its submodule."""
     watches: dict[str, _Watch] = {}
-    for group in _sharing(module, nodes, placement.quantizers):
+    for group in _sharing(placement):
         target = f"{group[0].tensor}_quantizer"
         watches[target] = _Watch(group[0].tensor, make_observer())
         module.add_submodule(target, watches[target])
@@ -223,37 +198,21 @@ def _insert_watches(
     return watches
 
 
-def _sharing(module: fx.GraphModule, nodes: _Nodes, quantizers: Sequence[Quantizer]) -> list[list[Quantizer]]:
-    """Quantizers in groups that share a grid: those whose tensors one concatenation joins in INT8."""
+def _sharing(placement: Placement) -> list[list[Quantizer]]:
+    """Quantizers in groups that share a grid."""
     groups: dict[str, list[Quantizer]] = {}
-    owner: dict[fx.Node, str] = {}  # of a concatenation, the group that reaches it
-    for tensor, count in Counter(quantizer.tensor for quantizer in quantizers).items():
+    first = {name: group[0] for group in placement.shared for name in group}
+    for tensor, count in Counter(quantizer.tensor for quantizer in placement.quantizers).items():
         if count > 1:
             raise QuantizationError(f"placement: {tensor!r} has {count} quantizers")
-    for quantizer in quantizers:
-        joins = _concatenations(module, [nodes[name] for name in quantizer.readers])
-        met = sorted({owner[join] for join in joins if join in owner}, key=list(groups).index)
-        merged = [*itertools.chain.from_iterable(groups.pop(name) for name in met), quantizer]
-        name = merged[0].tensor
-        groups[name] = merged
-        owner = {join: name if first in met else first for join, first in owner.items()}
-        owner |= dict.fromkeys(joins, name)
+    for quantizer in placement.quantizers:
+        groups.setdefault(first.get(quantizer.tensor, quantizer.tensor), []).append(quantizer)
     return list(groups.values())
 
 
-def _concatenations(module: fx.GraphModule, readers: Sequence[fx.Node]) -> set[fx.Node]:
-    """The concatenations that `readers` are or lead to through operators that hand INT8 on."""
-    found: set[fx.Node] = set()
-    for reader in readers:
-        if reader.target in CONCATENATIONS:
-            found.add(reader)
-        kind = type(module.get_submodule(str(reader.target))) if reader.op == "call_module" else reader.target
-        if kind in COMMUTING:
-            found |= _concatenations(module, list(reader.users))
-    return found
-
-
-def _quantize_weight(module: fx.GraphModule, anchor: fx.Node, originals: dict[str, nn.Module]) -> None:
+def _quantize_weight(
+    module: fx.GraphModule, anchor: fx.Node, axis: int | None, originals: dict[str, nn.Module]
+) -> None:
     """Make an int8 kernel's anchor round its weight; anchors without one (pool, add) need nothing. The layer that it
     was goes into `originals`."""
     if anchor.op == "call_module":
@@ -275,7 +234,6 @@ def _quantize_weight(module: fx.GraphModule, anchor: fx.Node, originals: dict[st
         originals[target] = child
         setattr(module.get_submodule(parent), name, replacement)
         return
-    axis = WEIGHT_AXES.get(anchor.target)
     weight = anchor.args[1] if axis is not None and len(anchor.args) > 1 else None
     if axis is None or not isinstance(weight, fx.Node) or weight.op != "get_attr":
         return

@@ -13,7 +13,7 @@ from eqsat_deploy.deployment import InputSpec, PlacedKernel, Placement, Quantize
 from eqsat_deploy.errors import InputError, QuantizationError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization import FakeQuantize, MinMax, QuantizedConv2d, QuantizedLinear, quantize
-from tests.deploy.placing import ADDS, WEIGHTED, Attention, Residual, images, int8, traced
+from tests.deploy.placing import ADDS, WEIGHTED, Attention, Residual, images, int8, shared, traced
 
 
 def sqnr(expected: Tensor, found: Tensor) -> float:
@@ -224,7 +224,8 @@ class Joined(nn.Module):
 def test_tensors_that_meet_in_a_concatenation_share_a_grid() -> None:
     module = traced(Joined(), torch.zeros(1, 4))
     readers = {"relu": ("cat", "cat_1"), "mul": ("cat",), "sigmoid": ("permute",)}
-    record(module, placement=Placement(tuple(Quantizer(name, reads) for name, reads in readers.items())))
+    quantizers = tuple(Quantizer(name, reads) for name, reads in readers.items())
+    record(module, placement=Placement(quantizers, shared=shared(module, quantizers)))
     quantized = quantize(module, [torch.randn(16, 4)])
     targets = {node.target for node in quantized.graph.nodes if node.name.endswith("_quantizer")}
     assert targets == {"relu_quantizer"}
