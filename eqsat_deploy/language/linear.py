@@ -97,7 +97,7 @@ def _linear_module(w: Tensor, b: Tensor) -> nn.Module:
 
 
 @operator(
-    Kind.PRODUCT, bias="b", channels=0,
+    Kind.PRODUCT, bias="b", channels=0, along=(6,),
     shape=lambda x, w, b: replace(x, 6, w[5]),
     epilogue=True, integer="compute", linear=True, module=_linear_module,
     flops=lambda out, x, w, *_: 2.0 * elements(out) * w[1],

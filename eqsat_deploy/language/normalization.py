@@ -65,6 +65,7 @@ def _layer_norm_module(w: Tensor, b: Tensor, eps: float) -> nn.Module:
 @operator(
     Kind.NORMALIZATION,
     requantizes=True,
+    along=(6,),  # where its weight is a vector
     shape=lambda x, w, b, eps: x,
     flops=_per_element(8),
     module=_layer_norm_module,
@@ -168,7 +169,7 @@ def group_norm(x: Tensor, w: Tensor, b: Tensor, groups: int, eps: float) -> Tens
     return F.group_norm(x, groups, w, b, eps)
 
 
-@operator(Kind.NORMALIZATION, shape=lambda x, slot: x, flops=_per_element(5))
+@operator(Kind.NORMALIZATION, along="slot", shape=lambda x, slot: x, flops=_per_element(5))
 def softmax(x: Tensor, slot: int) -> Tensor:
     """Softmax along the axis in `slot`."""
     return F.softmax(x, dim=axis(slot, x.dim()))

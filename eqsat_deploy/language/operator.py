@@ -72,6 +72,8 @@ class Operator:
             and out only), `commute` (quantizing its input is quantizing its output), or `never`.
         requantizes: whether a kernel of it that computes in float may write INT8 codes itself.
         linear: whether it is linear in its operands together or in each.
+        along: slots of the axes that it acts along, or the attribute that is one; where the others stand, and how many
+            of them there are, it does not see. () for what is pointwise, None for what depends on all of them.
         nonnegative: under which condition on its attributes no element is negative where none of its operands' is.
         bias: the operand that may be missing, written as zeros.
         channels: the axis of the weight, its second operand, along which the results' channels lie.
@@ -92,6 +94,7 @@ class Operator:
     integer: str = "never"
     requantizes: bool = False
     linear: bool = False
+    along: tuple[int, ...] | str | None = None
     nonnegative: Callable[..., Any] | None = None
     bias: str | None = None
     channels: int | None = None
@@ -191,6 +194,7 @@ def operator(
     integer: str = "never",
     requantizes: bool = False,
     linear: bool = False,
+    along: tuple[int, ...] | str | None = None,
     nonnegative: Callable[..., Any] | None = None,
     bias: str | None = None,
     channels: int | None = None,
@@ -216,7 +220,7 @@ def operator(
         name = body.__name__.strip("_")
         constructor = "".join(part.capitalize() for part in name.split("_"))
         declared = Operator(
-            name, constructor, parameters, body, shape, kind, dtype, epilogue, integer, requantizes, linear,
+            name, constructor, parameters, body, shape, kind, dtype, epilogue, integer, requantizes, linear, along,
             nonnegative, bias, channels, launched, numbered, called, flops, module, module_operands,
             inspect.getdoc(body) or "",
         )  # fmt: skip

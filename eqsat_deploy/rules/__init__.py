@@ -2,6 +2,7 @@
 
 from eqsat_deploy.language.expressions import one_of, starts_with
 from eqsat_deploy.rules.bundles import (
+    acting,
     average_pool,
     commutative,
     fixed,
@@ -46,8 +47,9 @@ from eqsat_deploy.rules.rule import (
 )  # fmt: skip
 
 __all__ = [
-    "KINDS", "PHASES", "Attribute", "EgglogRule", "Equation", "Relational", "Rule", "Tensor", "Term", "Variants",
-    "average_pool", "boolean", "commutative", "constant", "dtype", "fixed", "function", "index", "integer", "integers",
-    "max_pool", "name", "nonnegative", "number", "one_of", "optional", "positive", "rule", "rules", "rules_of",
-    "runtime", "select", "several", "shape", "siblings", "starts_with", "tensor", "transposed_window", "window",
+    "KINDS", "PHASES", "Attribute", "EgglogRule", "Equation", "Relational", "Rule", "Tensor", "Term",
+    "Variants", "acting", "average_pool", "boolean", "commutative", "constant", "dtype", "fixed", "function",
+    "index", "integer", "integers", "max_pool", "name", "nonnegative", "number", "one_of", "optional",
+    "positive", "rule", "rules", "rules_of", "runtime", "select", "several", "shape", "siblings",
+    "starts_with", "tensor", "transposed_window", "window",
 ]  # fmt: skip

@@ -7,9 +7,13 @@ one for each choice, whose key is what its name starts with (`two-`) or ends wit
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from eqsat_deploy.errors import RuleError
+from eqsat_deploy.language.operator import Operator
 from eqsat_deploy.rules.domains import Attribute, Bundle, Tensor, Variants, tensor
+from eqsat_deploy.rules.facts import shape
 
 
 class Window(NamedTuple):
@@ -109,6 +113,64 @@ def _bundle(make: Callable[..., Any], **parts: Part) -> Bundle:
 def function(apply: Callable[..., Any], **parts: str | Attribute | Tensor) -> Bundle:
     """A function whose last arguments, `parts`, are variables of the pattern: `apply(x, *parts)` of one tensor."""
     return Bundle(lambda *values: lambda *operands: apply(*operands, *values), _domains(parts))
+
+
+@dataclass(frozen=True)
+class Acting:
+    """An operator with its attributes and all tensors but those that a movement moves: `apply(x)`.
+
+    Attributes:
+        operator: what it applies.
+        values: arguments by the operator's names for them.
+    """
+
+    operator: Operator
+    values: Mapping[str, Any]
+
+    def __call__(self, *moved: Any) -> Any:
+        """The operator's result."""
+        return self.operator(*self._arguments(moved))
+
+    @property
+    def along(self) -> tuple[Any, ...]:
+        """Slots of the axes that it acts along."""
+        along = self.operator.along
+        return (self.values[along],) if isinstance(along, str) else along or ()
+
+    def shape(self, *moved: Any) -> Any:
+        """The encoded shape of the result."""
+        sorts = (sort for _, sort in self.operator.parameters)
+        arguments = zip(self._arguments(moved), sorts, strict=True)
+        return self.operator.shape(*(shape(a) if sort == "T" else a for a, sort in arguments))  # type: ignore[misc]
+
+    def beside(self, slot: Any) -> list[Any]:
+        """Guards: it does not act along the axis in `slot`."""
+        return [slot != own for own in self.along]
+
+    def before(self, order: Any) -> tuple[Acting, list[Any]]:
+        """What it is on a tensor that has not been permuted, and guards: an axis that is always the same stays."""
+        if isinstance(self.operator.along, str):
+            (slot,) = self.along
+            return Acting(self.operator, {**self.values, self.operator.along: order[slot]}), []
+        return self, [order[slot] == slot for slot in self.along]
+
+    def _arguments(self, moved: tuple[Any, ...]) -> list[Any]:
+        waiting = iter(moved)
+        names = (name for name, _ in self.operator.parameters)
+        return [self.values[name] if name in self.values else next(waiting) for name in names]
+
+
+def acting(operator: Operator, **parts: str | Attribute | Tensor) -> Bundle:
+    """An `Acting`: `parts` are variables for all but the operator's first operands, in the order it takes them.
+
+    Raises:
+        RuleError: the operator declares no axes that it acts along.
+    """
+    if operator.along is None:
+        raise RuleError(f"operator {operator.name!r} does not declare which axes it acts `along`")
+    moved = operator.operand_names[: len(operator.parameters) - len(parts)]
+    names = [name for name, _ in operator.parameters if name not in moved]
+    return Bundle(lambda *values: Acting(operator, dict(zip(names, values, strict=True))), _domains(parts))
 
 
 def fixed(value: Any) -> Bundle:

@@ -336,6 +336,10 @@ def _declared(
     known = named | {n for n, _ in flattened(given)}
     full: dict[str, Domain] = {p: given.get(p, Tensor()) for p in parameters if p in given or p not in known}
     full |= {k: v for k, v in given.items() if isinstance(v, tuple)}
+    names = [n for n, _ in flattened(given)]
+    twice = [n for n in names if names.count(n) > 1]
+    if twice:
+        raise RuleError(f"rule {label}: two arguments have a variable {twice[0]!r}: rename a part of one")
     unknown = [k for k in given if k not in parameters and k not in named]
     if unknown:
         raise RuleError(f"rule {label}: {unknown[0]!r} is neither an argument nor a dimension")

@@ -18,12 +18,12 @@ from eqsat_deploy.language import (
     reshape,
     slice_,
     softmax,
-    unary,
 )  # fmt: skip
 from eqsat_deploy.rules import (
     Equation,
     Term,
     Variants,
+    acting,
     commutative,
     function,
     integer,
@@ -35,9 +35,9 @@ from eqsat_deploy.rules import (
     shape,
     window,
 )
-from eqsat_deploy.rules.bundles import Window
+from eqsat_deploy.rules.bundles import Acting, Window
 from eqsat_rewrites.layout import CHANNELS_FIRST, TRANSPOSED
-from eqsat_rewrites.movement import LAYER_NORM, LINEAR
+from eqsat_rewrites.movement import LAYER_NORM, LINEAR, UNARY
 
 FUNCTIONS = name("relu", "gelu", "hardswish")
 SLOT = integer(4, 5)
@@ -49,10 +49,12 @@ LAST_AXIS = Variants({"-linear": LINEAR, "-layer-norm": LAYER_NORM})
 MAP: dict[str, Any] = {"x": "~ a b c d", "b": LONG, "c": LONG, "slot": SLOT, "cut": CUT}
 
 
-@rule("exact", phase="demand", f=FUNCTIONS, **MAP)
-def slice_of_unary(x: Term, f: Term, slot: Term, cut: Any) -> Equation:
-    """Part of a pointwise function's result needs that part of its input."""
-    return cut(unary(f, x), slot), unary(f, cut(x, slot))
+def slice_of(x: Term, apply: Acting, slot: Term, cut: Any) -> Equation:
+    """What acts along some axes needs, for some positions along another, those positions."""
+    return cut(apply(x), slot), apply(cut(x, slot)), apply.beside(slot)
+
+
+of_unary = rules("exact", phase="demand", apply=Variants({"-unary": UNARY}), **MAP)(slice_of)
 
 
 @rule("exact", phase="demand", y="~ a b c d", f=name("add", "mul"), **MAP)
@@ -72,10 +74,7 @@ def slice_of_binary_(x: Term, y: Term, f: Term, slot: Term, cut: Any, order: Any
     ]  # fmt: skip
 
 
-@rules("real", phase="demand", apply=LAST_AXIS, k=(3, 4), **MAP | {"x": "... b c k"})
-def slice_of(x: Term, apply: Any, slot: Term, cut: Any) -> Equation:
-    """What acts along the last axis needs, for some positions, those positions."""
-    return cut(apply(x), slot), apply(cut(x, slot)), [slot != 6]
+of_last_axis = rules("real", phase="demand", apply=LAST_AXIS, k=(3, 4), **MAP | {"x": "... b c k"})(slice_of)
 
 
 @rule("real", phase="demand", x="... b k", weight="o k", bias="o", o=(3, 4), cut=CUT)
@@ -163,8 +162,6 @@ def channels_of_convolution(x: Term, weight: Term, b: Term, window: Window, cut:
     return cut(whole, 4), conv2d(x, filters, bias, *window)
 
 
-@rule("real", phase="demand", x="~ a b c d", b=LONG, along=integer(6), slot=integer(4), cut=CUT)
-def slice_of_softmax(x: Term, along: Term, slot: Term, cut: Any) -> Equation:
-    """Part of a softmax along another axis needs that part of its input."""
-    part = softmax(cut(x, slot), along)
-    return cut(softmax(x, along), slot), part, [along != slot]
+of_softmax = rules(
+    "real", phase="demand", apply=Variants({"-softmax": acting(softmax, along=integer(6))}), **MAP
+)(slice_of)  # fmt: skip

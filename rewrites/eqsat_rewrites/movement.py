@@ -25,6 +25,7 @@ from eqsat_deploy.rules import (
     Relational,
     Term,
     Variants,
+    acting,
     function,
     integer,
     integers,
@@ -34,6 +35,8 @@ from eqsat_deploy.rules import (
     rules,
     shape,
 )
+from eqsat_deploy.rules.bundles import Acting
+from eqsat_deploy.rules.domains import Domain
 from eqsat_deploy.rules.facts import Fired, Match, Pattern, Union
 
 FUNCTIONS = name("relu", "gelu", "hardswish", "sigmoid")
@@ -98,38 +101,30 @@ def channels_first_of_one_pixel(x: Term, n: Term, c: Term) -> Equation:
     return permute(x, (0, 1, 2, 3, 6, 4, 5)), reshape(x, dims(n, c, 1, 1))
 
 
-@rule("real", x="~ n a b", order=ORDERS, slot=integer(4, 5, 6))
-def softmax_of_permute(x: Term, order: Term, slot: Term) -> Equation:
-    """A softmax along an axis does not see where the others stand."""
-    return softmax(permute(x, order), slot), permute(softmax(x, order[slot]), order)
-
-
 SWAPS = integers((0, 1, 2, 3, 5, 4, 6))
-LINEAR = function(linear, weight="o k", bias="o")
-LAYER_NORM = function(layer_norm, weight="k", bias="k", eps=number(1e-5))
-LAST_AXIS = Variants({"linear-": LINEAR, "layer-norm-": LAYER_NORM})
-"""What acts along the last axis, and does not see where the others stand."""
+UNARY, SOFTMAX = acting(unary, f=FUNCTIONS), acting(softmax, along=integer(4, 5, 6))
+LINEAR = acting(linear, weight="o k", bias="o")
+LAYER_NORM = acting(layer_norm, weight="k", bias="k", eps=number(1e-5))
+LAST_AXIS: dict[str, Domain] = {"linear-": LINEAR, "layer-norm-": LAYER_NORM}
 
 
-@rules("real", x="~ n a b k", apply=LAST_AXIS, order=SWAPS, k=(2, 3), both=True)
-def of_permute(x: Term, apply: Any, order: Term) -> Equation:
-    """What acts along the last axis does not see where the others stand."""
-    return apply(permute(x, order)), permute(apply(x), order), [order[6] == 6]
+def of_permute(x: Term, apply: Acting, order: Term) -> Equation:
+    """What acts along some axes does not see where the others stand."""
+    before, stays = apply.before(order)
+    return apply(permute(x, order)), permute(before(x), order), stays
 
 
-@rule(
-    "real",
-    x="~ n a b k",
-    weight="o k",
-    bias="o",
-    target=integers(lambda d: [dims(d["n"], d["a"] * d["b"], d["k"])]),
-)
-def linear_of_reshape(x: Term, weight: Term, bias: Term, target: Term, o: Term, k: Term) -> Equation:
+permuted = rules("real", x="~ n a b", apply=Variants({"softmax-": SOFTMAX}), order=ORDERS)(of_permute)
+swapped = rules(
+    "real", x="~ n a b k", apply=Variants(LAST_AXIS), order=SWAPS, k=(2, 3), both=True
+)(of_permute)  # fmt: skip
+
+
+@rule("real", x="~ n a b k", apply=LINEAR, target=integers(lambda d: [dims(d["n"], d["a"] * d["b"], d["k"])]))
+def linear_of_reshape(x: Term, apply: Acting, target: Term, k: Term) -> Equation:
     """A Linear over the last axis does not see how the others are arranged: of a map or of its flattening."""
-    arranged = reshape(linear(x, weight, bias), replace(target, 6, o))
-    return linear(reshape(x, target), weight, bias), arranged, [
-        shape(x)[6] == k, shape(x)[0] > 0, target[0] > 0,
-    ]  # fmt: skip
+    arranged = reshape(apply(x), replace(target, 6, apply.shape(x)[6]))
+    return apply(reshape(x, target)), arranged, [shape(x)[6] == k, shape(x)[0] > 0, target[0] > 0]
 
 
 @rule("exact", x="~ n b c", y="~ n b c", order=ORDERS, slot=integer(4, 5, 6))
@@ -196,10 +191,15 @@ def rolls_in_order(x: Term, slot: Term, other: Term, shift: Term, by: Term) -> E
     return roll(roll(x, slot, shift), other, by), roll(roll(x, other, by), slot, shift), [other < slot]
 
 
-@rule("exact", x="~ n 4 5", f=FUNCTIONS, **SHIFT)
-def unary_of_roll(x: Term, f: Term, slot: Term, shift: Term) -> Equation:
-    """A pointwise function does not see a roll."""
-    return unary(f, roll(x, slot, shift)), roll(unary(f, x), slot, shift)
+def of_roll(x: Term, apply: Acting, slot: Term, shift: Term) -> Equation:
+    """What acts along some axes does not see a roll along another."""
+    return apply(roll(x, slot, shift)), roll(apply(x), slot, shift), apply.beside(slot)
+
+
+rolled = rules("exact", x="~ n 4 5", apply=Variants({"unary-": UNARY}), **SHIFT)(of_roll)
+rolled_beside = rules(
+    "real", x="~ n 4 5 k", apply=Variants(LAST_AXIS), k=(2, 3), slot=integer(4, 5), shift=integer(1, 2)
+)(of_roll)  # fmt: skip
 
 
 @rule("exact", a="~ n 4 5", b="~ n 4 5", f=name("add", "mul"), **SHIFT)
@@ -208,12 +208,6 @@ def binary_of_rolled(a: Term, b: Term, f: Term, slot: Term, shift: Term) -> Equa
     return binary(f, roll(a, slot, shift), roll(b, slot, shift)), roll(binary(f, a, b), slot, shift), [
         shape(a) == shape(b),
     ]  # fmt: skip
-
-
-@rules("real", x="~ n 4 5 k", apply=LAST_AXIS, k=(2, 3), slot=integer(4, 5), shift=integer(1, 2))
-def of_roll(x: Term, apply: Any, slot: Term, shift: Term) -> Equation:
-    """What acts along the last axis does not see a roll along another."""
-    return apply(roll(x, slot, shift)), roll(apply(x), slot, shift), [slot != 6]
 
 
 # -- windows -----------------------------------------------------------------------------------------------
@@ -228,26 +222,13 @@ def _windows(x: Term, split: Term, joined: Term) -> Term:
     return reshape(permute(reshape(x, split), (0, 1, 2, 4, 3, 5, 6)), joined)
 
 
-@rule("real", weight="o k", bias="o", **WINDOWS)
-def linear_of_windows(
-    x: Term, weight: Term, bias: Term, split: Term, joined: Term, o: Term, k: Term
-) -> Equation:
-    """A Linear does not see windows: they are made afterwards, where they meet those that put them together."""
-    windows = _windows(linear(x, weight, bias), replace(split, 6, o), replace(joined, 6, o))
-    return linear(_windows(x, split, joined), weight, bias), windows, [
-        split[0] == 6, split[6] == k, shape(x)[6] == k,
-    ]  # fmt: skip
-
-
-@rule("real", weight="k", bias="k", k=(2, 3), eps=number(1e-5), **WINDOWS)
-def layer_norm_of_windows(
-    x: Term, weight: Term, bias: Term, split: Term, joined: Term, eps: Term, k: Term
-) -> Equation:
-    """LayerNorm over the last axis does not see windows."""
-    windows = _windows(layer_norm(x, weight, bias, eps), split, joined)
-    return layer_norm(_windows(x, split, joined), weight, bias, eps), windows, [
-        split[0] == 6, split[6] == k, shape(x)[6] == k,
-    ]  # fmt: skip
+@rules("real", apply=Variants(LAST_AXIS), k=(2, 3), **WINDOWS)
+def of_windows(x: Term, apply: Acting, split: Term, joined: Term, k: Term) -> Equation:
+    """What acts along the last axis does not see windows: they are made afterwards, where they meet those that put them
+    together."""
+    size = apply.shape(x)[6]
+    windows = _windows(apply(x), replace(split, 6, size), replace(joined, 6, size))
+    return apply(_windows(x, split, joined)), windows, [split[0] == 6, split[6] == k, shape(x)[6] == k]
 
 
 @rule("real", weight="o k", bias="o", o=(2,), split=integers(lambda d: [(6, d["n"], 2, 2, 3, 2, d["o"])]),

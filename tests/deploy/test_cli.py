@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from eqsat_deploy import cli
+from eqsat_deploy.language import add
+from eqsat_deploy.rules import Equation, Term, rule
 
 MODEL = """
 import torch
@@ -131,6 +133,26 @@ def test_rules_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(rule["ok"] and rule["samples"] == 8 and rule["checks"] for rule in checked)
     assert kernels["unchecked"]
     assert not kernels["checks"]
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_an_unsound_rule_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    @rule("exact", x="n c")
+    def doubled(x: Term) -> Equation:
+        """Twice a tensor is the tensor."""
+        return add(x, x), x
+
+    monkeypatch.setattr("eqsat_deploy.selection.registered_rules", lambda: [doubled])
+    assert cli.main(["rules", "--check", *options]) == 2
+    said = capsys.readouterr()
+    assert "1 of 1 rules are unsound: doubled" in said.err
+    assert "sides" in said.out
+    if options:
+        (found,) = json.loads(said.out)
+        assert not found["ok"]
+        assert "differ" in found["failure"]
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:

@@ -280,3 +280,12 @@ def test_of_two_orders_the_wrong_one_is_caught():
     right, wrong = difference
     assert check(right).ok
     assert "difference-swapped" in check(wrong).failure
+
+
+def test_parts_of_two_arguments_have_names_of_their_own():
+    with pytest.raises(RuleError, match="two arguments have a variable 'stride'"):
+
+        @rule("real", window=window(integers((1, 1)), (0, 0)), stride=integers((1, 1)))
+        def clash(x, w, b, window, stride):
+            """Which stride?"""
+            return conv2d(x, w, b, *window), x, [stride[0] == 1]

@@ -28,6 +28,7 @@ from eqsat_deploy.language import (
     conv2d,
     dims,
     linear,
+    matmul,
     mul,
     permute,
     power,
@@ -38,9 +39,10 @@ from eqsat_deploy.language import (
     softmax,
     unary,
 )  # fmt: skip
-from eqsat_deploy.rules import Rule, constant, integer, name, number, positive, rule, shape, tensor
+from eqsat_deploy.rules import Rule, acting, constant, integer, name, number, positive, rule, shape, tensor
 from eqsat_deploy.selection import registered_rules
 from eqsat_deploy.soundness import check_egraph
+from eqsat_rewrites.demand import MAP, slice_of
 
 BATCH_AXIS = (0, 0, 0, 0, 0, 1, 0)
 
@@ -254,3 +256,16 @@ def test_all_checks_together_catch_what_one_of_them_does(wrong):
     outcome = check(wrong)
     assert outcome.ok == (SEEN_BY[wrong.name] == {"model"})
     assert wrong.name in outcome.failure or outcome.ok
+
+
+@pytest.mark.parametrize(("along", "caught"), [("slot", False), ((), True), ((6,), True)])
+def test_wrongly_declared_axes_are_caught(along, caught):
+    declared = acting(dataclasses.replace(softmax, along=along), along=integer(5, 6))
+    assert (
+        caught_by_values(rule("real", **MAP | {"slot": integer(5, 6), "apply": declared})(slice_of)) == caught
+    )
+
+
+def test_an_operator_without_axes_to_act_along_moves_nothing():
+    with pytest.raises(RuleError, match="'matmul' does not declare which axes it acts `along`"):
+        acting(matmul)
