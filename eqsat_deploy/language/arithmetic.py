@@ -78,7 +78,15 @@ def _import_computed(f: str) -> Callable[..., Any]:
 
 for _name in ("fmod", "remainder"):
     aten(f"{_name}.Tensor", f"{_name}.Scalar", f"{_name}.Scalar_Tensor")(_import_computed(_name))
-aten("floor_divide.default", "floor_divide.Scalar")(_import_computed("floor_divide"))
+
+
+@aten("floor_divide.default", "floor_divide.Scalar")
+def floor_divided(a: Any, b: Any) -> Any:
+    """The quotient rounded down. Of integers, what remains is taken away first: OpenVINO 2026.4.1 rounds quotients of
+    negative integers up."""
+    if promoted(a, b).is_floating_point:
+        return computed("floor_divide", a, b)
+    return computed("trunc_divide", computed("sub", a, computed("remainder", a, b)), b)
 
 
 @aten("atan2.default")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from eqsat_deploy.language.arithmetic import ARITHMETIC, computed, promoted
+from eqsat_deploy.language.arithmetic import ARITHMETIC, computed, floor_divided, promoted
 from eqsat_deploy.language.casting import cast_to
 from eqsat_deploy.language.expressions import broadcast, one_of
 from eqsat_deploy.language.leaves import scalar
@@ -67,7 +67,7 @@ UNARY: dict[str, Callable[..., Any]] = {
     "sqrt": torch.sqrt,
     "tan": torch.tan,
     "tanh": torch.tanh,
-    "trunc": torch.trunc,
+    "trunc": lambda x: torch.sign(x) * torch.floor(torch.abs(x)),
 }
 BINARY: dict[str, Callable[..., Any]] = {
     "add": python_operator.add,
@@ -277,21 +277,23 @@ def _pow(x: Any, exponent: float) -> Any:
     return unary(f"pow({float(exponent)})", x)
 
 
-def _promoted(x: Any, other: Any) -> Any:
-    """Booleans or integers beside a floating tensor are converted to its dtype, as torch does."""
-    numbers = any(isinstance(value, int | float) for value in (x, other))
-    if numbers or x.dtype.is_floating_point or not other.dtype.is_floating_point:
-        return x
-    return cast_to(x, other.dtype)
+def _real(value: Any, dtype: torch.dtype) -> Any:
+    """Booleans and integers in arithmetic of `dtype` are converted to it, as torch does; a number takes it anyway."""
+    if isinstance(value, int | float) or value.dtype.is_floating_point:
+        return _operand(value)
+    return cast_to(value, dtype)
 
 
 def _import_binary(f: str) -> Callable[..., Any]:
     def import_binary(a: Any, b: Any, alpha: float = 1) -> Any:
-        if not promoted(a, b).is_floating_point and f in ARITHMETIC:
-            return computed(f, a, b if alpha == 1 else computed("mul", b, alpha))
-        a, b = _promoted(a, b), _promoted(b, a)
-        a, b = _operand(a), _operand(b)
-        _floating(a, b)
+        dtype = promoted(a, b)
+        if not dtype.is_floating_point:
+            if f in ARITHMETIC:
+                return computed(f, a, b if alpha == 1 else computed("mul", b, alpha))
+            if f != "div":
+                raise Unsupported(f"{f!r} of {dtype}")
+            dtype = torch.get_default_dtype()
+        a, b = _real(a, dtype), _real(b, dtype)
         if alpha != 1:
             b = mul(b, scalar(float(alpha)))
         return binary(f, a, b)
@@ -317,7 +319,7 @@ def _div(a: Any, b: Any, *, rounding_mode: str | None) -> Any:
             return unary("trunc", _import_binary("div")(a, b))
         case "trunc":
             return computed("trunc_divide", a, b)
-    return computed("floor_divide", a, b)
+    return floor_divided(a, b)
 
 
 @aten("prelu.default")
