@@ -26,6 +26,7 @@ from eqsat_deploy.language.expressions import (
     replace,
     vec,
 )  # fmt: skip
+from eqsat_deploy.language.indexing import take
 from eqsat_deploy.language.leaves import (
     identity_matrix,
     input_,
@@ -48,7 +49,6 @@ from eqsat_deploy.language.movement import (
     reshape,
     roll,
     slice_,
-    take,
 )  # fmt: skip
 from eqsat_deploy.language.normalization import (
     batch_norm,

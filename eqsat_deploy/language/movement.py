@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -108,20 +107,6 @@ def roll(x: torch.Tensor, slot: int, shift: int) -> torch.Tensor:
 def flip(x: torch.Tensor, slot: int) -> torch.Tensor:
     """`x` from its end to its start along the axis in `slot`."""
     return torch.flip(x, (axis(slot, x.dim()),))
-
-
-@operator(Kind.LOOKUP, shape=lambda x, index, slot: index, flops=lambda *_: 0.0)
-def take_along(x: torch.Tensor, index: torch.Tensor, slot: int) -> torch.Tensor:
-    """For each element of `index` (integers, of the rank of `x`), the one at it along the axis in `slot`."""
-    return torch.gather(x, axis(slot, x.dim()), index)
-
-
-@operator(
-    Kind.LOOKUP, shape=lambda x, index, slot: replace(x, slot, index[6]), linear=True, flops=lambda *_: 0.0
-)
-def take(x: torch.Tensor, index: torch.Tensor, slot: int) -> torch.Tensor:
-    """The elements of `x` at `index` (integers, one axis) along the axis in `slot`, negative ones from the end."""
-    return x[(slice(None),) * axis(slot, x.dim()) + (index,)]
 
 
 @operator(
@@ -388,33 +373,6 @@ def _reflect(x: Any, widths: Sequence[int]) -> Any:
 @aten("replication_pad1d.default", "replication_pad2d.default")
 def _replicate(x: Any, widths: Sequence[int]) -> Any:
     return _pad_edges(x, widths, "replicate")
-
-
-@aten("index.Tensor")
-def _index(x: Any, indices: Sequence[Any]) -> Any:
-    """One tensor of integers along one axis; its own axes take that axis' place."""
-    given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
-    if len(given) != 1 or given[0][1].dtype not in (torch.int64, torch.int32):
-        raise Unsupported("an index of several axes, or of booleans")
-    dim, index = given[0]
-    if x.shape[dim] % BATCH == 0:
-        raise Unsupported("an index of the batch")
-    flat = to_shape(index, [math.prod(index.shape)])
-    taken = take(x, flat, slot(dim, len(x.shape)))
-    return to_shape(taken, [*x.shape[:dim], *index.shape, *x.shape[dim + 1 :]])
-
-
-@aten("index_select.default")
-def _index_select(x: Any, dim: int, index: Any) -> Any:
-    return _index(x, [None] * (dim % len(x.shape)) + [index])
-
-
-@aten("gather.default")
-def _gather(x: Any, dim: int, index: Any, sparse_grad: bool = False) -> Any:
-    rank = len(x.shape)
-    if not rank or len(index.shape) != rank or x.shape[dim] % BATCH == 0:
-        raise Unsupported("elements of several samples")
-    return take_along(x, index, slot(dim, rank))
 
 
 @aten("flip.default")
