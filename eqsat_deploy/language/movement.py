@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from eqsat_deploy.language.expressions import gather, replace, vec
+from eqsat_deploy.language.leaves import zeros_like
 from eqsat_deploy.language.operator import Ints, Tensors, Unsupported, aten, operator
 from eqsat_deploy.language.shapes import (
     BATCH,
@@ -101,6 +102,18 @@ def pad(x: torch.Tensor, low: Ints, high: Ints, value: float) -> torch.Tensor:
 def roll(x: torch.Tensor, slot: int, shift: int) -> torch.Tensor:
     """`x` shifted cyclically along the axis in `slot`."""
     return torch.roll(x, shift, axis(slot, x.dim()))
+
+
+@operator(Kind.MOVEMENT, nonnegative=lambda slot: True, shape=lambda x, slot: x, linear=True)
+def flip(x: torch.Tensor, slot: int) -> torch.Tensor:
+    """`x` from its end to its start along the axis in `slot`."""
+    return torch.flip(x, (axis(slot, x.dim()),))
+
+
+@operator(Kind.LOOKUP, shape=lambda x, index, slot: index, flops=lambda *_: 0.0)
+def take_along(x: torch.Tensor, index: torch.Tensor, slot: int) -> torch.Tensor:
+    """For each element of `index` (integers, of the rank of `x`), the one at it along the axis in `slot`."""
+    return torch.gather(x, axis(slot, x.dim()), index)
 
 
 @operator(
@@ -264,10 +277,11 @@ def cut(x: Any, dim: int, start: int, stop: int, step: int = 1) -> Any:
     start, stop, _ = slice(start, stop).indices(size)
     if start == 0 and stop == size and step == 1:
         return x
+    if stop <= start:
+        nothing = zeros_like(x, *(int(i != dim) for i in range(rank)))
+        return expand_to(nothing, [*x.shape[:dim], 0, *x.shape[dim + 1 :]])
     if size % BATCH == 0:
         raise Unsupported("a slice of the batch")
-    if stop <= start:
-        raise Unsupported("an empty slice")
     stop = start + (stop - start + step - 1) // step * step if step == 1 else stop
     return slice_(x, slot(dim, rank), start, stop, step)
 
@@ -393,6 +407,23 @@ def _index(x: Any, indices: Sequence[Any]) -> Any:
 @aten("index_select.default")
 def _index_select(x: Any, dim: int, index: Any) -> Any:
     return _index(x, [None] * (dim % len(x.shape)) + [index])
+
+
+@aten("gather.default")
+def _gather(x: Any, dim: int, index: Any, sparse_grad: bool = False) -> Any:
+    rank = len(x.shape)
+    if not rank or len(index.shape) != rank or x.shape[dim] % BATCH == 0:
+        raise Unsupported("elements of several samples")
+    return take_along(x, index, slot(dim, rank))
+
+
+@aten("flip.default")
+def _flip(x: Any, dims: Sequence[int]) -> Any:
+    for dim in dims:
+        if x.shape[dim] % BATCH == 0:
+            raise Unsupported("a flip of the batch")
+        x = flip(x, slot(dim, len(x.shape)))
+    return x
 
 
 @aten("slice_scatter.default")
