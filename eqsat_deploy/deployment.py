@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from eqsat_deploy.calling import CallSpec
 from eqsat_deploy.calling import InputSpec as InputSpec
 from eqsat_deploy.errors import InputError
+from eqsat_deploy.grid import IntegerGrid
 
 if TYPE_CHECKING:
     from eqsat_deploy.report import Report
@@ -46,7 +47,8 @@ class PlacedKernel:
     """One launch that the cost model predicts: the nodes it covers, anchor first, and its precision.
 
     `precision` is `int8` when it computes in integers, otherwise the target's float type. `output` is the
-    dtype it writes. `cost` is in the cost model's unit.
+    dtype it writes. `cost` is in the cost model's unit. `channels` is the axis of the anchor's weight, its second
+    argument, along which the result's channels lie; None where it has no weight.
     """
 
     anchor: str
@@ -54,14 +56,17 @@ class PlacedKernel:
     precision: str
     output: str
     cost: float
+    channels: int | None = None
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Every quantizer and every kernel of the chosen form, in graph order."""
+    """Every quantizer and every kernel of the chosen form, in graph order. `shared` are groups of quantized tensors
+    whose codes meet in one concatenation, which therefore need one grid."""
 
     quantizers: tuple[Quantizer, ...] = ()
     kernels: tuple[PlacedKernel, ...] = ()
+    shared: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -187,15 +192,17 @@ class Deployment:
     """The record of a rebuilt module.
 
     `call` is how it is called in the original's own structure, None where that is with its `inputs`.
-    `target` names what it was optimized for, None where its prices are of no target. `samples` are a few real inputs
-    in the order of `inputs`, which an engine is compared with the module on. `plain` is the form that an engine reaches
-    by itself, for comparison, and `fingerprint` that of the module's weights when the two were the same function.
+    `target` names what it was optimized for and `grid` the codes that its kernels read, None where its prices are of no
+    target. `samples` are a few real inputs in the order of `inputs`, which an engine is compared with the module on.
+    `plain` is the form that an engine reaches by itself, for comparison, and `fingerprint` that of the module's weights
+    when the two were the same function.
     """
 
     inputs: tuple[InputSpec, ...]
     placement: Placement = Placement()
     call: CallSpec | None = None
     target: str | None = None
+    grid: IntegerGrid | None = None
     samples: tuple[Tensor, ...] = ()
     report: Report | None = None
     plain: fx.GraphModule | None = None

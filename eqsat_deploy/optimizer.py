@@ -100,6 +100,7 @@ def optimize(
     target = target_of(cost_model.name)
     known = {
         "target": target and target.name,
+        "grid": target and target.grid,
         "samples": samples_of(deployment(optimized).inputs, captured.tensors),
     }
     record(plain_module, **known)

@@ -167,7 +167,9 @@ class _Emitter:
             self.placed.quantizers[number] = written.name
         if node.is_launch:
             precision, output = "int8" if node.integer else self.floating, "int8" if codes else self.floating
-            self.placed.kernels.append(PlacedKernel(names[0], tuple(names), precision, output, cost))
+            self.placed.kernels.append(
+                PlacedKernel(names[0], tuple(names), precision, output, cost, node.operator.channels)
+            )
 
     def _written_since(self, names: list[str], last: fx.Node) -> list[str]:
         """What a function of several operators wrote before its result."""

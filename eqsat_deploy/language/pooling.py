@@ -76,13 +76,22 @@ def _image(x: Any) -> None:
         raise Unsupported("a pool without batch dimension")
 
 
+def _rounds_up(x: Any, window: Sequence[Ints], ceil: bool) -> int:
+    """Whether rounding sizes up makes a difference: engines have faster pools, and INT8 ones, that round down."""
+    kernel, stride, padding, dilation = window
+    axes = list(zip(x.shape[2:], kernel, stride, padding, dilation, strict=True))
+    return int(
+        ceil and any(pool_size(n, k, s, p, d, 0) != pool_size(n, k, s, p, d, 1) for n, k, s, p, d in axes)
+    )
+
+
 @aten("max_pool2d.default")
 def _max_pool2d(
     x: Any, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil: bool = False
 ) -> Any:
     _image(x)
-    pairs = [_pair(v) for v in (kernel, stride or kernel, padding, dilation)]
-    return max_pool2d(x, *pairs, int(ceil))
+    window = (_pair(kernel), _pair(stride or kernel), _pair(padding), _pair(dilation))
+    return max_pool2d(x, *window, _rounds_up(x, window, ceil))
 
 
 @aten("avg_pool2d.default")
@@ -93,8 +102,8 @@ def _avg_pool2d(
     _image(x)
     if divisor is not None:
         raise Unsupported("an average pool with its own divisor")
-    pairs = [_pair(v) for v in (kernel, stride or kernel, padding)]
-    return avg_pool2d(x, *pairs, int(ceil), int(include_pad))
+    window = (_pair(kernel), _pair(stride or kernel), _pair(padding))
+    return avg_pool2d(x, *window, _rounds_up(x, (*window, (1, 1)), ceil), int(include_pad))
 
 
 @aten("adaptive_avg_pool2d.default", "_adaptive_avg_pool2d.default")

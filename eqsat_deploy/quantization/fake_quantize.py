@@ -75,6 +75,12 @@ class FakeQuantize(nn.Module):
         scale = torch.where(peak > 0, (peak / 127).clamp_min(1e-12), torch.ones_like(peak))
         return cls(scale, axis=axis % weight.dim(), learnable=learnable)
 
+    def learn(self) -> None:
+        """Make the scale a parameter."""
+        if self.scale is not None:
+            self.log_scale = nn.Parameter(self.scale.log())
+            self.scale = None
+
     @property
     def step(self) -> Tensor:
         """The scale, learnable or not, detached: what exporters read."""

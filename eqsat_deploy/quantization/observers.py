@@ -31,6 +31,11 @@ class Grid:
     low: int
     high: int
 
+    @property
+    def asymmetric(self) -> bool:
+        """Whether it has a zero point other than 0."""
+        return self.zero_point != 0
+
     @classmethod
     def covering(cls, minimum: float, maximum: float, *, symmetric: bool, unsigned: bool) -> Grid:
         """The grid for values from `minimum` to `maximum`.
@@ -86,6 +91,37 @@ class MinMax(Observer):
     def grid(self, *, symmetric: bool, unsigned: bool) -> Grid:
         """The grid from the least to the greatest value seen."""
         return Grid.covering(self.minimum, self.maximum, symmetric=symmetric, unsigned=unsigned)
+
+
+class Extremes(MinMax):
+    """The whole observed range, and the means of the least and of the greatest value of each sample along axis 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.samples = 0
+        self.sums = (0.0, 0.0)
+
+    def update(self, values: Tensor) -> None:
+        """Take one batch, of any shape."""
+        super().update(values)
+        if values.numel() == 0:
+            return
+        least, greatest = torch.aminmax(values.reshape(len(values) if values.dim() else 1, -1), dim=1)
+        self.samples += len(least)
+        self.sums = (
+            self.sums[0] + float(least.double().sum()),
+            self.sums[1] + float(greatest.double().sum()),
+        )
+
+    @property
+    def mean_minimum(self) -> float:
+        """The mean over samples of the least value."""
+        return self.sums[0] / self.samples
+
+    @property
+    def mean_maximum(self) -> float:
+        """The mean over samples of the greatest value."""
+        return self.sums[1] / self.samples
 
 
 class Histogram(Observer):

@@ -202,7 +202,7 @@ class _Test:
         if isinstance(fact, Match):
             held = dict.fromkeys(n.name for c in self._classes(fact.root.name) for n in self._nodes(c))
             return self._sentence(fact), f"it is {', '.join(held) or 'nothing that a rule can see into'}"
-        atoms = dict.fromkeys(v.name.removeprefix("s_") for v in variables(fact))
+        atoms = dict.fromkeys(v.name.removeprefix("s-") for v in variables(fact))
         if not any(self._classes(a) for a in atoms):
             atoms = dict.fromkeys([*atoms, *(v for v in self.places if self._classes(v))])
         there = [f"{self._name(a)} is {v}" for a in atoms if (v := self._value(a))]
@@ -250,8 +250,8 @@ class _Test:
                 return self._words(self.defined[name])
             case Variable(name=name):
                 return self._name(name)
-            case Call(function="item", args=(Variable(name=shape), int(slot))) if shape.startswith("s_"):
-                return f"{self._name(shape.removeprefix('s_'))}.shape[{slot - SLOTS}]"
+            case Call(function="item", args=(Variable(name=shape), int(slot))) if shape.startswith("s-"):
+                return f"{self._name(shape.removeprefix('s-'))}.shape[{slot - SLOTS}]"
             case Call(function="item", args=(vector, position)):
                 return f"{self._words(vector)}[{self._words(position)}]"
             case Call(function="shape", args=(tensor,)):

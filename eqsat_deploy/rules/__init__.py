@@ -1,9 +1,21 @@
 """The rule language: rules as functions over operators, compiled to typed facts and actions."""
 
 from eqsat_deploy.language.expressions import one_of, starts_with
+from eqsat_deploy.rules.bundles import (
+    average_pool,
+    commutative,
+    fixed,
+    function,
+    max_pool,
+    optional,
+    several,
+    transposed_window,
+    window,
+)  # fmt: skip
 from eqsat_deploy.rules.domains import (
     Attribute,
     Tensor,
+    Variants,
     boolean,
     index,
     integer,
@@ -26,6 +38,7 @@ from eqsat_deploy.rules.rule import (
     dtype,
     nonnegative,
     rule,
+    rules,
     rules_of,
     runtime,
     select,
@@ -33,7 +46,8 @@ from eqsat_deploy.rules.rule import (
 )  # fmt: skip
 
 __all__ = [
-    "KINDS", "PHASES", "Attribute", "EgglogRule", "Equation", "Relational", "Rule", "Tensor", "Term", "boolean",
-    "constant", "dtype", "index", "integer", "integers", "name", "nonnegative", "number", "one_of", "positive", "rule",
-    "rules_of", "runtime", "select", "shape", "siblings", "starts_with", "tensor",
+    "KINDS", "PHASES", "Attribute", "EgglogRule", "Equation", "Relational", "Rule", "Tensor", "Term", "Variants",
+    "average_pool", "boolean", "commutative", "constant", "dtype", "fixed", "function", "index", "integer", "integers",
+    "max_pool", "name", "nonnegative", "number", "one_of", "optional", "positive", "rule", "rules", "rules_of",
+    "runtime", "select", "several", "shape", "siblings", "starts_with", "tensor", "transposed_window", "window",
 ]  # fmt: skip

@@ -21,6 +21,7 @@ from eqsat_deploy.rules.facts import (
     ShapeOf,
     Size,
     Union,
+    root,
     structure,
     variables,
 )  # fmt: skip
@@ -62,16 +63,16 @@ class _Compiler:
 
     def compile(self, name: str, pairs: Sequence[tuple[Any, Any]], guards: Sequence[Guard]) -> Clause:
         actions: list[Action] = []
-        roots = [Variable("T", f"e{position}") for position in range(len(pairs))]
-        for root, (left, _) in zip(roots, pairs, strict=True):
-            self._add(Match(root, self._bound(left)))
+        roots = [root(position) for position in range(len(pairs))]
+        for result, (left, _) in zip(roots, pairs, strict=True):
+            self._add(Match(result, self._bound(left)))
         for tensor, domain in self.tensors.items():
             if domain.matched:
                 self._add_shape(Variable("T", tensor), domain)
         for guard in guards:
             self._add(guard)
-        for root, (_, right) in zip(roots, pairs, strict=True):
-            actions += [Union(root, self._bound(right)), Fired(root)]
+        for result, (_, right) in zip(roots, pairs, strict=True):
+            actions += [Union(result, self._bound(right)), Fired(result)]
         found = {v.name for fact in self.facts.values() for v in variables(fact)}
         for argument in self.known:
             if argument not in found:
@@ -90,7 +91,7 @@ class _Compiler:
             return term
         key = structure(term)
         if key not in self.computed:
-            self.computed[key] = Variable(getattr(term, "sort", "VI"), f"v{len(self.computed)}")
+            self.computed[key] = Variable(getattr(term, "sort", "VI"), f"v-{len(self.computed)}")
             self._add(Define(self.computed[key], term))
         return self.computed[key]
 
@@ -116,7 +117,7 @@ class _Compiler:
     def _add_size(self, extent: Extent, tensor: Variable, slot: int, position: int) -> None:
         value = extent.value({n: self.known.get(n, Variable("i64", n)) for n in extent.names})
         if not isinstance(value, Variable) and is_symbolic(value):
-            computed = Variable("i64", f"{tensor.name}_{position}")
+            computed = Variable("i64", f"{tensor.name}-{position}")
             self._add(Define(computed, value))  # egglog 13.2 panics where two computed values are equated
             value = computed
         self._add(Size(value, tensor, slot))

@@ -155,15 +155,24 @@ class Bundle:
     """An argument that is several attributes, or several tensors, in one: a window, or siblings.
 
     Attributes:
-        make: what the rule's function is given, made of the parts.
+        make: what the rule's function is given, made of the parts and then of the dimensions `sizes`.
         parts: each part by the name it has among the variables of the pattern.
+        sizes: dimensions that it is made of as well.
     """
 
     make: Callable[..., Any]
     parts: Mapping[str, Attribute | Tensor]
+    sizes: tuple[str, ...] = ()
 
 
 Domain = Tensor | Attribute | Bundle | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Variants:
+    """An argument that makes a rule several, one for each choice; see `rules`."""
+
+    choices: Mapping[str, Domain]
 
 
 def flattened(domains: Mapping[str, Domain]) -> Iterator[tuple[str, Tensor | Attribute]]:

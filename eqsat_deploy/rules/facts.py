@@ -77,6 +77,11 @@ def on_codes(operator: Operator) -> Constructor:
     return Constructor(f"Q{operator.constructor}", sorts, "Q")
 
 
+def root(position: int) -> Variable:
+    """The left side of a rule's pair. Like all that a rule does not name itself, it is called as no argument can be."""
+    return Variable("T", f"e-{position}")
+
+
 def arguments(operator: Operator) -> tuple[Variable, ...]:
     """Variables for all arguments of an operator."""
     return tuple(Variable(sort, f"a{i}") for i, (_, sort) in enumerate(operator.parameters))
@@ -133,7 +138,7 @@ class ShapeOf:
     @property
     def variable(self) -> Variable:
         """The encoded shape."""
-        return Variable("VI", f"s_{self.tensor.name}")
+        return Variable("VI", f"s-{self.tensor.name}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, product
 from random import Random
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,7 +23,16 @@ from eqsat_deploy.errors import RuleError, UnknownNameError
 from eqsat_deploy.language.expressions import Call, Guard, Variable
 from eqsat_deploy.language.operator import Operator, interpreted_by
 from eqsat_deploy.rules.compile import clause
-from eqsat_deploy.rules.domains import DIMENSIONS, Attribute, Bundle, Domain, Tensor, flattened, tensor
+from eqsat_deploy.rules.domains import (
+    DIMENSIONS,
+    Attribute,
+    Bundle,
+    Domain,
+    Tensor,
+    Variants,
+    flattened,
+    tensor,
+)
 from eqsat_deploy.rules.facts import (
     CONSTANT,
     NONNEGATIVE,
@@ -35,6 +44,7 @@ from eqsat_deploy.rules.facts import (
     Pattern,
     Row,
     is_term,
+    root,
 )
 
 Term = Any
@@ -156,7 +166,7 @@ def siblings(*results: Any) -> list[Any]:
     """
     if not all(map(is_term, results)):
         return []
-    roots = [Variable("T", f"e{i}") for i in range(len(results))]
+    roots = [root(i) for i in range(len(results))]
     return [Row(SIBLINGS, pair) for pair in pairwise(roots)]
 
 
@@ -198,7 +208,7 @@ class Rule:
         """The rule's pairs of equal terms and its guards, for the given tensors, attributes and dimensions."""
         for argument, domain in self.domains.items():
             if isinstance(domain, Bundle):
-                values[argument] = domain.make(*(values[part] for part in domain.parts))
+                values[argument] = domain.make(*(values[part] for part in (*domain.parts, *domain.sizes)))
         result = self.function(**{k: v for k, v in values.items() if k in self.parameters})
         *pairs, last = result if isinstance(result, tuple) else (result,)
         guards = last if isinstance(last, list) else []
@@ -238,6 +248,8 @@ class Rule:
                 pairs, guards = self(**self._variables)
             except RuleError as error:
                 raise RuleError(f"rule {self.name!r}: {error}") from error
+        if any(g is False for g in guards):
+            raise RuleError(f"rule {self.name!r}: a guard never holds, as it is written")
         return pairs, [g for g in guards if isinstance(g, Guard)]
 
     def clauses(self) -> tuple[Clause, ...]:
@@ -290,32 +302,57 @@ def rule(
         RuleError: the declaration and the function's signature disagree.
     """
 
-    def declare(function: Callable[..., Any]) -> Rule:
-        label = f"{function.__module__}.{function.__name__}"
-        parameters = inspect.signature(function).parameters
-        given = {k: tensor(v) if isinstance(v, str) else v for k, v in domains.items()}
-        named = {n for _, domain in flattened(given) if isinstance(domain, Tensor) for n in domain.names}
-        known = named | {n for n, _ in flattened(given)}
-        full: dict[str, Domain] = {
-            p: given.get(p, Tensor()) for p in parameters if p in given or p not in known
-        }
-        full |= {k: v for k, v in given.items() if isinstance(v, tuple)}
-        unknown = [k for k in given if k not in parameters and k not in named]
-        if unknown:
-            raise RuleError(f"rule {label}: {unknown[0]!r} is neither an argument nor a dimension")
-        if kind not in KINDS or phase not in PHASES:
-            raise RuleError(f"rule {label}: kind must be one of {KINDS} and phase one of {PHASES}")
-        return Rule(
-            function, kind, phase, both, full, family or function.__module__.rpartition(".")[2].replace("_", "-"),
-            function.__name__.strip("_").replace("_", "-"), inspect.getdoc(function) or "",
-        )  # fmt: skip
+    return lambda function: _declared(function, kind, phase, both, domains, family)
+
+
+def rules(
+    kind: str, *, phase: str = "rewrites", both: bool = False, **domains: str | Domain | Variants
+) -> Callable[[Callable[..., Any]], tuple[Rule, ...]]:
+    """Declare the decorated function as a rule for every choice of its `Variants`; otherwise as `rule` does.
+
+    A choice's key is part of the rule's name: before the function's where it ends with a dash, else behind it.
+    """
+    several = {k: v.choices for k, v in domains.items() if isinstance(v, Variants)}
+    single = {k: v for k, v in domains.items() if not isinstance(v, Variants)}
+
+    def declare(function: Callable[..., Any]) -> tuple[Rule, ...]:
+        made = []
+        for keys in product(*several.values()):
+            chosen = {k: several[k][key] for k, key in zip(several, keys, strict=True)}
+            made.append(_declared(function, kind, phase, both, single | chosen, keys=keys))
+        return tuple(made)
 
     return declare
 
 
+def _declared(
+    function: Callable[..., Any], kind: str, phase: str, both: bool, domains: Mapping[str, str | Domain],
+    family: str | None = None, keys: tuple[str, ...] = (),
+) -> Rule:  # fmt: skip
+    label = f"{function.__module__}.{function.__name__}"
+    parameters = inspect.signature(function).parameters
+    given = {k: tensor(v) if isinstance(v, str) else v for k, v in domains.items()}
+    named = {n for _, domain in flattened(given) if isinstance(domain, Tensor) for n in domain.names}
+    known = named | {n for n, _ in flattened(given)}
+    full: dict[str, Domain] = {p: given.get(p, Tensor()) for p in parameters if p in given or p not in known}
+    full |= {k: v for k, v in given.items() if isinstance(v, tuple)}
+    unknown = [k for k in given if k not in parameters and k not in named]
+    if unknown:
+        raise RuleError(f"rule {label}: {unknown[0]!r} is neither an argument nor a dimension")
+    if kind not in KINDS or phase not in PHASES:
+        raise RuleError(f"rule {label}: kind must be one of {KINDS} and phase one of {PHASES}")
+    name = function.__name__.strip("_").replace("_", "-")
+    for key in keys:
+        name = key + name if key.endswith("-") else name + key
+    family = family or function.__module__.rpartition(".")[2].replace("_", "-")
+    return Rule(function, kind, phase, both, full, family, name, inspect.getdoc(function) or "")
+
+
 def rules_of(namespace: dict[str, Any]) -> Iterator[EgglogRule]:
     """The rules among a module's globals, in order of definition."""
-    return (v for k, v in namespace.items() if isinstance(v, Rule | Relational) and not k.startswith("__"))
+    for found in namespace.values():
+        each = found if isinstance(found, tuple) else (found,)
+        yield from (v for v in each if isinstance(v, Rule | Relational))
 
 
 def select(rules: Iterable[EgglogRule], wanted: Iterable[str | EgglogRule]) -> list[EgglogRule]:

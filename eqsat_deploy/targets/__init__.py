@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.errors import EngineError, EqsatError, InputError, RegistrationError
-from eqsat_deploy.targets.grid import IntegerGrid
+from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.targets.target import Target
 from eqsat_extraction.cost_models import find_cost_model
 from eqsat_extraction.kernel import CostModel

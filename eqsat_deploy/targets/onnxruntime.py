@@ -1,7 +1,7 @@
 """ONNX Runtime on a CPU."""
 
 from eqsat_deploy.engines.onnxruntime import ONNXRuntimeEngine
-from eqsat_deploy.targets.grid import IntegerGrid
+from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.targets.target import Target
 
 ONNXRUNTIME = Target(

@@ -1,7 +1,7 @@
 """OpenVINO on a CPU: the embedded default."""
 
 from eqsat_deploy.engines.openvino import OpenVINOEngine
-from eqsat_deploy.targets.grid import IntegerGrid
+from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.targets.target import Target
 
 OPENVINO = Target(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from eqsat_deploy.engines.base import Engine
-from eqsat_deploy.targets.grid import IntegerGrid
+from eqsat_deploy.grid import IntegerGrid
 
 if TYPE_CHECKING:
     from eqsat_deploy.engines.onnx import Lane

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from eqsat_deploy.engines.tensorrt import TensorRTEngine
-from eqsat_deploy.targets.grid import IntegerGrid
+from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.targets.target import Target
 from eqsat_extraction.cost_models import CostModelError
 from eqsat_extraction.cost_models.roofline import device_table

@@ -29,7 +29,10 @@ from eqsat_deploy.rules import (
     rule,
     runtime,
     shape,
+    transposed_window,
+    window,
 )
+from eqsat_deploy.rules.bundles import TransposedWindow, Window
 
 STRIDES = integers((1, 1), (2, 1))
 PADDINGS = integers((0, 0), (1, 1))
@@ -78,83 +81,55 @@ def constant_operand_last(f: Term, a: Term, b: Term) -> Equation:
     return binary(f, a, b), binary(f, b, a), [one_of(f, "add", "mul"), constant(a), runtime(b)]
 
 
+GROUPS = integer(lambda d: [g for g in (1, 2) if d["o"] % g == 0])
 CONVOLUTION: dict[str, Any] = {
-    "stride": STRIDES, "padding": PADDINGS, "dilation": DILATIONS,
-    "groups": integer(lambda d: [g for g in (1, 2) if d["o"] % g == 0]), "o": (2, 3, 4), "i": (1, 2),
-    "h": (3, 5), "w": (3, 4),
+    "x": "n i*groups h w", "weight": "o i kh kw", "b": "o", "window": window(STRIDES, PADDINGS, DILATIONS, GROUPS),
+    "o": (2, 3, 4), "i": (1, 2), "h": (3, 5), "w": (3, 4), "kh": (1, 3), "kw": (1, 3),
 }  # fmt: skip
 
 
-@rule(
-    "real", x="n i*groups h w", weight="o i kh kw", b="o", s="1... o 1 1", kh=(1, 3), kw=(1, 3), **CONVOLUTION
-)
-def scale_after_convolution(
-    x: Term,
-    weight: Term,
-    b: Term,
-    s: Term,
-    o: Term,
-    stride: Term,
-    padding: Term,
-    dilation: Term,
-    groups: Term,
-) -> Equation:
+@rule("real", s="1... o 1 1", **CONVOLUTION)
+def scale_after_convolution(x: Term, weight: Term, b: Term, s: Term, o: Term, window: Window) -> Equation:
     """Scaling the channels of a convolution's result scales its filters."""
     scaled = mul(weight, reshape(s, dims(o, 1, 1, 1)))
-    folded = conv2d(x, scaled, mul(b, reshape(s, dims(o))), stride, padding, dilation, groups)
-    return mul(conv2d(x, weight, b, stride, padding, dilation, groups), s), folded, [
-        constant(s), shape(s)[0] <= 4,
-    ]  # fmt: skip
+    folded = conv2d(x, scaled, mul(b, reshape(s, dims(o))), *window)
+    return mul(conv2d(x, weight, b, *window), s), folded, [constant(s), shape(s)[0] <= 4]
 
 
-@rule(
-    "real", x="n i*groups h w", weight="o i kh kw", b="o", t="1... o 1 1", kh=(1, 3), kw=(1, 3), **CONVOLUTION
-)
-def shift_after_convolution(
-    x: Term,
-    weight: Term,
-    b: Term,
-    t: Term,
-    o: Term,
-    stride: Term,
-    padding: Term,
-    dilation: Term,
-    groups: Term,
-) -> Equation:
+@rule("real", t="1... o 1 1", **CONVOLUTION)
+def shift_after_convolution(x: Term, weight: Term, b: Term, t: Term, o: Term, window: Window) -> Equation:
     """Shifting the channels of a convolution's result shifts its bias."""
-    folded = conv2d(x, weight, add(b, reshape(t, dims(o))), stride, padding, dilation, groups)
-    return add(conv2d(x, weight, b, stride, padding, dilation, groups), t), folded, [
-        constant(t), shape(t)[0] <= 4,
-    ]  # fmt: skip
+    folded = conv2d(x, weight, add(b, reshape(t, dims(o))), *window)
+    return add(conv2d(x, weight, b, *window), t), folded, [constant(t), shape(t)[0] <= 4]
 
 
 TRANSPOSED: dict[str, Any] = CONVOLUTION | {
-    "o": (1, 2), "output_padding": integers((0, 0)), "groups": integer(1, 2), "i": (2, 4), "kh": (1, 3), "kw": (1, 3),
+    "x": "n i h w", "weight": "i o kh kw", "b": "o*groups", "o": (1, 2), "i": (2, 4),
+    "window": transposed_window(STRIDES, PADDINGS, integers((0, 0)), DILATIONS, integer(1, 2)),
 }  # fmt: skip
 
 
-@rule("real", x="n i h w", weight="i o kh kw", b="o*groups", s="1... o*groups 1 1", **TRANSPOSED)
+@rule("real", s="1... o*groups 1 1", **TRANSPOSED)
 def scale_after_transposed_convolution(
-    x: Term, weight: Term, b: Term, s: Term, i: Term, o: Term, kh: Term, kw: Term, stride: Term, padding: Term,
-    output_padding: Term, dilation: Term, groups: Term,
-) -> Equation:  # fmt: skip
+    x: Term, weight: Term, b: Term, s: Term, i: Term, o: Term, kh: Term, kw: Term, window: TransposedWindow
+) -> Equation:
     """Scaling the channels of a transposed convolution's result scales its filters."""
+    groups = window.groups
     grouped = mul(reshape(weight, dims(groups, i // groups, o, kh, kw)), reshape(s, dims(groups, 1, o, 1, 1)))
     scaled, shifted = reshape(grouped, dims(i, o, kh, kw)), mul(b, reshape(s, dims(o * groups)))
-    whole = conv_transpose2d(x, weight, b, stride, padding, output_padding, dilation, groups)
-    folded = conv_transpose2d(x, scaled, shifted, stride, padding, output_padding, dilation, groups)
+    whole = conv_transpose2d(x, weight, b, *window)
+    folded = conv_transpose2d(x, scaled, shifted, *window)
     return mul(whole, s), folded, [constant(s), shape(s)[0] <= 4]
 
 
-@rule("real", x="n i h w", weight="i o kh kw", b="o*groups", t="1... o*groups 1 1", **TRANSPOSED)
+@rule("real", t="1... o*groups 1 1", **TRANSPOSED)
 def shift_after_transposed_convolution(
-    x: Term, weight: Term, b: Term, t: Term, o: Term, stride: Term, padding: Term, output_padding: Term,
-    dilation: Term, groups: Term,
-) -> Equation:  # fmt: skip
+    x: Term, weight: Term, b: Term, t: Term, o: Term, window: TransposedWindow
+) -> Equation:
     """Shifting the channels of a transposed convolution's result shifts its bias."""
-    shifted = add(b, reshape(t, dims(o * groups)))
-    whole = conv_transpose2d(x, weight, b, stride, padding, output_padding, dilation, groups)
-    folded = conv_transpose2d(x, weight, shifted, stride, padding, output_padding, dilation, groups)
+    shifted = add(b, reshape(t, dims(o * window.groups)))
+    whole = conv_transpose2d(x, weight, b, *window)
+    folded = conv_transpose2d(x, weight, shifted, *window)
     return add(whole, t), folded, [constant(t), shape(t)[0] <= 4]
 
 

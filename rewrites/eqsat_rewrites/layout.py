@@ -17,7 +17,8 @@ from eqsat_deploy.language import (
     slice_,
     standardize,
 )  # fmt: skip
-from eqsat_deploy.rules import Equation, Term, constant, integer, integers, name, number, rule, shape
+from eqsat_deploy.rules import Equation, Term, constant, integer, integers, name, number, rule, shape, window
+from eqsat_deploy.rules.bundles import Window
 
 CHANNELS_LAST = (0, 1, 2, 3, 5, 6, 4)
 CHANNELS_FIRST = (0, 1, 2, 3, 6, 4, 5)
@@ -52,18 +53,17 @@ def map_of_tokens(x: Term, n: Term, s: Term, c: Term, target: Term) -> Equation:
 
 
 @rule("real", x="n c h w", weight="o c kh kw", b="o", h=(4, 6), w=(4,), kh=(2,), kw=(2, 4),
-      stride=integers(lambda d: [(d["kh"], d["kw"])]), padding=integers((0, 0)), dilation=integers((1, 1)))  # fmt: skip
+      window=window(integers(lambda d: [(d["kh"], d["kw"])]), integers((0, 0)), integers((1, 1))))  # fmt: skip
 def patches_as_linear(
-    x: Term, weight: Term, b: Term, n: Term, c: Term, h: Term, w: Term, o: Term, kh: Term, kw: Term, stride: Term,
-    padding: Term, dilation: Term,
+    x: Term, weight: Term, b: Term, n: Term, c: Term, h: Term, w: Term, o: Term, kh: Term, kw: Term, window: Window,
 ) -> Equation:  # fmt: skip
     """A convolution whose windows tile the image is a Linear over flattened patches (Dosovitskiy et al. 2021, 3.1)."""
     rows, columns = h // kh, w // kw
     tiled = permute(reshape(x, dims(n, c, rows, kh, columns, kw)), TILES_TO_PATCHES)
     patches = reshape(tiled, dims(n, rows, columns, c * kh * kw))
     embedded = linear(patches, reshape(weight, dims(o, c * kh * kw)), b)
-    return conv2d(x, weight, b, stride, padding, dilation, 1), permute(embedded, CHANNELS_FIRST), [
-        stride[0] == kh, stride[1] == kw, padding[0] == 0, padding[1] == 0, dilation[0] == 1, dilation[1] == 1,
+    return conv2d(x, weight, b, *window), permute(embedded, CHANNELS_FIRST), [
+        window.stride[0] == kh, window.stride[1] == kw, *window.unpadded, *window.dense,
         kh * kw > 1, h % kh == 0, w % kw == 0,
     ]  # fmt: skip
 

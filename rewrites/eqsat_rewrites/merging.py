@@ -30,102 +30,113 @@ from eqsat_deploy.rules import (
     Attribute,
     Equation,
     Term,
+    average_pool,
     constant,
     integer,
     integers,
     name,
     rule,
+    rules,
     runtime,
+    several,
     shape,
     siblings,
+    window,
 )
+from eqsat_deploy.rules.bundles import AveragePool, Window
 
 STRIDES = integers((1, 1), (2, 2))
 ONE = integers((1, 1))
-SAMPLES: dict[str, Any] = {"h": (4, 5), "w": (4, 5), "stride": STRIDES, "dilation": ONE, "groups": integer(1)}
+SAME = integers(lambda s: [(s["k"] // 2, s["k"] // 2)])
+WINDOW = window(STRIDES, integers((0, 0), (1, 1)), ONE, integer(1))
+SIZES: dict[str, Any] = {"x": "n c h w", "i": (2,), "c": (2,), "h": (4, 5), "w": (4, 5)}
 NONE = (0, 0, 0, 0, 0, 0, 0)
 
 
-def _around(half: Term) -> Term:
-    """The padding that makes a tap the middle of a kernel."""
-    return replace(replace(NONE, 5, half), 6, half)
+def _around(tap: Term, half: Term) -> Term:
+    """A kernel with `tap` in its middle and zeros in `half` rows and columns on every side."""
+    width = replace(replace(NONE, 5, half), 6, half)
+    return pad(tap, width, width, 0.0)
 
 
-@rule("real", phase="merging", x="n c h w", v="o i k l", u="o i k l", b="o", d="o", i=(2,), c=(2,), k=(1, 3), l=(1, 3),
-      padding=integers((0, 0), (1, 1)), **SAMPLES)  # fmt: skip
-def sum_of_convolutions(
-    x: Term, v: Term, u: Term, b: Term, d: Term, stride: Term, padding: Term, dilation: Term, groups: Term
-) -> Equation:
+def _odd(window: Window, k: Term) -> list[Any]:
+    """Guards: a kernel of k x k, k odd, computes a map of the size that it reads, but for its stride."""
+    return [*window.padded_by(k // 2), k % 2 == 1, *window.dense]
+
+
+@rule(
+    "real",
+    phase="merging",
+    v="o i k l",
+    u="o i k l",
+    b="o",
+    d="o",
+    k=(1, 3),
+    l=(1, 3),
+    window=WINDOW,
+    **SIZES,
+)
+def sum_of_convolutions(x: Term, v: Term, u: Term, b: Term, d: Term, window: Window) -> Equation:
     """Two convolutions of one input, alike but for their weights, sum up to one with the summed weights."""
-    branches = (conv2d(x, t, s, stride, padding, dilation, groups) for t, s in ((v, b), (u, d)))
-    return add(*branches), conv2d(x, add(v, u), add(b, d), stride, padding, dilation, groups), [
-        constant(v), constant(u),
-    ]  # fmt: skip
+    branches = (conv2d(x, weight, bias, *window) for weight, bias in ((v, b), (u, d)))
+    return add(*branches), conv2d(x, add(v, u), add(b, d), *window), [constant(v), constant(u)]
 
 
-@rule("real", phase="merging", x="n c h w", v="o i k k", u="o i 1 1", b="o", d="o", i=(2,), c=(2,), k=(3, 5),
-      padding=integers(lambda s: [(s["k"] // 2, s["k"] // 2)]), none=integers((0, 0)), **SAMPLES)  # fmt: skip
+@rule("real", phase="merging", v="o i k k", u="o i 1 1", b="o", d="o", k=(3, 5), none=integers((0, 0)),
+      window=window(STRIDES, SAME, ONE, integer(1)), **SIZES)  # fmt: skip
 def small_kernel_in_large(
-    x: Term, v: Term, u: Term, b: Term, d: Term, k: Term, stride: Term, padding: Term, none: Term, dilation: Term,
-    groups: Term,
-) -> Equation:  # fmt: skip
+    x: Term, v: Term, u: Term, b: Term, d: Term, k: Term, window: Window, none: Term
+) -> Equation:
     """A 1x1 convolution beside an odd k x k one of the same input is its central tap."""
-    large = conv2d(x, v, b, stride, padding, dilation, groups)
-    small = conv2d(x, u, d, stride, none, dilation, groups)
-    half = k // 2
-    around = _around(half)
-    merged = conv2d(x, add(v, pad(u, around, around, 0.0)), add(b, d), stride, padding, dilation, groups)
-    conditions = [
-        constant(v), constant(u), padding[0] == half, padding[1] == half, k % 2 == 1, dilation[0] == 1,
-        dilation[1] == 1, none[0] == 0, none[1] == 0,
+    small = window._replace(padding=none)
+    merged = conv2d(x, add(v, _around(u, k // 2)), add(b, d), *window)
+    return add(conv2d(x, v, b, *window), conv2d(x, u, d, *small)), merged, [
+        constant(v), constant(u), *_odd(window, k), *small.unpadded,
     ]  # fmt: skip
-    return add(large, small), merged, conditions
 
 
-@rule("real", phase="merging", x="n c h w", v="c c k k", b="c", s="1... c 1 1", t="1... c 1 1", k=(1, 3), c=(2, 3),
-      stride=ONE, padding=integers(lambda s: [(s["k"] // 2, s["k"] // 2)]), dilation=ONE, groups=integer(1), h=(4,),
-      w=(5,))  # fmt: skip
+BESIDE: dict[str, Any] = {"x": "n c h w", "b": "c", "k": (1, 3), "c": (2, 3), "h": (4,), "w": (5,)}
+FULL: dict[str, Any] = {**BESIDE, "v": "c c k k", "window": window(ONE, SAME, ONE, integer(1))}
+DEPTHWISE: dict[str, Any] = {
+    **BESIDE, "v": "c 1 k k", "window": window(ONE, SAME, ONE, integer(lambda s: [s["c"]])),
+}  # fmt: skip
+AFFINE: dict[str, Any] = {"s": "1... c 1 1", "t": "1... c 1 1"}
+
+
+def _beside(
+    branch: Term, tap: Term, shift: Term, x: Term, v: Term, b: Term, k: Term, window: Window, groups: Term
+) -> Equation:
+    """What is added to a convolution of its own input joins the central taps of its filters, and its bias."""
+    merged = conv2d(x, add(v, _around(tap, k // 2)), b if shift is None else add(b, shift), *window)
+    return add(branch, conv2d(x, v, b, *window)), merged, [
+        constant(v), *_odd(window, k), *window.everywhere, window.groups == groups,
+    ]  # fmt: skip
+
+
+def _constants(s: Term, t: Term) -> list[Any]:
+    return [constant(s), constant(t), shape(s)[0] <= 4, shape(t)[0] <= 4]
+
+
+@rule("real", phase="merging", **FULL, **AFFINE)
 def affine_branch_in_convolution(
-    x: Term, v: Term, b: Term, s: Term, t: Term, c: Term, k: Term, stride: Term, padding: Term, dilation: Term,
-    groups: Term,
-) -> Equation:  # fmt: skip
+    x: Term, v: Term, b: Term, s: Term, t: Term, c: Term, k: Term, window: Window
+) -> Equation:
     """A scaled and shifted identity beside a convolution of the same input is a diagonal in its central tap."""
-    half = k // 2
-    around = _around(half)
     diagonal = reshape(mul(reshape(s, dims(c, 1)), identity_matrix(c)), dims(c, c, 1, 1))
-    merged = conv2d(
-        x,
-        add(v, pad(diagonal, around, around, 0.0)),
-        add(b, reshape(t, dims(c))),
-        stride,
-        padding,
-        dilation,
-        groups,
+    both, merged, guards = _beside(
+        add(mul(x, s), t), diagonal, reshape(t, dims(c)), x, v, b, k, window, groups=1
     )
-    branch = add(mul(x, s), t)
-    return add(branch, conv2d(x, v, b, stride, padding, dilation, groups)), merged, [
-        constant(v), constant(s), constant(t), padding[0] == half, padding[1] == half, k % 2 == 1, dilation[0] == 1,
-        dilation[1] == 1, stride[0] == 1, stride[1] == 1, groups == 1, shape(s)[0] <= 4, shape(t)[0] <= 4,
-    ]  # fmt: skip
+    return both, merged, guards + _constants(s, t)
 
 
-@rule("real", phase="merging", x="n c h w", v="c 1 k k", b="c", s="1... c 1 1", t="1... c 1 1", k=(1, 3), c=(2, 3),
-      stride=ONE, padding=integers(lambda s: [(s["k"] // 2, s["k"] // 2)]), dilation=ONE,
-      groups=integer(lambda s: [s["c"]]), h=(4,), w=(5,))  # fmt: skip
+@rule("real", phase="merging", **DEPTHWISE, **AFFINE)
 def affine_branch_in_depthwise(
-    x: Term, v: Term, b: Term, s: Term, t: Term, c: Term, k: Term, stride: Term, padding: Term, dilation: Term,
-    groups: Term,
-) -> Equation:  # fmt: skip
+    x: Term, v: Term, b: Term, s: Term, t: Term, c: Term, k: Term, window: Window
+) -> Equation:
     """A scaled and shifted identity beside a depthwise convolution of the same input adds to its central tap."""
-    half = k // 2
-    around = _around(half)
-    tap = pad(reshape(s, dims(c, 1, 1, 1)), around, around, 0.0)
-    merged = conv2d(x, add(v, tap), add(b, reshape(t, dims(c))), stride, padding, dilation, groups)
-    branch = add(mul(x, s), t)
-    return add(branch, conv2d(x, v, b, stride, padding, dilation, groups)), merged, [
-        constant(v), constant(s), constant(t), padding[0] == half, padding[1] == half, k % 2 == 1, dilation[0] == 1,
-        dilation[1] == 1, stride[0] == 1, stride[1] == 1, groups == c, shape(s)[0] <= 4, shape(t)[0] <= 4,
-    ]  # fmt: skip
+    tap, shift = reshape(s, dims(c, 1, 1, 1)), reshape(t, dims(c))
+    both, merged, guards = _beside(add(mul(x, s), t), tap, shift, x, v, b, k, window, groups=c)
+    return both, merged, guards + _constants(s, t)
 
 
 @rule("exact", phase="merging", a="~ n c h w", b="~ n c h w")
@@ -134,69 +145,40 @@ def branches_in_any_order(a: Term, b: Term) -> Equation:
     return add(a, b), add(b, a), [shape(a)[0] == 4, shape(b)[0] == 4]
 
 
-@rule("real", phase="merging", x="n c h w", v="c c k k", b="c", k=(1, 3), c=(2, 3), stride=ONE,
-      padding=integers(lambda s: [(s["k"] // 2, s["k"] // 2)]), dilation=ONE, groups=integer(1), h=(4,),
-      w=(5,))  # fmt: skip
-def identity_branch_in_convolution(
-    x: Term, v: Term, b: Term, c: Term, k: Term, stride: Term, padding: Term, dilation: Term, groups: Term
-) -> Equation:
+@rule("real", phase="merging", **FULL)
+def identity_branch_in_convolution(x: Term, v: Term, b: Term, c: Term, k: Term, window: Window) -> Equation:
     """The input added to its own convolution is a one in the central tap of every filter's own channel."""
-    half = k // 2
-    around = _around(half)
-    taps = pad(reshape(identity_matrix(c), dims(c, c, 1, 1)), around, around, 0.0)
-    branch = conv2d(x, v, b, stride, padding, dilation, groups)
-    return add(x, branch), conv2d(x, add(v, taps), b, stride, padding, dilation, groups), [
-        constant(v), padding[0] == half, padding[1] == half, k % 2 == 1, dilation[0] == 1, dilation[1] == 1,
-        stride[0] == 1, stride[1] == 1, groups == 1,
-    ]  # fmt: skip
+    return _beside(x, reshape(identity_matrix(c), dims(c, c, 1, 1)), None, x, v, b, k, window, groups=1)
 
 
-@rule("real", phase="merging", x="n c h w", v="c 1 k k", b="c", k=(1, 3), c=(2, 3), stride=ONE,
-      padding=integers(lambda s: [(s["k"] // 2, s["k"] // 2)]), dilation=ONE, groups=integer(lambda s: [s["c"]]),
-      h=(4,), w=(5,))  # fmt: skip
-def identity_branch_in_depthwise(
-    x: Term, v: Term, b: Term, c: Term, k: Term, stride: Term, padding: Term, dilation: Term, groups: Term
-) -> Equation:
+@rule("real", phase="merging", **DEPTHWISE)
+def identity_branch_in_depthwise(x: Term, v: Term, b: Term, c: Term, k: Term, window: Window) -> Equation:
     """The input added to its own depthwise convolution is a one in the central tap."""
-    half = k // 2
-    around = _around(half)
     one = add(mul(slice_(slice_(v, 5, 0, 1, 1), 6, 0, 1, 1), scalar(0.0)), scalar(1.0))
-    branch = conv2d(x, v, b, stride, padding, dilation, groups)
-    return add(x, branch), conv2d(x, add(v, pad(one, around, around, 0.0)), b, stride, padding, dilation, groups), [
-        constant(v), padding[0] == half, padding[1] == half, k % 2 == 1, dilation[0] == 1, dilation[1] == 1,
-        stride[0] == 1, stride[1] == 1, groups == c,
-    ]  # fmt: skip
+    return _beside(x, one, None, x, v, b, k, window, groups=c)
 
 
-@rule("real", phase="merging", x="n c h w", v="c c k k", b="c", k=(1, 3), c=(2, 3), stride=STRIDES,
-      kernel=integers(lambda s: [(s["k"], s["k"])]), padding=integers(lambda s: [(0, 0), (s["k"] // 2, s["k"] // 2)]),
-      dilation=ONE, groups=integer(1), ceil=integer(0), include_pad=integer(1), h=(4,), w=(5,))  # fmt: skip
+@rule("real", phase="merging", x="n c h w", v="c c k k", b="c", k=(1, 3), c=(2, 3), h=(4,), w=(5,), dilation=ONE,
+      groups=integer(1), pool=average_pool(integers(lambda s: [(s["k"], s["k"])]), STRIDES,
+      integers(lambda s: [(0, 0), (s["k"] // 2, s["k"] // 2)]), integer(0), integer(1)))  # fmt: skip
 def average_branch_in_convolution(
-    x: Term, v: Term, b: Term, c: Term, k: Term, kernel: Term, stride: Term, padding: Term, dilation: Term,
-    groups: Term, ceil: Term, include_pad: Term,
-) -> Equation:  # fmt: skip
+    x: Term, v: Term, b: Term, c: Term, k: Term, pool: AveragePool, dilation: Term, groups: Term
+) -> Equation:
     """An average pool beside a convolution of the same window is an equal share of every tap of its own channel."""
+    window = Window(pool.stride, pool.padding, dilation, groups)
     share = mul(reshape(identity_matrix(c), dims(c, c, 1, 1)), scalar(power(k * k, -1.0)))
-    branch = conv2d(x, v, b, stride, padding, dilation, groups)
-    merged = conv2d(x, add(v, share), b, stride, padding, dilation, groups)
-    return add(avg_pool2d(x, kernel, stride, padding, ceil, include_pad), branch), merged, [
-        constant(v), kernel[0] == k, kernel[1] == k, dilation[0] == 1, dilation[1] == 1, groups == 1, ceil == 0,
-        include_pad == 1,
+    merged = conv2d(x, add(v, share), b, *window)
+    return add(avg_pool2d(x, *pool), conv2d(x, v, b, *window)), merged, [
+        constant(v), pool.kernel[0] == k, pool.kernel[1] == k, *window.dense, groups == 1, pool.ceil == 0,
+        pool.include_pad == 1,
     ]  # fmt: skip
 
 
-@rule("real", phase="merging", x="n c h w", u="o i k l", d="o", i=(2,), c=(2,), k=(1, 3), l=(1, 3),
-      padding=integers((0, 0), (1, 1)), **SAMPLES)  # fmt: skip
-def subtracted_convolution_is_added(
-    a: Term, x: Term, u: Term, d: Term, stride: Term, padding: Term, dilation: Term, groups: Term
-) -> Equation:
+@rule("real", phase="merging", u="o i k l", d="o", k=(1, 3), l=(1, 3), window=WINDOW, **SIZES)
+def subtracted_convolution_is_added(a: Term, x: Term, u: Term, d: Term, window: Window) -> Equation:
     """Subtracting a convolution adds that with the negative weights, so that differences of branches merge."""
-    negative = conv2d(x, unary("neg", u), unary("neg", d), stride, padding, dilation, groups)
-    return (
-        sub(a, conv2d(x, u, d, stride, padding, dilation, groups)),
-        add(a, negative),
-        [constant(u), constant(d)],
-    )
+    negative = conv2d(x, unary("neg", u), unary("neg", d), *window)
+    return sub(a, conv2d(x, u, d, *window)), add(a, negative), [constant(u), constant(d)]
 
 
 @rule("real", phase="merging", a="~ n c h w", x="~ n c h w", s="~ c 1 1", t="~ c 1 1")
@@ -208,10 +190,7 @@ def subtracted_affine_is_added(a: Term, x: Term, s: Term, t: Term) -> Equation:
 
 # -- siblings ----------------------------------------------------------------------------------------------
 
-SIBLINGS: dict[str, Any] = {
-    "x": "~ n c h w", "f": name("relu", "silu"), "stride": STRIDES, "padding": integers((0, 0), (1, 0)),
-    "dilation": ONE, "c": (2,), "h": (4, 5), "w": (4, 5), "k": (1, 3), "l": (1, 2),
-}  # fmt: skip
+COUNTS = {"two-": 2, "three-": 3}
 
 
 def _stacked(slot: int, *parts: Term) -> Term:
@@ -226,144 +205,85 @@ def _parts(whole: Term, slot: int, *sizes: Term) -> list[Term]:
     return [slice_(whole, slot, end - size, end, 1) for end, size in zip(ends, sizes, strict=True)]
 
 
-@rule("real", phase="merging", v="o c k l", u="p c k l", b="o", d="p", **SIBLINGS)
-def two_sibling_convolutions(
-    x: Term, v: Term, u: Term, b: Term, d: Term, f: Term, o: Term, p: Term, stride: Term, padding: Term,
-    dilation: Term,
-) -> Equation:  # fmt: skip
-    """Two convolutions of one input with the same window and activation are one, sliced by channels."""
-    window = (stride, padding, dilation, 1)
-    results = [unary(f, conv2d(x, weight, bias, *window)) for weight, bias in ((v, b), (u, d))]
-    whole = unary(f, conv2d(x, _stacked(3, v, u), _stacked(6, b, d), *window))
-    pairs = zip(results, _parts(whole, 4, o, p), strict=True)
-    return *pairs, [constant(v), constant(u), *siblings(*results)]
+def _merged(
+    apply: Any, branches: Any, slot: int, weight_slot: int
+) -> tuple[list[tuple[Term, Term]], list[Any]]:
+    """Pairs of what `apply` makes of each branch's weight and bias with its part of what it makes of all stacked; and
+    guards."""
+    weights, biases, sizes = zip(*branches, strict=True)
+    results = [apply(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+    parts = _parts(apply(_stacked(weight_slot, *weights), _stacked(6, *biases)), slot, *sizes)
+    return list(zip(results, parts, strict=True)), [*map(constant, weights), *siblings(*results)]
 
 
-@rule("real", phase="merging", v="o c k l", u="p c k l", z="q c k l", b="o", d="p", e="q", **SIBLINGS)
-def three_sibling_convolutions(
-    x: Term, v: Term, u: Term, z: Term, b: Term, d: Term, e: Term, f: Term, o: Term, p: Term, q: Term, stride: Term,
-    padding: Term, dilation: Term,
-) -> Equation:  # fmt: skip
-    """Three convolutions of one input with the same window and activation are one, sliced by channels."""
-    window = (stride, padding, dilation, 1)
-    results = [unary(f, conv2d(x, weight, bias, *window)) for weight, bias in ((v, b), (u, d), (z, e))]
-    whole = unary(f, conv2d(x, _stacked(3, v, u, z), _stacked(6, b, d, e), *window))
-    pairs = zip(results, _parts(whole, 4, o, p, q), strict=True)
-    return *pairs, [*map(constant, (v, u, z)), *siblings(*results)]
+@rules("real", phase="merging", x="~ n c h w", branches=several(COUNTS, ("o#",), v="o# c k l", b="o#"),
+       f=name("relu", "silu"), window=window(STRIDES, integers((0, 0), (1, 0)), ONE), c=(2,), h=(4, 5), w=(4, 5),
+       k=(1, 3), l=(1, 2))  # fmt: skip
+def sibling_convolutions(x: Term, branches: Any, f: Term, window: Window) -> Equation:
+    """Convolutions of one input with the same window and activation are one, sliced by channels."""
+    pairs, guards = _merged(lambda v, b: unary(f, conv2d(x, v, b, *window)), branches, 4, 3)
+    return *pairs, guards
 
 
-def _flat(channels: str) -> Attribute:
+def _flat(index: int) -> Attribute:
     """Positions in one axis: what attention makes of a map."""
-    return integers(lambda s: [dims(s["n"], s[channels], s["h"] * s["w"])])
+    return integers(lambda s: [dims(s["n"], s[f"o{index}"], s["h"] * s["w"])])
 
 
-def _reshaped(pairs: list[tuple[Term, Term]], *targets: Term) -> list[tuple[Term, Term]]:
-    """Without this to tell projections, every convolution before its BatchNorm would be somebody's sibling."""
-    return [(reshape(a, to), reshape(b, to)) for (a, b), to in zip(pairs, targets, strict=True)]
+@rules("real", phase="merging", x="n c h w", branches=several(COUNTS, ("o#",), v="o# c k l", b="o#", to=_flat),
+       window=window(ONE, integers((0, 0)), ONE), c=(2,), h=(4, 5), w=(4, 5), k=(1,), l=(1,))  # fmt: skip
+def projections_of_map(x: Term, branches: Any, window: Window) -> Equation:
+    """Convolutions of one input that are reshaped (query, key and value of a map) are one, sliced by channels."""
+    convolutions = [(v, b, o) for v, b, _, o in branches]
+    pairs, guards = _merged(lambda v, b: conv2d(x, v, b, *window), convolutions, 4, 3)
+    # Without this to tell projections, every convolution before its BatchNorm would be somebody's sibling.
+    reshaped = [
+        (reshape(a, to), reshape(b, to)) for (a, b), (_, _, to, _) in zip(pairs, branches, strict=True)
+    ]
+    return *pairs, *reshaped, guards
 
 
-PROJECTIONS: dict[str, Any] = {
-    "x": "n c h w", "stride": ONE, "padding": integers((0, 0)), "dilation": ONE, "c": (2,), "h": (4, 5), "w": (4, 5),
-    "k": (1,), "l": (1,),
-}  # fmt: skip
-
-
-@rule("real", phase="merging", v="o c k l", u="p c k l", b="o", d="p", keys=_flat("o"), values=_flat("p"),
-      **PROJECTIONS)  # fmt: skip
-def two_projections_of_map(
-    x: Term, v: Term, u: Term, b: Term, d: Term, o: Term, p: Term, stride: Term, padding: Term, dilation: Term,
-    keys: Term, values: Term,
-) -> Equation:  # fmt: skip
-    """Two convolutions of one input that are reshaped (key and value of a map) are one, sliced by channels."""
-    window = (stride, padding, dilation, 1)
-    results = [conv2d(x, weight, bias, *window) for weight, bias in ((v, b), (u, d))]
-    parts = _parts(conv2d(x, _stacked(3, v, u), _stacked(6, b, d), *window), 4, o, p)
-    pairs = list(zip(results, parts, strict=True))
-    return *pairs, *_reshaped(pairs, keys, values), [constant(v), constant(u), *siblings(*results)]
-
-
-@rule("real", phase="merging", v="o c k l", u="p c k l", z="q c k l", b="o", d="p", e="q", queries=_flat("o"),
-      keys=_flat("p"), values=_flat("q"), **PROJECTIONS)  # fmt: skip
-def three_projections_of_map(
-    x: Term, v: Term, u: Term, z: Term, b: Term, d: Term, e: Term, o: Term, p: Term, q: Term, stride: Term,
-    padding: Term, dilation: Term, queries: Term, keys: Term, values: Term,
-) -> Equation:  # fmt: skip
-    """Three convolutions of one input that are reshaped (query, key and value of a map) are one, sliced by channels."""
-    window = (stride, padding, dilation, 1)
-    results = [conv2d(x, weight, bias, *window) for weight, bias in ((v, b), (u, d), (z, e))]
-    parts = _parts(conv2d(x, _stacked(3, v, u, z), _stacked(6, b, d, e), *window), 4, o, p, q)
-    pairs = list(zip(results, parts, strict=True))
-    return *pairs, *_reshaped(pairs, queries, keys, values), [*map(constant, (v, u, z)), *siblings(*results)]
-
-
-@rule("real", phase="merging", x="... k", v="o k", u="p k", b="o", d="p")
-def two_sibling_linears(x: Term, v: Term, u: Term, b: Term, d: Term, o: Term, p: Term) -> Equation:
-    """Two Linears on one input (key and value) are one, sliced by features."""
-    results = [linear(x, v, b), linear(x, u, d)]
-    whole = linear(x, _stacked(5, v, u), _stacked(6, b, d))
-    pairs = zip(results, _parts(whole, 6, o, p), strict=True)
-    return *pairs, [runtime(x), constant(v), constant(u), *siblings(*results)]
-
-
-@rule("real", phase="merging", x="... k", v="o k", u="p k", z="q k", b="o", d="p", e="q")
-def three_sibling_linears(
-    x: Term, v: Term, u: Term, z: Term, b: Term, d: Term, e: Term, o: Term, p: Term, q: Term
-) -> Equation:
-    """Three Linears on one input (query, key and value) are one, sliced by features."""
-    results = [linear(x, v, b), linear(x, u, d), linear(x, z, e)]
-    whole = linear(x, _stacked(5, v, u, z), _stacked(6, b, d, e))
-    pairs = zip(results, _parts(whole, 6, o, p, q), strict=True)
-    return *pairs, [runtime(x), *map(constant, (v, u, z)), *siblings(*results)]
+@rules("real", phase="merging", x="... k", branches=several(COUNTS, ("o#",), v="o# k", b="o#"))
+def sibling_linears(x: Term, branches: Any) -> Equation:
+    """Linears on one input (query, key and value) are one, sliced by features."""
+    pairs, guards = _merged(lambda v, b: linear(x, v, b), branches, 6, 5)
+    return *pairs, [runtime(x), *guards]
 
 
 HEADS_FIRST = (0, 1, 2, 3, 5, 4, 6)
 PARTS_FIRST = (0, 1, 4, 2, 5, 3, 6)
 
 
-SPLIT = integers(lambda d: [dims(d["n"], d["s"], 2, d["o"] // 2)])
+def _split(index: int) -> Attribute:
+    return integers(lambda d: [dims(d["n"], d["s"], 2, d["o"] // 2)])
 
 
-@rule("real", phase="merging", x="n s k", v="o k", u="o k", z="o k", b="o", d="o", e="o", o=(4, 8), k=(2, 3),
-      heads=SPLIT, alike=SPLIT, same=SPLIT)  # fmt: skip
-def projections_of_heads(
-    x: Term, v: Term, u: Term, z: Term, b: Term, d: Term, e: Term, n: Term, s: Term, heads: Term, alike: Term,
-    same: Term,
-) -> Equation:  # fmt: skip
+@rules("real", phase="merging", x="n s k", projections=several({"": 3}, v="o k", b="o", heads=_split), o=(4, 8),
+       k=(2, 3))  # fmt: skip
+def projections_of_heads(x: Term, projections: Any, n: Term, s: Term) -> Equation:
     """Query, key and value split into heads are thirds of one projection that is split and moved once."""
-    projected = ((v, b, heads), (u, d, alike), (z, e, same))
-    results = [permute(reshape(linear(x, w, c), to), HEADS_FIRST) for w, c, to in projected]
-    thirds = reshape(linear(x, _stacked(5, v, u, z), _stacked(6, b, d, e)), dims(n, s, 3, heads[5], heads[6]))
-    whole = permute(thirds, PARTS_FIRST)
+    results = [permute(reshape(linear(x, v, b), heads), HEADS_FIRST) for v, b, heads in projections]
+    weights, biases, splits = zip(*projections, strict=True)
+    heads = splits[0]
+    projected = linear(x, _stacked(5, *weights), _stacked(6, *biases))
+    whole = permute(reshape(projected, dims(n, s, 3, heads[5], heads[6])), PARTS_FIRST)
     parts = [reshape(part, dims(n, heads[5], s, heads[6])) for part in _parts(whole, 2, 1, 1, 1)]
     # One variable for the three would have egglog join every three splits of the model before it looks at `x`.
-    split_alike = [
-        to[i] == size for to in (heads, alike, same) for i, size in ((0, 4), (3, n), (4, s), (5, heads[5]))
-    ]
-    return *zip(results, parts, strict=True), [*map(constant, (v, u, z)), *split_alike, *siblings(*results)]
+    split_alike = [to[i] == size for to in splits for i, size in ((0, 4), (3, n), (4, s), (5, heads[5]))]
+    return *zip(results, parts, strict=True), [*map(constant, weights), *split_alike, *siblings(*results)]
 
 
-EXPANDED: dict[str, Any] = {
-    "x": "n c h w", "f": name("relu"), "stride": STRIDES, "none": integers((0, 0)), "dilation": ONE,
-    "padding": integers(lambda s: [(s["k"] // 2, s["k"] // 2)]), "c": (2,), "h": (4, 5), "w": (4, 5), "k": (3, 5),
-}  # fmt: skip
-
-
-@rule("real", phase="merging", v="o c k k", u="p c 1 1", b="o", d="p", **EXPANDED)
+@rule("real", phase="merging", x="n c h w", v="o c k k", u="p c 1 1", b="o", d="p", f=name("relu"), c=(2,), h=(4, 5),
+      w=(4, 5), k=(3, 5), none=integers((0, 0)), window=window(STRIDES, SAME, ONE))  # fmt: skip
 def small_before_large_kernel(
-    x: Term, v: Term, u: Term, b: Term, d: Term, f: Term, k: Term, stride: Term, none: Term, padding: Term,
-    dilation: Term,
-) -> Equation:  # fmt: skip
+    x: Term, v: Term, u: Term, b: Term, d: Term, f: Term, k: Term, window: Window, none: Term
+) -> Equation:
     """A 1x1 convolution put before an odd k x k one of the same input (a fire module) has filters with one tap."""
-    half = k // 2
-    around = _around(half)
-    small = unary(f, conv2d(x, u, d, stride, none, dilation, 1))
-    large = unary(f, conv2d(x, v, b, stride, padding, dilation, 1))
-    filters = _stacked(3, pad(u, around, around, 0.0), v)
-    whole = unary(f, conv2d(x, filters, _stacked(6, d, b), stride, padding, dilation, 1))
-    return concat(4, small, large), whole, [
-        constant(v), constant(u), padding[0] == half, padding[1] == half, k % 2 == 1, dilation[0] == 1,
-        dilation[1] == 1, none[0] == 0, none[1] == 0,
-    ]  # fmt: skip
+    small = window._replace(padding=none)
+    filters = _stacked(3, _around(u, k // 2), v)
+    whole = unary(f, conv2d(x, filters, _stacked(6, d, b), *window))
+    apart = concat(4, unary(f, conv2d(x, u, d, *small)), unary(f, conv2d(x, v, b, *window)))
+    return apart, whole, [constant(v), constant(u), *_odd(window, k), *small.unpadded]
 
 
 @rule("exact", x="~ a 9", start=integer(0, 2), middle=integer(3, 4), stop=integer(6, 9), slot=integer(6))

@@ -20,7 +20,20 @@ from eqsat_deploy.language import (
 )  # fmt: skip
 from eqsat_deploy.language.expressions import Variable
 from eqsat_deploy.language.shapes import encode, permutation
-from eqsat_deploy.rules import Equation, Relational, Term, integer, integers, name, number, rule, shape
+from eqsat_deploy.rules import (
+    Equation,
+    Relational,
+    Term,
+    Variants,
+    function,
+    integer,
+    integers,
+    name,
+    number,
+    rule,
+    rules,
+    shape,
+)
 from eqsat_deploy.rules.facts import Fired, Match, Pattern, Union
 
 FUNCTIONS = name("relu", "gelu", "hardswish", "sigmoid")
@@ -52,16 +65,14 @@ def permute_in_order(x: Term) -> Equation:
     return permute(x, (0, 1, 2, 3, 4, 5, 6)), x
 
 
-@rule("exact", x="~ n 2 3 4", f=FUNCTIONS, target=TARGETS, both=True)
-def unary_through_reshape(x: Term, f: Term, target: Term) -> Equation:
-    """A pointwise function does not see the shape."""
-    return unary(f, reshape(x, target)), reshape(unary(f, x), target)
+RESHAPE, PERMUTE = function(reshape, target=TARGETS), function(permute, order=ORDERS)
+ARRANGED = Variants({"-through-reshape": RESHAPE, "-through-permute": PERMUTE})
 
 
-@rule("exact", x="~ a b c", f=FUNCTIONS, order=ORDERS, both=True)
-def unary_through_permute(x: Term, f: Term, order: Term) -> Equation:
-    """A pointwise function does not see the order of axes."""
-    return unary(f, permute(x, order)), permute(unary(f, x), order)
+@rules("exact", x="~ n 2 3 4", f=FUNCTIONS, arranged=ARRANGED, both=True)
+def _unary(x: Term, f: Term, arranged: Any) -> Equation:
+    """A pointwise function sees neither the shape nor the order of axes."""
+    return unary(f, arranged(x)), arranged(unary(f, x))
 
 
 E, X, Y, ORDER = Variable("T", "e"), Variable("T", "x"), Variable("T", "y"), Variable("VI", "order")
@@ -94,19 +105,16 @@ def softmax_of_permute(x: Term, order: Term, slot: Term) -> Equation:
 
 
 SWAPS = integers((0, 1, 2, 3, 5, 4, 6))
+LINEAR = function(linear, weight="o k", bias="o")
+LAYER_NORM = function(layer_norm, weight="k", bias="k", eps=number(1e-5))
+LAST_AXIS = Variants({"linear-": LINEAR, "layer-norm-": LAYER_NORM})
+"""What acts along the last axis, and does not see where the others stand."""
 
 
-@rule("real", x="~ n a b k", weight="k", bias="k", order=SWAPS, k=(2, 3), eps=number(1e-5), both=True)
-def layer_norm_of_permute(x: Term, weight: Term, bias: Term, eps: Term, order: Term) -> Equation:
-    """LayerNorm over the last axis does not see where the others stand."""
-    normalized = permute(layer_norm(x, weight, bias, eps), order)
-    return layer_norm(permute(x, order), weight, bias, eps), normalized, [order[6] == 6]
-
-
-@rule("real", x="~ n a b k", weight="o k", bias="o", order=SWAPS, both=True)
-def linear_of_permute(x: Term, weight: Term, bias: Term, order: Term) -> Equation:
-    """A Linear over the last axis does not see where the others stand."""
-    return linear(permute(x, order), weight, bias), permute(linear(x, weight, bias), order), [order[6] == 6]
+@rules("real", x="~ n a b k", apply=LAST_AXIS, order=SWAPS, k=(2, 3), both=True)
+def of_permute(x: Term, apply: Any, order: Term) -> Equation:
+    """What acts along the last axis does not see where the others stand."""
+    return apply(permute(x, order)), permute(apply(x), order), [order[6] == 6]
 
 
 @rule(
@@ -202,27 +210,10 @@ def binary_of_rolled(a: Term, b: Term, f: Term, slot: Term, shift: Term) -> Equa
     ]  # fmt: skip
 
 
-@rule("real", x="~ n 4 5 k", weight="o k", bias="o", slot=integer(4, 5), shift=integer(1, 2))
-def linear_of_roll(x: Term, weight: Term, bias: Term, slot: Term, shift: Term) -> Equation:
-    """A Linear over the last axis does not see a roll along another."""
-    rolled = roll(linear(x, weight, bias), slot, shift)
-    return linear(roll(x, slot, shift), weight, bias), rolled, [slot != 6]
-
-
-@rule(
-    "real",
-    x="~ n 4 5 k",
-    weight="k",
-    bias="k",
-    k=(2, 3),
-    eps=number(1e-5),
-    slot=integer(4, 5),
-    shift=integer(1, 2),
-)
-def layer_norm_of_roll(x: Term, weight: Term, bias: Term, eps: Term, slot: Term, shift: Term) -> Equation:
-    """LayerNorm over the last axis does not see a roll along another."""
-    rolled = roll(layer_norm(x, weight, bias, eps), slot, shift)
-    return layer_norm(roll(x, slot, shift), weight, bias, eps), rolled, [slot != 6]
+@rules("real", x="~ n 4 5 k", apply=LAST_AXIS, k=(2, 3), slot=integer(4, 5), shift=integer(1, 2))
+def of_roll(x: Term, apply: Any, slot: Term, shift: Term) -> Equation:
+    """What acts along the last axis does not see a roll along another."""
+    return apply(roll(x, slot, shift)), roll(apply(x), slot, shift), [slot != 6]
 
 
 # -- windows -----------------------------------------------------------------------------------------------

@@ -16,7 +16,21 @@ from eqsat_deploy.language import (
 )  # fmt: skip
 from eqsat_deploy.language.pooling import pool_size
 from eqsat_deploy.language.shapes import SLOTS
-from eqsat_deploy.rules import Equation, Term, constant, integer, integers, name, number, one_of, rule, shape
+from eqsat_deploy.rules import (
+    Equation,
+    Term,
+    average_pool,
+    constant,
+    integer,
+    integers,
+    max_pool,
+    name,
+    number,
+    one_of,
+    rule,
+    shape,
+)
+from eqsat_deploy.rules.bundles import AveragePool, MaxPool, Window
 from eqsat_rewrites.folding import CONVOLUTION
 
 NONE = (0,) * SLOTS
@@ -44,8 +58,9 @@ def _spatial(*widths: Term) -> list[Any]:
     return [w[slot] == 0 for w in widths for slot in (3, 4)]
 
 
-def _wider(padding: Term, by: Term) -> Term:
-    return vec(padding[0] + by[5], padding[1] + by[6])
+def _wider(window: Any, by: Term) -> Any:
+    """A window, or a pool, that pads as much more."""
+    return window._replace(padding=vec(window.padding[0] + by[5], window.padding[1] + by[6]))
 
 
 @rule("exact", x="~ n a b", low=LOW, high=HIGH, first=LOW, last=HIGH, value=number(0.0, 1.5))
@@ -88,101 +103,72 @@ def scale_of_pad(x: Term, s: Term, low: Term, high: Term) -> Equation:
     ]  # fmt: skip
 
 
-@rule("real", x="~ n i*groups h w", weight="o i kh kw", b="o", kh=(1, 3), kw=(1, 3), low=LOW, **CONVOLUTION)
-def pad_in_convolution(
-    x: Term, weight: Term, b: Term, low: Term, stride: Term, padding: Term, dilation: Term, groups: Term
-) -> Equation:
+@rule("real", low=LOW, **CONVOLUTION | {"x": "~ n i*groups h w"})
+def pad_in_convolution(x: Term, weight: Term, b: Term, low: Term, window: Window) -> Equation:
     """A convolution pads by itself what is padded alike on both sides."""
-    padded = conv2d(pad(x, low, low, 0.0), weight, b, stride, padding, dilation, groups)
-    return padded, conv2d(x, weight, b, stride, _wider(padding, low), dilation, groups), _spatial(low)
+    padded = conv2d(pad(x, low, low, 0.0), weight, b, *window)
+    return padded, conv2d(x, weight, b, *_wider(window, low)), _spatial(low)
 
 
-@rule("real", x="~ n i*groups h w", weight="o i kh kw", b="o", kh=(1, 3), kw=(1, 3), low=LOW, high=HIGH,
-      **CONVOLUTION)  # fmt: skip
+@rule("real", low=LOW, high=HIGH, **CONVOLUTION | {"x": "~ n i*groups h w"})
 def uneven_pad_in_convolution(
-    x: Term,
-    weight: Term,
-    b: Term,
-    low: Term,
-    high: Term,
-    stride: Term,
-    padding: Term,
-    dilation: Term,
-    groups: Term,
+    x: Term, weight: Term, b: Term, low: Term, high: Term, window: Window
 ) -> Equation:
     """A convolution that pads more on one side pads both alike under a kernel that starts with zeros."""
-    padded = conv2d(pad(x, low, high, 0.0), weight, b, stride, padding, dilation, groups)
+    padded = conv2d(pad(x, low, high, 0.0), weight, b, *window)
     zeros = replace(replace(NONE, 5, high[5] - low[5]), 6, high[6] - low[6])
-    even = conv2d(x, pad(weight, zeros, NONE, 0.0), b, stride, _wider(padding, high), dilation, groups)
+    even = conv2d(x, pad(weight, zeros, NONE, 0.0), b, *_wider(window, high))
     return padded, even, [
-        *_spatial(low, high), constant(weight), dilation[0] == 1, dilation[1] == 1, low != high, low[5] <= high[5],
+        *_spatial(low, high), constant(weight), *window.dense, low != high, low[5] <= high[5],
         low[6] <= high[6],
     ]  # fmt: skip
 
 
-POOL: dict[str, Any] = {
-    "x": "n c h w", "h": (4, 6), "w": (5, 6), "kernel": integers((3, 3), (4, 5)),
-    "stride": integers((1, 1), (2, 2), (2, 3)),
-}  # fmt: skip
+MAP: dict[str, Any] = {"x": "n c h w", "h": (4, 6), "w": (5, 6)}
+KERNELS, STRIDES, UNPADDED = integers((3, 3), (4, 5)), integers((1, 1), (2, 2), (2, 3)), integers((0, 0))
 
 
-@rule("exact", low=LOW, padding=integers((0, 0), (0, 1)), dilation=ONE, ceil=integer(0, 1), **POOL)
-def pad_in_max_pool(
-    x: Term, low: Term, kernel: Term, stride: Term, padding: Term, dilation: Term, ceil: Term
-) -> Equation:
-    """A max pool pads with minus infinity by itself; torch allows it half a window."""
-    wider = _wider(padding, low)
-    padded = max_pool2d(pad(x, low, low, -inf), kernel, stride, padding, dilation, ceil)
-    return padded, max_pool2d(x, kernel, stride, wider, dilation, ceil), [
-        *_spatial(low), wider[0] * 2 <= kernel[0], wider[1] * 2 <= kernel[1], ceil == 0,
-    ]  # fmt: skip
+def _allowed(pool: MaxPool | AveragePool) -> list[Any]:
+    """Guards: torch allows a pool to pad half a window."""
+    return [pool.padding[0] * 2 <= pool.kernel[0], pool.padding[1] * 2 <= pool.kernel[1]]
 
 
-@rule("exact", low=LOW, high=HIGH, padding=integers((0, 0)), dilation=ONE, **POOL)
-def uneven_pad_in_max_pool(
-    x: Term,
-    low: Term,
-    high: Term,
-    kernel: Term,
-    stride: Term,
-    padding: Term,
-    dilation: Term,
-    h: Term,
-    w: Term,
-) -> Equation:
+@rule("exact", low=LOW, pool=max_pool(KERNELS, STRIDES, integers((0, 0), (0, 1)), ONE, integer(0, 1)), **MAP)
+def pad_in_max_pool(x: Term, low: Term, pool: MaxPool) -> Equation:
+    """A max pool pads with minus infinity by itself."""
+    wider = _wider(pool, low)
+    padded = max_pool2d(pad(x, low, low, -inf), *pool)
+    return padded, max_pool2d(x, *wider), [*_spatial(low), *_allowed(wider), pool.ceil == 0]
+
+
+@rule("exact", low=LOW, high=HIGH, pool=max_pool(KERNELS, STRIDES, UNPADDED, ONE, 0), **MAP)
+def uneven_pad_in_max_pool(x: Term, low: Term, high: Term, pool: MaxPool, h: Term, w: Term) -> Equation:
     """A max pool that pads more at the end is one that counts its windows rounding up, where the counts agree."""
-    wider = _wider(padding, low)
-    padded = max_pool2d(pad(x, low, high, -inf), kernel, stride, padding, dilation, 0)
+    wider = _wider(pool, low)._replace(ceil=1)
     equal = [
-        pool_size(size + low[i + 5] + high[i + 5], kernel[i], stride[i], padding[i], dilation[i], 0)
-        - pool_size(size, kernel[i], stride[i], wider[i], dilation[i], 1) == 0
+        pool_size(size + low[i + 5] + high[i + 5], pool.kernel[i], pool.stride[i], pool.padding[i], pool.dilation[i], 0)
+        - pool_size(size, pool.kernel[i], pool.stride[i], wider.padding[i], pool.dilation[i], 1) == 0
         for i, size in enumerate((h, w))
     ]  # fmt: skip
-    return padded, max_pool2d(x, kernel, stride, wider, dilation, 1), [
-        *_spatial(low, high), *equal, wider[0] * 2 <= kernel[0], wider[1] * 2 <= kernel[1], low != high,
+    return max_pool2d(pad(x, low, high, -inf), *pool), max_pool2d(x, *wider), [
+        *_spatial(low, high), *equal, *_allowed(wider), low != high,
     ]  # fmt: skip
 
 
-@rule("exact", low=LOW, high=HIGH, f=name("relu", "sigmoid"), padding=integers((0, 0)), **POOL)
-def zeros_under_max_pool(
-    x: Term, f: Term, low: Term, high: Term, kernel: Term, stride: Term, padding: Term
-) -> Equation:
+@rule(
+    "exact", low=LOW, high=HIGH, f=name("relu", "sigmoid"), pool=max_pool(KERNELS, STRIDES, UNPADDED), **MAP
+)
+def zeros_under_max_pool(x: Term, f: Term, low: Term, high: Term, pool: MaxPool) -> Equation:
     """Zeros around what is never negative are no maximum, where every window reads some of the tensor."""
-    y = unary(f, x)
-    zeros, nothing = (
-        max_pool2d(pad(y, low, high, v), kernel, stride, padding, (1, 1), 0) for v in (0.0, -inf)
-    )
+    zeros, nothing = (max_pool2d(pad(unary(f, x), low, high, value), *pool) for value in (0.0, -inf))
     return zeros, nothing, [
         *_spatial(low, high), one_of(f, *NOT_NEGATIVE),
-        *(padding[i] + side[i + 5] < kernel[i] for side in (low, high) for i in (0, 1)),
+        *(pool.padding[i] + side[i + 5] < pool.kernel[i] for side in (low, high) for i in (0, 1)),
     ]  # fmt: skip
 
 
-@rule("real", low=LOW, include_pad=integer(0, 1), **POOL)
-def pad_in_average_pool(x: Term, low: Term, kernel: Term, stride: Term, include_pad: Term) -> Equation:
+@rule("real", low=LOW, pool=average_pool(KERNELS, STRIDES, (0, 0), 0, integer(0, 1)), **MAP)
+def pad_in_average_pool(x: Term, low: Term, pool: AveragePool) -> Equation:
     """An average pool pads with zeros by itself, and counts them."""
-    padding = _wider((0, 0), low)
-    padded = avg_pool2d(pad(x, low, low, 0.0), kernel, stride, (0, 0), 0, include_pad)
-    return padded, avg_pool2d(x, kernel, stride, padding, 0, 1), [
-        *_spatial(low), low[5] * 2 <= kernel[0], low[6] * 2 <= kernel[1],
-    ]  # fmt: skip
+    wider = _wider(pool, low)._replace(include_pad=1)
+    return avg_pool2d(pad(x, low, low, 0.0), *pool), avg_pool2d(x, *wider), [*_spatial(low), *_allowed(wider)]

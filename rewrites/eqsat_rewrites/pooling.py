@@ -19,14 +19,17 @@ from eqsat_deploy.language import (
     reduce_,
     replace,
     vec,
+    zeros,
 )  # fmt: skip
 from eqsat_deploy.language.shapes import encode
-from eqsat_deploy.rules import Equation, Term, integer, integers, name, rule, shape
+from eqsat_deploy.rules import Equation, Term, integer, integers, name, rule, shape, window
+from eqsat_deploy.rules.bundles import Window
 from eqsat_rewrites.layout import CHANNELS_FIRST, CHANNELS_LAST
 
+TRANSPOSED = (0, 1, 2, 3, 4, 6, 5)
 OVER_MAP = (0, 0, 0, 0, 0, 1, 1)
 MAP: dict[str, Any] = {"h": (2, 3), "w": (2, 3)}
-UNPADDED = integers((0, 0))
+UNPADDED, ANY = integers((0, 0)), integers((1, 1), (7, 7))
 
 
 @rule("real", both=True, x="n c h w", **MAP)
@@ -35,8 +38,7 @@ def adaptive_pool_is_mean(x: Term) -> Equation:
     return adaptive_avg_pool2d(x, (1, 1)), reduce_("mean", x, OVER_MAP)
 
 
-@rule("real", x="n c h w", stride=integers((1, 1), (7, 7)), padding=UNPADDED, ceil=integer(0),
-      include_pad=integer(0, 1), **MAP)  # fmt: skip
+@rule("real", x="n c h w", stride=ANY, padding=UNPADDED, ceil=integer(0), include_pad=integer(0, 1), **MAP)
 def average_pool_of_all_is_mean(
     x: Term, h: Term, w: Term, stride: Term, padding: Term, ceil: Term, include_pad: Term
 ) -> Equation:
@@ -58,6 +60,15 @@ def product_with_ones_is_sum(x: Term, column: Term, dt: Term) -> Equation:
     )
 
 
+@rule("real", x="~ n p k", column=integers(lambda d: [encode((d["k"], 1))]), dt=name("float64"))
+def linear_of_ones_is_sum(x: Term, column: Term, dt: Term) -> Equation:
+    """The same as a Linear, which a product with a constant is."""
+    weight, none = permute(ones(column, dt), TRANSPOSED), zeros(encode((1,)), dt)
+    return linear(x, weight, none), reduce_("sum", x, (0, 0, 0, 0, 0, 0, 1)), [
+        column[0] == 2, column[6] == 1, dt != "bool",
+    ]  # fmt: skip
+
+
 @rule("real", x="~ n p k", row=integers(lambda d: [encode((1, d["p"]))]), dt=name("float64"))
 def product_of_ones_is_sum(x: Term, row: Term, dt: Term) -> Equation:
     """A product of a row of ones is a sum over the last axis but one."""
@@ -65,7 +76,7 @@ def product_of_ones_is_sum(x: Term, row: Term, dt: Term) -> Equation:
     return matmul(ones(row, dt), x), total, [row[0] == 2, row[5] == 1, shape(x)[0] >= 2, dt != "bool"]
 
 
-@rule("exact", x="n c h w", stride=integers((1, 1), (7, 7)), padding=UNPADDED, ceil=integer(0), **MAP)
+@rule("exact", x="n c h w", stride=ANY, padding=UNPADDED, ceil=integer(0), **MAP)
 def max_pool_of_all_is_maximum(
     x: Term, h: Term, w: Term, stride: Term, padding: Term, ceil: Term
 ) -> Equation:
@@ -92,19 +103,13 @@ def mean_of_linear(x: Term, weight: Term, b: Term, axes: Term) -> Equation:
     )
 
 
-@rule("real", x="n i*groups h w", weight="o i 1 1", b="o", o=(2, 4), groups=integer(1, 2), padding=UNPADDED,
-      dilation=integers((1, 1)), **MAP)  # fmt: skip
-def mean_of_pointwise_convolution(
-    x: Term, weight: Term, b: Term, padding: Term, dilation: Term, groups: Term
-) -> Equation:
+@rule("real", x="n i*groups h w", weight="o i 1 1", b="o", o=(2, 4),
+      window=window((1, 1), UNPADDED, integers((1, 1)), integer(1, 2)), **MAP)  # fmt: skip
+def mean_of_pointwise_convolution(x: Term, weight: Term, b: Term, window: Window) -> Equation:
     """The mean over height and width of a 1x1 convolution is the convolution of the mean."""
-    whole = reduce_("mean", conv2d(x, weight, b, (1, 1), padding, dilation, groups), OVER_MAP)
+    whole = reduce_("mean", conv2d(x, weight, b, *window), OVER_MAP)
     mean = reduce_("mean", x, OVER_MAP)
-    return (
-        whole,
-        conv2d(mean, weight, b, (1, 1), padding, dilation, groups),
-        [padding[0] == 0, padding[1] == 0],
-    )
+    return whole, conv2d(mean, weight, b, *window), window.unpadded
 
 
 @rule("real", x="~ n h w c", by=name("mean", "sum", "amax"), order=integers(CHANNELS_LAST, CHANNELS_FIRST),

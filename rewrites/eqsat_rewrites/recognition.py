@@ -5,6 +5,7 @@ powers), so that each function needs one rule.
 """
 
 from math import pi, sqrt
+from typing import Any
 
 from eqsat_deploy.language import (
     add,
@@ -28,6 +29,7 @@ from eqsat_deploy.language import (
 from eqsat_deploy.rules import (
     Equation,
     Term,
+    commutative,
     constant,
     dtype,
     integer,
@@ -36,6 +38,7 @@ from eqsat_deploy.rules import (
     number,
     positive,
     rule,
+    rules,
     runtime,
     shape,
 )  # fmt: skip
@@ -65,16 +68,11 @@ def product_of_numbers(x: Term, s: Term, t: Term) -> Equation:
     return mul(mul(x, scalar(s)), scalar(t)), mul(x, scalar(s * t)), [runtime(x)]
 
 
-@rule("real", x="~ a b", y="~ a b", s=number(0.5))
-def number_outside_left(x: Term, y: Term, s: Term) -> Equation:
-    """A number factor of the left operand of a product is one of the product."""
-    return mul(mul(x, scalar(s)), y), mul(mul(x, y), scalar(s)), [runtime(x), runtime(y)]
-
-
-@rule("real", x="~ a b", y="~ a b", s=number(0.5))
-def number_outside_right(x: Term, y: Term, s: Term) -> Equation:
-    """A number factor of the right operand of a product is one of the product."""
-    return mul(x, mul(y, scalar(s))), mul(mul(x, y), scalar(s)), [runtime(x), runtime(y)]
+@rules("real", x="~ a b", y="~ a b", s=number(0.5), order=commutative("-left", "-right"))
+def number_outside(x: Term, y: Term, s: Term, order: Any) -> Equation:
+    """A number factor of an operand of a product is one of the product."""
+    scaled = mul(*order(mul(x, scalar(s)), y))
+    return scaled, mul(mul(*order(x, y)), scalar(s)), [runtime(x), runtime(y)]
 
 
 @rule("real")
@@ -169,16 +167,11 @@ def silu_from_sigmoid(x: Term) -> Equation:
     return mul(x, unary("sigmoid", x)), unary("silu", x)
 
 
-@rule("real", r=number(1.702))
-def quick_gelu_from_sigmoid(x: Term, r: Term) -> Equation:
+@rules("real", r=number(1.702), order=commutative("-from-sigmoid", "-gate-last"))
+def quick_gelu(x: Term, r: Term, order: Any) -> Equation:
     """A tensor gated by the sigmoid of 1.702 times itself is CLIP's GELU (Hendrycks and Gimpel 2016, section 2)."""
-    return mul(x, unary("sigmoid", mul(x, scalar(r)))), unary("quick_gelu", x), _close(r, 1.702)
-
-
-@rule("real", r=number(1.702))
-def quick_gelu_gate_last(x: Term, r: Term) -> Equation:
-    """The gate of CLIP's GELU may come first."""
-    return mul(unary("sigmoid", mul(x, scalar(r))), x), unary("quick_gelu", x), _close(r, 1.702)
+    gated = mul(*order(x, unary("sigmoid", mul(x, scalar(r)))))
+    return gated, unary("quick_gelu", x), _close(r, 1.702)
 
 
 @rule("real", s=number(1 / 6))
@@ -220,17 +213,10 @@ def softplus_from_logarithm(x: Term) -> Equation:
     return unary("log", add(unary("exp", x), scalar(1.0))), unary("softplus(1.0,20.0)", x)
 
 
-@rule("real")
-def mish_from_softplus(x: Term) -> Equation:
+@rules("real", order=commutative("-from-softplus", "-gate-last"))
+def mish(x: Term, order: Any) -> Equation:
     """x tanh(softplus(x)) is Mish (Misra 2019)."""
-    return mul(x, unary("tanh", unary("softplus(1.0,20.0)", x))), unary("mish", x)
-
-
-@rule("real")
-def mish_gate_last(x: Term) -> Equation:
-    """The gate of Mish may come first."""
-    gate = unary("tanh", unary("softplus(1.0,20.0)", x))
-    return mul(gate, x), unary("mish", x)
+    return mul(*order(x, unary("tanh", unary("softplus(1.0,20.0)", x)))), unary("mish", x)
 
 
 # -- softmax -----------------------------------------------------------------------------------------------

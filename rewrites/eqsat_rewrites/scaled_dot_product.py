@@ -34,7 +34,24 @@ from eqsat_deploy.language import (
     where,
     zeros,
 )  # fmt: skip
-from eqsat_deploy.rules import Equation, Term, boolean, constant, integer, integers, name, number, rule, shape
+from eqsat_deploy.rules import (
+    Equation,
+    Term,
+    Variants,
+    boolean,
+    commutative,
+    constant,
+    fixed,
+    function,
+    integer,
+    integers,
+    name,
+    number,
+    optional,
+    rule,
+    rules,
+    shape,
+)
 from eqsat_rewrites.layout import TRANSPOSED
 
 HEADS_FIRST = (0, 1, 2, 3, 5, 4, 6)
@@ -73,29 +90,27 @@ def fits(mask: Any, q: Any, k: Any, keys: Any) -> list[Any]:
 
 
 def fits_scores(mask: Term, q: Term, t: Term) -> list[Any]:
-    """Guards: `mask` broadcasts to q @ t."""
-    return fits(shape(mask), shape(q), shape(t), shape(t)[6])
+    """Guards: `mask`, if there is one, broadcasts to q @ t."""
+    return [] if mask is None else fits(shape(mask), shape(q), shape(t), shape(t)[6])
 
 
-@rule("real", **CHAIN)
-def chain_is_attention(q: Term, t: Term, v: Term) -> Equation:
-    """Product, softmax, product is attention (Vaswani et al. 2017, equation 1)."""
-    return (
-        matmul(softmax(matmul(q, t), 6), v),
-        attention(q, permute(t, TRANSPOSED), v, 1.0),
-        of_one_rank(q, t, v),
-    )
+def fits_keys(mask: Term, q: Term, k: Term) -> list[Any]:
+    """Guards: `mask`, if there is one, broadcasts to the scores of queries and keys."""
+    return [] if mask is None else fits(shape(mask), shape(q), shape(k), shape(k)[5])
 
 
-@rule("real", **CHAIN, m="~ s k")
-def masked_chain_is_attention(q: Term, t: Term, v: Term, m: Term) -> Equation:
-    """With a mask, or a bias of relative positions, added to the scores it is masked attention."""
-    attended = masked_attention(q, permute(t, TRANSPOSED), v, m, 1.0)
-    return (
-        matmul(softmax(add(matmul(q, t), m), 6), v),
-        attended,
-        [*of_one_rank(q, t, v), *fits_scores(m, q, t)],
-    )
+def _attention(q: Term, k: Term, v: Term, mask: Term, scale: Term) -> Term:
+    return attention(q, k, v, scale) if mask is None else masked_attention(q, k, v, mask, scale)
+
+
+@rules("real", **CHAIN, m=optional("~ s k", "masked-"))
+def chain_is_attention(q: Term, t: Term, v: Term, m: Term) -> Equation:
+    """Product, softmax, product is attention (Vaswani et al. 2017, equation 1); with a mask, or a bias of relative
+    positions, added to the scores it is masked attention."""
+    scores = matmul(q, t) if m is None else add(matmul(q, t), m)
+    return matmul(softmax(scores, 6), v), _attention(q, permute(t, TRANSPOSED), v, m, 1.0), [
+        *of_one_rank(q, t, v), *fits_scores(m, q, t),
+    ]  # fmt: skip
 
 
 @rule("real", **CHAIN, scale=NUMBERS)
@@ -122,18 +137,12 @@ def scales_rows(c: Term, q: Term) -> list[Any]:
     return [constant(c), shape(c)[0] <= shape(q)[0], shape(c)[6] == 1, *ahead]
 
 
-@rule("real", **SCORES, c="~ 1")
-def scaled_scores_are_of_scaled_queries(q: Term, t: Term, c: Term) -> Equation:
+@rules("real", **SCORES, c="~ 1", m=optional("~ s k", "-under-mask"))
+def scaled_scores_are_of_scaled_queries(q: Term, t: Term, c: Term, m: Term) -> Equation:
     """Scores are scaled by scaling the queries, which are fewer numbers."""
-    scaled = matmul(mul(q, c), t)
-    return softmax(mul(matmul(q, t), c), 6), softmax(scaled, 6), scales_rows(c, q)
-
-
-@rule("real", **SCORES, c="~ 1", m="~ s k")
-def scaled_scores_with_mask_are_of_scaled_queries(q: Term, t: Term, c: Term, m: Term) -> Equation:
-    """Scores under a mask are scaled by scaling the queries."""
-    scaled = add(matmul(mul(q, c), t), m)
-    return softmax(add(mul(matmul(q, t), c), m), 6), softmax(scaled, 6), scales_rows(c, q)
+    scores = mul(matmul(q, t), c), matmul(mul(q, c), t)
+    left, right = (softmax(score if m is None else add(score, m), 6) for score in scores)
+    return left, right, scales_rows(c, q)
 
 
 QKV: dict[str, Any] = {
@@ -145,38 +154,12 @@ QKV: dict[str, Any] = {
 }
 
 
-@rule("real", **QKV)
-def scaled_queries(q: Term, k: Term, v: Term, scale: Term, factor: Term) -> Equation:
-    """A factor of the queries is part of the scale."""
-    return attention(mul(q, scalar(factor)), k, v, scale), attention(q, k, v, factor * scale)
-
-
-@rule("real", **QKV)
-def scaled_keys(q: Term, k: Term, v: Term, scale: Term, factor: Term) -> Equation:
-    """A factor of the keys is part of the scale."""
-    return attention(q, mul(k, scalar(factor)), v, scale), attention(q, k, v, factor * scale)
-
-
-@rule("real", **QKV, m="~ s t")
-def scaled_queries_under_mask(q: Term, k: Term, v: Term, m: Term, scale: Term, factor: Term) -> Equation:
-    """A factor of the queries is part of the scale, which the mask is added after."""
-    scaled = masked_attention(mul(q, scalar(factor)), k, v, m, scale)
-    return (
-        scaled,
-        masked_attention(q, k, v, m, factor * scale),
-        fits(shape(m), shape(q), shape(k), shape(k)[5]),
-    )
-
-
-@rule("real", **QKV, m="~ s t")
-def scaled_keys_under_mask(q: Term, k: Term, v: Term, m: Term, scale: Term, factor: Term) -> Equation:
-    """A factor of the keys is part of the scale, which the mask is added after."""
-    scaled = masked_attention(q, mul(k, scalar(factor)), v, m, scale)
-    return (
-        scaled,
-        masked_attention(q, k, v, m, factor * scale),
-        fits(shape(m), shape(q), shape(k), shape(k)[5]),
-    )
+@rules("real", order=commutative("-queries", "-keys"), m=optional("~ s t", "-under-mask"), **QKV)
+def scaled(q: Term, k: Term, v: Term, m: Term, scale: Term, factor: Term, order: Any) -> Equation:
+    """A factor of the queries, or of the keys, is part of the scale, which a mask is added after."""
+    first, second = order(q, k)
+    queries, keys = order(mul(first, scalar(factor)), second)
+    return _attention(queries, keys, v, m, scale), _attention(q, k, v, m, factor * scale), fits_keys(m, q, k)
 
 
 # -- masks -------------------------------------------------------------------------------------------------
@@ -184,19 +167,25 @@ def scaled_keys_under_mask(q: Term, k: Term, v: Term, m: Term, scale: Term, fact
 ATTENDS: dict[str, Any] = {"q": "n h s e", "k": "n h t e", "v": "n h t f", "scale": NUMBERS}
 
 
-@rule("exact", **ATTENDS, kept=integers(lambda d: [encode((d["s"], d["t"])), encode((d["n"], 1, 1, d["t"]))]))
-def mask_of_nothing(q: Term, k: Term, v: Term, kept: Term, scale: Term) -> Equation:
-    """A mask that keeps all is none."""
-    masked = masked_attention(q, k, v, ones(kept, "bool"), scale)
-    return masked, attention(q, k, v, scale), fits(kept, shape(q), shape(k), shape(k)[5])
+MASK = integers(lambda d: [encode((d["s"], d["t"])), encode((d["n"], 1, 1, d["t"]))])
+REPEATED_MASK = Variants(
+    {"": fixed(None), "expanded-": integers(lambda d: [encode((d["n"], 1, d["s"], d["t"]))])}
+)
 
 
-@rule("exact", **ATTENDS, kept=integers(lambda d: [encode((1, 1, d["s"], 1))]), to=integers(
-    lambda d: [encode((d["n"], 1, d["s"], d["t"]))]))  # fmt: skip
-def expanded_mask_of_nothing(q: Term, k: Term, v: Term, kept: Term, to: Term, scale: Term) -> Equation:
+def _repeated(mask: Term, to: Term) -> Term:
+    return mask if to is None else expand(mask, to)
+
+
+@rules("exact", **ATTENDS, kept=MASK, to=REPEATED_MASK)
+def mask_of_nothing(q: Term, k: Term, v: Term, kept: Term, to: Term, scale: Term) -> Equation:
     """A mask that keeps all is none, however many samples it is repeated for."""
-    masked = masked_attention(q, k, v, expand(ones(kept, "bool"), to), scale)
-    return masked, attention(q, k, v, scale), fits(to, shape(q), shape(k), shape(k)[5])
+    masked = masked_attention(q, k, v, _repeated(ones(kept, "bool"), to), scale)
+    return (
+        masked,
+        attention(q, k, v, scale),
+        fits(kept if to is None else to, shape(q), shape(k), shape(k)[5]),
+    )
 
 
 @rule("exact", **ATTENDS, m="~ 1 1 s 1", to=integers(lambda d: [encode((d["n"], 1, d["s"], d["t"]))]))
@@ -211,22 +200,13 @@ def mask_for_every_sample(q: Term, k: Term, v: Term, m: Term, to: Term, scale: T
     )
 
 
-@rule("exact", **ATTENDS, mask=integers(lambda d: [encode((d["s"], d["t"])), encode((d["n"], 1, 1, d["t"]))]),
-      dt=name("float64"))  # fmt: skip
-def mask_of_zeros(q: Term, k: Term, v: Term, mask: Term, dt: Term, scale: Term) -> Equation:
-    """Zeros added to the scores are none; as booleans they would keep nothing."""
-    masked = masked_attention(q, k, v, zeros(mask, dt), scale)
-    return masked, attention(q, k, v, scale), [dt != "bool", *fits(mask, shape(q), shape(k), shape(k)[5])]
-
-
-@rule("exact", **ATTENDS, mask=integers(encode(())), dt=name("float64"), to=integers(
-    lambda d: [encode((d["n"], 1, d["s"], d["t"]))]))  # fmt: skip
-def expanded_mask_of_zeros(
-    q: Term, k: Term, v: Term, mask: Term, to: Term, dt: Term, scale: Term
-) -> Equation:
-    """Zeros added to the scores are none, however often they are repeated."""
-    masked = masked_attention(q, k, v, expand(zeros(mask, dt), to), scale)
-    return masked, attention(q, k, v, scale), [dt != "bool", *fits(to, shape(q), shape(k), shape(k)[5])]
+@rules("exact", **ATTENDS, mask=MASK, to=REPEATED_MASK, dt=name("float64"))
+def mask_of_zeros(q: Term, k: Term, v: Term, mask: Term, to: Term, dt: Term, scale: Term) -> Equation:
+    """Zeros added to the scores are none, however often they are repeated; as booleans they would keep nothing."""
+    masked = masked_attention(q, k, v, _repeated(zeros(mask, dt), to), scale)
+    return masked, attention(q, k, v, scale), [
+        dt != "bool", *fits(mask if to is None else to, shape(q), shape(k), shape(k)[5]),
+    ]  # fmt: skip
 
 
 # Heads of queries that share one head of keys and values (Ainslie et al. 2023), which a model repeats for each of them.
@@ -251,26 +231,17 @@ def _shared(five: Term, n: Term, g: Term, h: Term, t: Term, e: Term) -> list[Any
     return [five[0] == 5, five[2] == n, five[3] == g, five[4] == h // g, five[5] == t, five[6] == e]
 
 
-@rule("real", **GROUPED)
+@rules("real", **GROUPED, m=optional("b 1 1 t", "-under-padding"))
 def shared_keys_are_not_repeated(
-    q: Term, k: Term, v: Term, scale: Term, five: Term,
+    q: Term, k: Term, v: Term, m: Term, scale: Term, five: Term,
     n: Term, h: Term, g: Term, s: Term, t: Term, e: Term, f: Term,
 ) -> Equation:  # fmt: skip
-    """Queries that attend to the same keys and values do so as positions of one head."""
-    whole = attention(q, repeated(k, five), repeated(v, replace(five, 6, f)), scale)
-    attended = attention(of_one_head(q, g, n, h, s, e), k, v, scale)
-    return whole, reshape(attended, dims(n, h, s, f)), _shared(five, n, g, h, t, e)
-
-
-@rule("real", **GROUPED, m="b 1 1 t", b=(1, 2))
-def shared_keys_under_padding_are_not_repeated(
-    q: Term, k: Term, v: Term, m: Term, scale: Term, five: Term,
-    n: Term, h: Term, g: Term, s: Term, t: Term, e: Term, f: Term, b: Term,
-) -> Equation:  # fmt: skip
-    """A mask of keys alone is one for the queries of all heads."""
-    whole = masked_attention(q, repeated(k, five), repeated(v, replace(five, 6, f)), m, scale)
-    attended = masked_attention(of_one_head(q, g, n, h, s, e), k, v, m, scale)
-    return whole, reshape(attended, dims(n, h, s, f)), [*_shared(five, n, g, h, t, e), n >= b]
+    """Queries that attend to the same keys and values do so as positions of one head; a mask of keys alone is one for
+    the queries of all heads."""
+    whole = _attention(q, repeated(k, five), repeated(v, replace(five, 6, f)), m, scale)
+    attended = _attention(of_one_head(q, g, n, h, s, e), k, v, m, scale)
+    no_larger = [] if m is None else [n >= shape(m)[3]]
+    return whole, reshape(attended, dims(n, h, s, f)), [*_shared(five, n, g, h, t, e), *no_larger]
 
 
 @rule("real", **GROUPED, m="b 1 s t", b=(1, 2))
@@ -298,44 +269,30 @@ def mask_for_every_query(q: Term, k: Term, v: Term, m: Term, to: Term, scale: Te
 # What a mask removes is -inf in the scores, written over them or added. Less than the least number there is: a mask
 # that writes the least number itself over all of a row makes all its weights equal, and added it does not.
 LOWEST: dict[str, Any] = {"x": "~ a s k", "lowest": number(-float("inf")), "dt": name("float64")}
+FILLED = Variants({
+    "removed-": function(lambda fill, x, c: where(c, fill, x), removed=boolean("~ s k", somewhere=False)),
+    "kept-": function(lambda fill, x, c: where(c, x, fill), kept=boolean("~ s k", somewhere=True)),
+})  # fmt: skip
 
 
-def _infinite(lowest: Term) -> list[Any]:
-    return [lowest < -sys.float_info.max]
-
-
-@rule("real", removed=boolean("~ s k", somewhere=False), **LOWEST)
-def removed_scores_are_masked(removed: Term, x: Term, lowest: Term, dt: Term) -> Equation:
+@rules("real", filled=FILLED, **LOWEST)
+def scores_are_masked(filled: Any, x: Term, lowest: Term, dt: Term) -> Equation:
     """Writing -inf over scores is adding it to them, and zero to the others."""
     fill = cast(scalar(lowest), dt)
-    mask = where(removed, fill, cast(scalar(0.0), dt))
-    return softmax(where(removed, fill, x), 6), softmax(add(x, mask), 6), _infinite(lowest)
-
-
-@rule("real", kept=boolean("~ s k", somewhere=True), **LOWEST)
-def kept_scores_are_masked(kept: Term, x: Term, lowest: Term, dt: Term) -> Equation:
-    """Keeping some scores is adding zero to them, and -inf to the others."""
-    fill = cast(scalar(lowest), dt)
-    mask = where(kept, cast(scalar(0.0), dt), fill)
-    return softmax(where(kept, x, fill), 6), softmax(add(x, mask), 6), _infinite(lowest)
+    mask = filled(fill, cast(scalar(0.0), dt))
+    return softmax(filled(fill, x), 6), softmax(add(x, mask), 6), [lowest < -sys.float_info.max]
 
 
 CONDITION = integers(lambda d: [encode((d["s"], d["k"])), encode((d["s"], 1))])
-CHOICE: dict[str, Any] = {"a": "~ s 1", "b": "~ n s k"}
+CHOICE: dict[str, Any] = {"condition": CONDITION, "a": "~ s 1", "b": "~ n s k"}
 
 
-@rule("exact", condition=CONDITION, **CHOICE)
-def choice_of_the_first(condition: Term, a: Term, b: Term) -> Equation:
-    """A condition that holds everywhere chooses the first."""
+@rules("exact", holds=Variants({"-first": fixed((ones, 0)), "-second": fixed((zeros, 1))}), **CHOICE)
+def choice_of_the(holds: Any, condition: Term, a: Term, b: Term) -> Equation:
+    """A condition that holds everywhere chooses the first, one that holds nowhere the second."""
+    made, chosen = holds
     to = broadcast(condition, broadcast(shape(a), shape(b)))
-    return where(ones(condition, "bool"), a, b), expand(a, to)
-
-
-@rule("exact", condition=CONDITION, **CHOICE)
-def choice_of_the_second(condition: Term, a: Term, b: Term) -> Equation:
-    """A condition that holds nowhere chooses the second."""
-    to = broadcast(condition, broadcast(shape(a), shape(b)))
-    return where(zeros(condition, "bool"), a, b), expand(b, to)
+    return where(made(condition, "bool"), a, b), expand((a, b)[chosen], to)
 
 
 @rule(
@@ -435,24 +392,13 @@ def number_in_projection(x: Term, weight: Term, b: Term, heads: Term, value: Ter
     return mul(split(x, weight, b, heads), scalar(value)), scaled, [constant(weight), constant(b)]
 
 
-@rule("real", **ATTENDED)
+@rules("real", **ATTENDED, m=optional("~ s t", "-under-mask"))
 def scale_in_query_projection(
-    x: Term, weight: Term, b: Term, heads: Term, k: Term, v: Term, scale: Term
-) -> Equation:
-    """The scale of attention goes into the weights and the bias that its queries come from."""
-    attended = attention(scaled_split(x, weight, b, heads, scale), k, v, 1.0)
-    return attention(split(x, weight, b, heads), k, v, scale), attended, [
-        constant(weight), constant(b), scale != 1.0, heads[0] == 4,
-    ]  # fmt: skip
-
-
-@rule("real", **ATTENDED, m="~ s t")
-def scale_in_query_projection_under_mask(
     x: Term, weight: Term, b: Term, heads: Term, k: Term, v: Term, m: Term, scale: Term, t: Term
 ) -> Equation:
-    """The scale of masked attention goes into the weights and the bias that its queries come from."""
-    attended = masked_attention(scaled_split(x, weight, b, heads, scale), k, v, m, 1.0)
-    return masked_attention(split(x, weight, b, heads), k, v, m, scale), attended, [
-        constant(weight), constant(b), scale != 1.0, heads[0] == 4,
-        *fits(shape(m), gather(heads, HEADS_FIRST), shape(k), t),
+    """The scale of attention goes into the weights and the bias that its queries come from."""
+    attended = _attention(scaled_split(x, weight, b, heads, scale), k, v, m, 1.0)
+    fitting = [] if m is None else fits(shape(m), gather(heads, HEADS_FIRST), shape(k), t)
+    return _attention(split(x, weight, b, heads), k, v, m, scale), attended, [
+        constant(weight), constant(b), scale != 1.0, heads[0] == 4, *fitting,
     ]  # fmt: skip

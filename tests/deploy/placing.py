@@ -17,6 +17,10 @@ WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, F.linear, F.conv2d)
 ADDS = (torch.add, operator.add, operator.iadd)
 MATMULS = (torch.matmul, operator.matmul)
 POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, F.avg_pool2d, F.adaptive_avg_pool2d)
+CHANNELS: dict[Any, int] = {
+    F.conv2d: 0, torch.conv2d: 0, F.linear: 0, F.conv_transpose2d: 1, torch.conv_transpose2d: 1, torch.matmul: -1,
+}  # fmt: skip
+CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 VIEWS = (
     *(torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze),
     *(F.max_pool2d, nn.MaxPool2d, nn.Flatten, nn.Identity, nn.Dropout, operator.getitem, torch.cat),
@@ -60,10 +64,35 @@ def place(
             while kind(module, source) in VIEWS and len(source.all_input_nodes) == 1:
                 source, reader = source.all_input_nodes[0], source
             reads.setdefault(source.name, {}).setdefault(reader.name)
-        kernels.append(PlacedKernel(node.name, (node.name,), "int8", "float32", 0.0))
+        kernels.append(
+            PlacedKernel(node.name, (node.name,), "int8", "float32", 0.0, CHANNELS.get(kind(module, node)))
+        )
     order = [node.name for node in module.graph.nodes if node.name in reads]
     quantizers = tuple(Quantizer(name, tuple(reads[name])) for name in order)
-    return Placement(quantizers, tuple(kernels))
+    return Placement(quantizers, tuple(kernels), shared(module, quantizers))
+
+
+def shared(module: fx.GraphModule, quantizers: Sequence[Quantizer]) -> tuple[tuple[str, ...], ...]:
+    """Quantized tensors whose codes one concatenation joins, at once or after views."""
+    nodes = {node.name: node for node in module.graph.nodes}
+    groups: list[tuple[set[fx.Node], list[str]]] = []
+    for quantizer in quantizers:
+        joins = joined(module, [nodes[name] for name in quantizer.readers])
+        met = [group for group in groups if group[0] & joins]
+        names = [*(name for group in met for name in group[1]), quantizer.tensor]
+        groups = [group for group in groups if group not in met]
+        groups.append((joins.union(*(group[0] for group in met)), names))
+    return tuple(tuple(names) for _, names in groups if len(names) > 1)
+
+
+def joined(module: fx.GraphModule, readers: Sequence[fx.Node]) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    for reader in readers:
+        if reader.target in CONCATENATIONS:
+            found.add(reader)
+        if kind(module, reader) in VIEWS:
+            found |= joined(module, list(reader.users))
+    return found
 
 
 def int8(module: fx.GraphModule, readers: Collection[Any] = WEIGHTED) -> fx.GraphModule:

@@ -268,3 +268,17 @@ def test_a_size_of_a_million_and_three_is_a_size(size):
         optimized(Function(lambda x: x.expand(-1, size)[:, -2:] + 1), image(2, 1)),
         image(3, 1),
     )
+
+
+@pytest.mark.parametrize(("side", "rounds"), [(7, 0), (8, 1)])
+@pytest.mark.parametrize("pool", [nn.MaxPool2d, nn.AvgPool2d])
+def test_a_pool_that_rounds_up_where_nothing_is_rounded_rounds_down(pool, side, rounds):
+    model = pool(3, 2, ceil_mode=True).eval()
+    low = lowered(model, image(2, 3, side, side))
+    (row,) = (r for r in low.rows if "pool" in r.operator.name)
+    assert row.operator.attribute_names.index("ceil") >= 0
+    assert (
+        dict(zip(row.operator.attribute_names, row.operator.split(row.args)[1], strict=True))["ceil"]
+        == rounds
+    )
+    assert_same(model, optimized(model, image(2, 3, side, side)), image(3, 3, side, side))

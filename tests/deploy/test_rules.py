@@ -7,21 +7,28 @@ from random import Random
 import pytest
 import torch
 
-from eqsat_deploy.egraph import rule_text
+from eqsat_deploy.checks import check
+from eqsat_deploy.egraph import EGraph, rule_text
 from eqsat_deploy.errors import RuleError, UnknownNameError
-from eqsat_deploy.language import binary, dims, linear, relu, reshape, unary
+from eqsat_deploy.language import add, binary, conv2d, dims, linear, mul, relu, reshape, sub, unary
 from eqsat_deploy.language.expressions import Guard, Variable, one_of
 from eqsat_deploy.rules import (
     EgglogRule,
     Relational,
+    commutative,
     constant,
     integer,
+    integers,
     name,
     number,
+    optional,
     rule,
+    rules,
     rules_of,
     select,
+    several,
     shape,
+    window,
 )  # fmt: skip
 from eqsat_deploy.rules.facts import Fired, Match, Pattern, Size, Union
 
@@ -67,7 +74,7 @@ def test_prefixes_of_shapes():
         assert all(d == 1 for d in drawn["s"][:-1])
     text = rule_text(prefixes, 0)
     assert "(const s)" in text
-    assert "(= 1 (vec-get s_s 5))" in text
+    assert "(= 1 (vec-get s-s 5))" in text
 
 
 def test_both_directions_are_compiled_under_one_name():
@@ -148,7 +155,7 @@ def test_heads_are_the_operators_on_top_of_left_sides():
 
 def test_facts_are_typed():
     (clause,) = flat.clauses()
-    assert [f.root.name for f in clause.facts if isinstance(f, Match)] == ["e0"]
+    assert [f.root.name for f in clause.facts if isinstance(f, Match)] == ["e-0"]
     ranks = {f.tensor.name: f.value for f in clause.facts if isinstance(f, Size) and f.slot == 0}
     assert ranks == {"x": 4, "weight": 2}
 
@@ -196,3 +203,80 @@ def test_selection_by_family_name_and_object():
 def test_rules_of_a_module_come_in_order_of_definition():
     namespace = {"b": flat, "a": relational("a"), "integer": integer}
     assert [r.name for r in rules_of(namespace)] == ["flat", "a"]
+
+
+def test_a_window_is_one_argument_of_several_variables():
+    @rule(
+        "real",
+        x="n c h w",
+        weight="o c 1 1",
+        b="o",
+        window=window(integers((1, 1)), (0, 0), groups=integer(1)),
+    )
+    def convolved(x, weight, b, window):
+        """A made-up rule."""
+        whole = conv2d(x, weight, b, *window)
+        return whole, whole, [*window.everywhere, *window.unpadded, window.groups == 1]
+
+    assert set(convolved.attributes) == {"stride", "groups"}
+    text = rule_text(convolved, 0)
+    assert "(Conv2d x weight b stride v-0 v-1 groups)" in text
+    assert "(= v-0 (vec-of 0 0))" in text
+    assert "(= (vec-get stride 0) 1)" in text
+    assert check(convolved).ok
+
+
+def test_a_guard_that_is_false_as_it_is_written_is_an_error():
+    @rule("real", x="n c h w", weight="o c 1 1", window=window(integers((1, 1)), (1, 1)))
+    def padded(x, weight, b, window):
+        """A made-up rule."""
+        whole = conv2d(x, weight, b, *window)
+        return whole, whole, window.unpadded
+
+    with pytest.raises(RuleError, match="never holds"):
+        padded.clauses()
+
+
+def test_variants_are_rules_of_their_own():
+    @rules(
+        "real", x="~ a b", y="~ a b", m=optional("~ a b", "-under-mask"), order=commutative("left-", "right-")
+    )
+    def product(x, y, m, order):
+        """A made-up rule."""
+        whole = mul(*order(x, y))
+        return (whole, mul(y, x)) if m is None else (add(whole, m), add(m, whole))
+
+    names = [each.name for each in product]
+    assert names == ["left-product", "right-product", "left-product-under-mask", "right-product-under-mask"]
+    assert [set(each.tensors) for each in product] == [{"x", "y"}] * 2 + [{"x", "y", "m"}] * 2
+    left, right = (each.clauses()[0].facts[0].form for each in product[:2])
+    assert [a.name for a in left.args[1:]] == ["x", "y"]
+    assert [a.name for a in right.args[1:]] == ["y", "x"]
+    assert list(rules_of({"product": product, "other": (1, 2)})) == list(product)
+
+
+def test_so_many_alike_are_tuples_of_their_parts_and_sizes():
+    @rules("real", x="n k", branches=several({"two-": 2, "three-": 3}, ("o#",), v="o# k", b="o#"))
+    def sums(x, branches):
+        """A made-up rule; the names of its variables are those that a compiled rule might give itself."""
+        total = sum(o for _, _, o in branches)
+        (v, b, o), *_ = branches
+        return linear(x, v, b), reshape(linear(x, v, b), dims(shape(x)[5], o)), [
+            total > 0, *(constant(t) for w, c, _ in branches for t in (w, c)),
+        ]  # fmt: skip
+
+    two, three = sums
+    assert list(two.tensors) == ["x", "v0", "v1", "b0", "b1"]
+    assert set(three.dimensions) == {"n", "k", "o0", "o1", "o2"}
+    EGraph([two])
+
+
+def test_of_two_orders_the_wrong_one_is_caught():
+    @rules("real", x="~ a b", y="~ a b", order=commutative("", "-swapped"))
+    def difference(x, y, order):
+        """A difference is that of its operands, in one order."""
+        return sub(*order(x, y)), add(x, unary("neg", y))
+
+    right, wrong = difference
+    assert check(right).ok
+    assert "difference-swapped" in check(wrong).failure

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from eqsat_extraction import (
     CostError,
     EGraph,
-    ExtractionError,
     InfeasibleError,
+    UnknownNameError,
     anytime,
     extract,
     find_extractor,
@@ -157,5 +157,5 @@ def test_errors_name_the_culprit():
         extract(egraph, [0.0, 1.0, 2.0])
     with pytest.raises(InfeasibleError, match=r"root e-class 0 \('r'\)"):
         extract(egraph, [0.0, inf])
-    with pytest.raises(ExtractionError, match="known: auto, cpsat, greedy"):
+    with pytest.raises(UnknownNameError, match="known: auto, cpsat, greedy"):
         extract(egraph, [0.0, 1.0], extractor="gredy")

@@ -11,6 +11,7 @@ from torch import fx
 from eqsat_deploy.engines import Batch
 from eqsat_deploy.engines.tensorrt import TensorRTEngine
 from eqsat_deploy.errors import EngineError, InputError
+from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization import quantize
 from eqsat_deploy.targets import find_cost
 from tests.deploy.placing import ADDS, WEIGHTED, Attention, Residual, images, int8, torchvision_model, traced
@@ -28,7 +29,7 @@ def module(request: pytest.FixtureRequest) -> fx.GraphModule:
 
 @pytest.fixture(scope="module")
 def quantized(module: fx.GraphModule) -> fx.GraphModule:
-    return quantize(module, images(4), unsigned=False)
+    return quantize(module, images(4), grid=IntegerGrid())
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def test_auto_prices_for_tensorrt() -> None:
 @pytest.mark.slow
 def test_resnet50_runs_in_int8_nearly_throughout() -> None:
     module = traced(torchvision_model("resnet50"), torch.zeros(1, 3, 224, 224))
-    quantized = quantize(int8(module, WEIGHTED + ADDS), images(2, size=224, batch=8), unsigned=False)
+    quantized = quantize(int8(module, WEIGHTED + ADDS), images(2, size=224, batch=8), grid=IntegerGrid())
     layers = TensorRTEngine.build(quantized, batch=Batch(1, 8, 8)).layers()
     integer = {name for layer in layers if layer.precision == "int8" for name in layer.nodes}
     convolutions = [

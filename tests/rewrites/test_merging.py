@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eqsat_deploy.language import linear
 from eqsat_deploy.saturate import saturate
 from eqsat_deploy.selection import registered_rules
 from tests.support.models import image, randomized, timm_model, torchvision_model
@@ -95,7 +96,7 @@ def test_siblings_are_merged_in_one_order_and_not_again():
 
     weights = {
         node.operands[1] for _, node in space(Three().eval(), x).nodes
-        if node.kind == "linear"
+        if node.operator is linear
     }  # fmt: skip
     assert len(weights) == 3 + 3 + 1, "each alone, each pair, and all three"
 

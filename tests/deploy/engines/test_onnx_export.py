@@ -18,7 +18,8 @@ from eqsat_deploy.deployment import Quantizer, deployment, record
 from eqsat_deploy.engines import Batch
 from eqsat_deploy.engines.onnx import ONNXRUNTIME, TENSORRT, export_onnx, nodes_of
 from eqsat_deploy.errors import EngineError
-from eqsat_deploy.quantization import QuantizedConv2d, quantize
+from eqsat_deploy.grid import IntegerGrid
+from eqsat_deploy.quantization import FakeQuantize, QuantizedConv2d, quantize
 from tests.deploy.placing import ADDS, WEIGHTED, Attention, Residual, images, int8, traced
 
 onnx = pytest.importorskip("onnx")
@@ -100,7 +101,7 @@ def test_the_onnxruntime_file_computes_what_the_module_computes(make: Callable[[
 @pytest.mark.parametrize("make", [Residual, Attention])
 def test_the_tensorrt_file_differs_by_fp16_rounding(make: Callable[[], nn.Module]) -> None:
     """Codes flip where FP16 arithmetic moves a value over a rounding boundary, hence not more than 30 dB."""
-    model = quantized(make, unsigned=False)
+    model = quantized(make, grid=IntegerGrid())
     file = parsed(model, "tensorrt")
     x = images(1, batch=3, seed=5)[0]
     with torch.no_grad():
@@ -125,7 +126,7 @@ def test_the_tensorrt_lane_is_symmetric_int8_with_everything_else_in_half() -> N
 
 
 def test_unsigned_activations_keep_their_range_in_the_tensorrt_lane() -> None:
-    model = quantized(unsigned=True)
+    model = quantized()
     unsigned = model.get_submodule("relu_quantizer")
     assert unsigned.unsigned  # type: ignore[union-attr]
     scale = constants(parsed(model, "tensorrt"))["relu_scale"]
@@ -133,8 +134,9 @@ def test_unsigned_activations_keep_their_range_in_the_tensorrt_lane() -> None:
 
 
 def test_asymmetric_activations_become_symmetric_for_tensorrt_and_stay_for_onnxruntime() -> None:
-    model = quantized(symmetric=False)
-    quantizer = model.get_submodule("x_quantizer")
+    model = quantized()
+    quantizer = FakeQuantize(torch.tensor(0.02), low=0, high=255, zero_point=100)
+    model.x_quantizer = quantizer
     low, high = (float(quantizer.step) * (code - int(quantizer.zero_point)) for code in (0, 255))  # type: ignore[arg-type, operator]
     assert float(constants(parsed(model, "tensorrt"))["x_scale"]) * 127 == pytest.approx(
         max(-low, high), rel=1e-3
@@ -199,7 +201,7 @@ def test_one_quantizer_serves_all_readers_of_a_tensor() -> None:
 
 
 def test_the_onnxruntime_lane_is_unsigned_also_where_quantization_was_not() -> None:
-    model = quantized(unsigned=False)
+    model = quantized(grid=IntegerGrid())
     values = constants(parsed(model, "onnxruntime"))
     assert {
         value.dtype.type for name, value in values.items() if name.endswith("_zero_point") and not value.ndim
@@ -417,7 +419,7 @@ def test_refusals() -> None:
 
 def test_a_lane_says_what_it_changes_on_purpose() -> None:
     readers = WEIGHTED + ADDS
-    same = quantized(Attention, readers, unsigned=False)
+    same = quantized(Attention, readers, grid=IntegerGrid())
     assert export_onnx(same, lane=TENSORRT).changes == ()
     assert export_onnx(same, lane=ONNXRUNTIME).changes == ()
     (grids,) = export_onnx(quantized(Residual, readers), lane=TENSORRT).changes

@@ -11,6 +11,7 @@ from torch import fx
 from eqsat_deploy.engines import Batch, tensorrt
 from eqsat_deploy.engines.tensorrt import TensorRTEngine, read_layers
 from eqsat_deploy.errors import EngineError, InputError, UnknownNameError
+from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization import quantize
 from tests.deploy.engines.fake_tensorrt import Fake, install
 from tests.deploy.placing import Attention, Residual, images, int8, traced
@@ -29,7 +30,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
 @pytest.fixture(scope="module")
 def model() -> fx.GraphModule:
     torch.manual_seed(0)
-    return quantize(int8(traced(Residual(), torch.zeros(1, 3, 32, 32))), images(2), unsigned=False)
+    return quantize(int8(traced(Residual(), torch.zeros(1, 3, 32, 32))), images(2), grid=IntegerGrid())
 
 
 def build(model: fx.GraphModule, batch: Batch = SIZES, **options: object) -> TensorRTEngine:
@@ -194,7 +195,7 @@ def test_an_engine_survives_its_files(fake, model, tmp_path) -> None:
 
 def test_refit_replaces_weights(fake, model) -> None:
     engine = build(model, refit=True)
-    other = quantize(int8(traced(Residual(), torch.zeros(1, 3, 32, 32))), images(2), unsigned=False)
+    other = quantize(int8(traced(Residual(), torch.zeros(1, 3, 32, 32))), images(2), grid=IntegerGrid())
     before = engine.plan
     engine.refit(other)
     assert fake.steps[-1] == "refit"

@@ -1,4 +1,4 @@
-"""Which INT8 codes a target's kernels read."""
+"""Which INT8 codes kernels read."""
 
 from __future__ import annotations
 

@@ -1,0 +1,238 @@
+"""What the subcommands do."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from eqsat_deploy.cli.codes import CODES, OK, USAGE
+from eqsat_deploy.cli.output import failed, show
+from eqsat_deploy.errors import (
+    EngineError,
+    InputError,
+    QuantizationError,
+    RuleError,
+    UnknownNameError,
+)
+
+if TYPE_CHECKING:
+    from eqsat_deploy.rules import EgglogRule
+
+
+def optimize(args: argparse.Namespace) -> int:
+    """Optimize; with `--out` or `--calibration`, build too."""
+    wants_engine = args.out is not None or args.calibration is not None or args.float
+    if wants_engine:
+        _check_build(args)
+    model, inputs = _load(args)
+    optimized = _optimize(args, model, inputs)
+    report = optimized.report
+    result = report.to_dict()
+    if wants_engine:
+        quantized = _quantize(args, model, optimized)
+        engine = quantized.build(args.engine, batch=args.batch, baseline=not args.no_baseline)
+        result = engine.report
+        report.engine = result["engine"]
+        if args.out is not None:
+            engine.save(args.out)
+            result["artifact"] = str(args.out)
+    if args.code:
+        result["code"] = optimized.code.strip()
+    saved = f"saved to {args.out}" if args.out is not None else None
+    show(args, result, report, *filter(None, (args.code and result["code"], saved)))
+    return OK
+
+
+def explain(args: argparse.Namespace) -> int:
+    """Chosen kernels, and the alternatives at each `--node`."""
+    from eqsat_deploy.explain import explain, inside
+
+    model, inputs = _load(args)
+    found = explain(
+        model,
+        inputs,
+        cost=args.cost,
+        rules=args.rules,
+        extractor=args.extractor,
+        time_limit=args.time_limit,
+        batch=args.batch,
+    )
+    limit = sys.maxsize if args.all else 30
+    nodes: list[Any] = [inside(found, name, limit=limit) for name in args.node]
+    show(args, {**found.to_dict(), "nodes": [node.to_dict() for node in nodes]}, *(nodes or [found]))
+    return OK
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Time the model in torch, the plain form in float and quantized, and the chosen form, in turns."""
+    from dataclasses import asdict
+
+    from eqsat_deploy.bench import compare, comparison_table
+
+    _check_build(args)
+    model, inputs = _load(args)
+    optimized = _optimize(args, model, inputs)
+    quantized = optimized if args.float else _quantize(args, model, optimized)
+    timings = compare(
+        model,
+        optimized,
+        quantized,
+        args.engine,
+        batch=args.batch,
+        baseline=not args.no_baseline,
+        seconds=args.seconds,
+    )
+    result = {"unit": "us", "batch": args.batch, "timings": {name: asdict(t) for name, t in timings.items()}}
+    show(args, result, comparison_table(timings, args.batch))
+    return OK
+
+
+def rules(args: argparse.Namespace) -> int:
+    """The catalogue, or with `--check` what is derived from every rule's declaration."""
+    from rich.table import Table
+
+    from eqsat_deploy.rules import select
+    from eqsat_deploy.selection import registered_rules
+
+    chosen = select(registered_rules(), args.name) if args.name else registered_rules()
+    if args.check:
+        return _check_rules(args, chosen)
+    fields = ("name", "family", "kind", "phase", "doc")
+    catalogue = [{name: getattr(rule, name) for name in fields} for rule in chosen]
+    table = Table("rule", "family", "kind", "what it says")
+    for entry in catalogue:
+        table.add_row(
+            entry["name"],
+            entry["family"],
+            entry["kind"],
+            entry["doc"].partition("\n\n")[0].replace("\n", " "),
+        )
+    show(args, catalogue, table)
+    return OK
+
+
+def _check_rules(args: argparse.Namespace, chosen: Sequence[EgglogRule]) -> int:
+    from rich.table import Table
+
+    from eqsat_deploy.checks import check_all
+
+    checked = list(check_all(chosen))
+    table = Table("rule", "samples", "what was checked", "ok")
+    for each in checked:
+        what = f"nothing: it {each.unchecked}" if each.unchecked else ", ".join(each.checks)
+        table.add_row(
+            each.rule, str(each.samples or ""), what, each.failure or ("" if each.unchecked else "ok")
+        )
+    show(args, [each.to_dict() for each in checked], table)
+    unsound = [each.rule for each in checked if not each.ok]
+    if not unsound:
+        return OK
+    message = f"{len(unsound)} of {len(checked)} rules are unsound: {', '.join(unsound)}"
+    return failed(RuleError(message), message, USAGE, as_json=False, debug=args.debug)
+
+
+def orderings(args: argparse.Namespace) -> int:
+    """Every order of the rule families, beside saturating with all."""
+    from eqsat_deploy.research import compare_orderings
+
+    model, inputs = _load(args)
+    families = [args.rules] if isinstance(args.rules, str) else args.rules
+    found = compare_orderings(
+        model,
+        inputs,
+        cost=args.cost,
+        families=families,
+        orders=args.sample,
+        extractor=args.extractor,
+        time_limit=args.time_limit,
+        batch=args.batch,
+    )
+    show(args, found.to_dict(), found)
+    return OK
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """The diagnosis; the exit code says whether models can be built here."""
+    from eqsat_deploy.doctor import doctor
+
+    found = doctor()
+    show(args, found.to_json(), found)
+    return OK if found.healthy else dict(CODES)[EngineError]
+
+
+def _load(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The model and its example inputs (None where they are to be inferred)."""
+    from eqsat_deploy.selection import find_rules
+    from eqsat_deploy.specs import draw_inputs, load_model, parse_input
+    from eqsat_deploy.stages import Stages
+    from eqsat_deploy.targets import find_cost
+    from eqsat_extraction.extractor import EXTRACTORS
+
+    find_cost(args.cost)  # before anything slow
+    find_rules(args.rules)
+    EXTRACTORS.known(args.extractor)
+    given = tuple(parse_input(text) for text in args.input)
+    with Stages()("load"):
+        model = load_model(args.spec, pretrained=args.pretrained, weights=args.weights)
+    return model, draw_inputs(model, given) if given else None
+
+
+def _optimize(args: argparse.Namespace, model: Any, inputs: Any) -> Any:
+    from eqsat_deploy.optimizer import optimize
+
+    return optimize(
+        model,
+        inputs,
+        cost=args.cost,
+        rules=args.rules,
+        extractor=args.extractor,
+        time_limit=args.time_limit,
+        batch=args.batch,
+    )
+
+
+def _check_build(args: argparse.Namespace) -> None:
+    """What can be known before the work: calibration data, engine and a place for the artifact."""
+    from eqsat_deploy.artifact import check_target
+    from eqsat_deploy.calibration import check_source
+    from eqsat_deploy.quantization.observers import OBSERVERS
+    from eqsat_deploy.targets import find_engine
+
+    if args.calibration is None and not args.float:
+        raise QuantizationError(
+            "no calibration data: give --calibration DATA, --calibration random:32 to measure latency only, or --float"
+        )
+    if args.calibration is not None and args.float:
+        raise InputError("--float and --calibration exclude each other")
+    if args.calibration is not None:
+        check_source(args.calibration)
+    find_engine(args.engine)
+    if args.observer not in OBSERVERS:
+        raise UnknownNameError("observer", args.observer, OBSERVERS)
+    if getattr(args, "out", None) is not None:
+        check_target(args.out)
+
+
+def _quantize(args: argparse.Namespace, model: Any, optimized: Any) -> Any:
+    from eqsat_deploy.calibration import load_batches
+    from eqsat_deploy.deployment import deployment
+    from eqsat_deploy.stages import Stages
+
+    if args.float:
+        return optimized
+    with Stages()("calibrate"):
+        batches = load_batches(
+            args.calibration,
+            deployment(optimized).inputs,
+            normalization=_normalization(model),
+            module=optimized,
+        )
+        return optimized.quantize(batches, observer=args.observer)
+
+
+def _normalization(model: Any) -> Any:
+    """What timm's models say their images are normalized with."""
+    config = getattr(model, "pretrained_cfg", None) or {}
+    return (config["mean"], config["std"]) if "mean" in config and "std" in config else None

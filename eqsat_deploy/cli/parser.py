@@ -1,0 +1,212 @@
+"""The arguments of the command line and of its subcommands."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NoReturn
+
+from eqsat_deploy.cli.codes import EXIT_CODES
+from eqsat_deploy.cli.commands import bench, doctor, explain, optimize, orderings, rules
+from eqsat_deploy.errors import (
+    InputError,
+)
+
+MODEL = """\
+SPEC names the model: torchvision:NAME, timm:NAME, transformers:NAME (a hub name, a local folder, or a model type such
+as vit), package.module:factory, or path/to/file.py:factory, where factory is a function without arguments that returns
+the model. Its parameters are random unless the factory, --pretrained or --weights makes them others.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises `InputError` where argparse would exit."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `InputError` with the message and how to call the command."""
+        raise InputError(f"{message}\n{self.format_usage().rstrip()}")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments, with the function to run as `run`.
+
+    Raises:
+        InputError: they are not those of a subcommand; near misses of options are named.
+    """
+    parser, commands = parsers()
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        known = re.findall(r"--[a-z][a-z-]*", commands[args.command].format_help())
+        near = get_close_matches(unknown[0].partition("=")[0], known, n=2, cutoff=0.6)
+        hint = f"; did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
+        commands[args.command].error(f"unknown argument {unknown[0]!r}{hint}")
+    return args
+
+
+def parsers() -> tuple[Parser, dict[str, Parser]]:
+    """The parser of the command line and those of its subcommands."""
+    parser = Parser(
+        prog="eqsat-deploy", description="Equality saturation between a PyTorch model and its INT8 engine.",
+        epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=_version())
+    added = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    commands: dict[str, Parser] = {}
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], text: str, *shared: Callable[[Parser], None]
+    ) -> Parser:
+        made: Parser = added.add_parser(
+            name, help=text, description=text + ("\n\n" + MODEL if _model in shared else ""), epilog=EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        )  # fmt: skip
+        for add in shared:
+            add(made)
+        made.add_argument("--json", action="store_true", help="print JSON, errors too")
+        made.add_argument("--quiet", action="store_true", help="no progress and no notes")
+        made.add_argument("--debug", action="store_true", help="show tracebacks and every warning")
+        made.set_defaults(run=run)
+        commands[name] = made
+        return made
+
+    made = command(
+        "optimize",
+        optimize,
+        "Optimize a model; with --out, quantize, build and save an engine.",
+        _model,
+        _search,
+        _build,
+    )
+    made.add_argument(
+        "--out", type=Path, metavar="DIR", help="save the engine there; an artifact that is there is replaced"
+    )
+    made.add_argument("--code", action="store_true", help="print the code of the chosen form")
+    made = command(
+        "explain",
+        explain,
+        "Show the chosen kernels and what else could have stood at a node.",
+        _model,
+        _search,
+    )
+    made.add_argument(
+        "--node",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a node or module of the model; repeatable",
+    )
+    made.add_argument("--all", action="store_true", help="list every choice of a node, not the 30 cheapest")
+    made = command(
+        "bench",
+        bench,
+        "Time torch, the plain form and the chosen form against each other.",
+        _model,
+        _search,
+        _build,
+    )
+    made.add_argument(
+        "--seconds", type=_positive, default=5.0, metavar="S", help="how long to race (default 5)"
+    )
+    made = command("rules", rules, "List the rewrite rules, or check them.")
+    made.add_argument("name", nargs="*", metavar="NAME", help="families or rules")
+    made.add_argument(
+        "--check",
+        action="store_true",
+        help="test what each rule says, and where; exit code 2 if one is unsound",
+    )
+    made = command(
+        "orderings",
+        orderings,
+        "Apply rule families one after another in every order, beside all at once.",
+        _model,
+        _search,
+    )
+    made.add_argument(
+        "--sample", type=_count, metavar="N", help="try N orders drawn at random instead of all"
+    )
+    command("doctor", doctor, "Say what this machine can do, and why not more.")
+    return parser, commands
+
+
+def _model(parser: Parser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("spec", metavar="SPEC")
+    group.add_argument("--pretrained", action="store_true", help="download the weights its library publishes")
+    group.add_argument("--weights", type=Path, metavar="FILE", help="a state dict, .safetensors or .pt")
+    group.add_argument("--input", action="append", default=[], metavar="SHAPE[:DTYPE]",
+                       help="an example input, batch first, such as 2x3x224x224; repeatable")  # fmt: skip
+
+
+def _search(parser: Parser) -> None:
+    group = parser.add_argument_group("search")
+    group.add_argument(
+        "--cost",
+        default="auto",
+        metavar="NAME",
+        help="a cost model, such as trt_int8 (default auto: this machine's engine)",
+    )
+    group.add_argument(
+        "--rules",
+        type=_names,
+        metavar="NAMES",
+        help="families or rules, comma-separated; `conversions` for the founding ones",
+    )
+    group.add_argument("--extractor", default="auto", metavar="NAME")
+    group.add_argument(
+        "--time-limit", type=_positive, default=5.0, metavar="S", help="seconds for the extractor (default 5)"
+    )
+    group.add_argument(
+        "--batch", type=_count, default=1, metavar="N", help="batch size to be fastest at (default 1)"
+    )
+
+
+def _build(parser: Parser) -> None:
+    group = parser.add_argument_group("build")
+    group.add_argument("--calibration", metavar="DATA",
+                       help="an .npy, .npz, .safetensors or .pt file, a folder of images, or random:N")  # fmt: skip
+    group.add_argument("--float", action="store_true", help="do not quantize")
+    group.add_argument(
+        "--observer",
+        default="minmax",
+        metavar="NAME",
+        help="minmax, percentile, entropy or mse (default minmax)",
+    )
+    group.add_argument(
+        "--engine", default="auto", metavar="NAME", help="openvino, tensorrt, onnxruntime (default auto)"
+    )
+    group.add_argument(
+        "--no-baseline", action="store_true", help="do not build the plain form to compare with"
+    )
+
+
+def _names(text: str) -> str | list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise argparse.ArgumentTypeError("names of families or rules are expected")
+    return names[0] if len(names) == 1 else names
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 on is expected, not {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"a number of seconds above 0 is expected, not {text!r}")
+    return value
+
+
+def _version() -> str:
+    from eqsat_deploy import __version__
+
+    return f"eqsat-deploy {__version__}"
