@@ -77,7 +77,10 @@ def _import_computed(f: str) -> Callable[..., Any]:
 
 
 for _name in ("fmod", "remainder"):
-    aten(f"{_name}.Tensor", f"{_name}.Scalar", f"{_name}.Scalar_Tensor")(_import_computed(_name))
+    aten(f"{_name}.Tensor", f"{_name}.Scalar")(_import_computed(_name))
+
+
+aten("remainder.Scalar_Tensor")(_import_computed("remainder"))
 
 
 @aten("floor_divide.default", "floor_divide.Scalar")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eqsat_deploy.deployment import DEFAULT_BATCH, Signature
+from eqsat_deploy.deployment import DEFAULT_BATCH, Signature, deployment
 from eqsat_deploy.engines.onnx import ONNXRUNTIME, export_onnx
 from eqsat_deploy.engines.program import export_program
 from eqsat_deploy.verify import relative_error
@@ -198,3 +198,22 @@ def test_what_no_result_depends_on_is_not_computed():
     low = lowered(Calls(function), image(2, 4, 6, 8))
     assert not low.calls
     assert kinds(low).count("binary") == 2
+
+
+def test_convolutions_around_a_prelu_are_int8():
+    layers = [(nn.Conv2d(32, 32, 3, padding=1), nn.PReLU(slopes)) for slopes in (32, 1, 32)]
+    model = nn.Sequential(*(part for pair in layers for part in pair)).eval()
+    module = optimized(model, image(2, 32, 32, 32), cost="openvino_int8")
+    assert not module.report.opaque
+    assert sum(node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), nn.PReLU)
+               for node in module.graph.nodes) == 3  # fmt: skip
+    assert len(deployment(module).placement.quantizers) >= 2
+    assert_same(model, module, image(3, 32, 32, 32, seed=2))
+
+
+@pytest.mark.parametrize("cost", ["trt_int8", "openvino_int8"])
+def test_volumes_are_priced_as_convolutions(cost):
+    model = nn.Sequential(nn.Conv3d(4, 16, 3, padding=1), nn.ReLU(), nn.MaxPool3d(2), nn.ConvTranspose3d(16, 8, 2, 2))
+    module = optimized(model.eval(), image(2, 4, 4, 8, 8), cost=cost)
+    assert not module.report.opaque
+    assert_same(model, module, image(3, 4, 4, 8, 8, seed=2))
