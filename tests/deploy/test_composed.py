@@ -213,7 +213,9 @@ def test_convolutions_around_a_prelu_are_int8():
 
 @pytest.mark.parametrize("cost", ["trt_int8", "openvino_int8"])
 def test_volumes_are_priced_as_convolutions(cost):
-    model = nn.Sequential(nn.Conv3d(4, 16, 3, padding=1), nn.ReLU(), nn.MaxPool3d(2), nn.ConvTranspose3d(16, 8, 2, 2))
+    model = nn.Sequential(
+        nn.Conv3d(4, 16, 3, padding=1), nn.ReLU(), nn.MaxPool3d(2), nn.ConvTranspose3d(16, 8, 2, 2)
+    )
     module = optimized(model.eval(), image(2, 4, 4, 8, 8), cost=cost)
     assert not module.report.opaque
     assert_same(model, module, image(3, 4, 4, 8, 8, seed=2))
