@@ -4,6 +4,7 @@ Operators of other packages are modules registered under the entry-point group `
 """
 
 from eqsat_deploy.language import composed as composed
+from eqsat_deploy.language import volumes as volumes
 from eqsat_deploy.language.attention import (
     attention,
     causal_attention,
@@ -11,6 +12,7 @@ from eqsat_deploy.language.attention import (
     packed_attention,
     self_attention,
 )  # fmt: skip
+from eqsat_deploy.language.casting import cast
 from eqsat_deploy.language.expressions import (
     Expr,
     Guard,
@@ -24,6 +26,7 @@ from eqsat_deploy.language.expressions import (
     replace,
     vec,
 )  # fmt: skip
+from eqsat_deploy.language.indexing import take
 from eqsat_deploy.language.leaves import (
     identity_matrix,
     input_,
@@ -46,7 +49,6 @@ from eqsat_deploy.language.movement import (
     reshape,
     roll,
     slice_,
-    take,
 )  # fmt: skip
 from eqsat_deploy.language.normalization import (
     batch_norm,
@@ -60,7 +62,7 @@ from eqsat_deploy.language.normalization import (
     standardize,
 )
 from eqsat_deploy.language.operator import BY_CONSTRUCTOR, IMPORTERS, OPERATORS, Operator, aten, operator
-from eqsat_deploy.language.pointwise import add, binary, cast, div, mul, relu, sub, unary
+from eqsat_deploy.language.pointwise import add, binary, div, mul, relu, sub, unary
 from eqsat_deploy.language.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from eqsat_deploy.language.resampling import fold, resize, unfold
 from eqsat_deploy.language.shapes import BATCH, SLOTS, batch_size, decode, encode

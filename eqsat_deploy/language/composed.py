@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
-from eqsat_deploy.language.leaves import scalar, zeros, zeros_like
-from eqsat_deploy.language.linear import conv2d, matmul, product
-from eqsat_deploy.language.movement import concat, expand, to_order, to_shape
+from eqsat_deploy.language.casting import cast_to, number_of
+from eqsat_deploy.language.leaves import identity_matrix, scalar, zeros, zeros_like
+from eqsat_deploy.language.linear import conv2d, conv_transpose2d, embedding, matmul, product
+from eqsat_deploy.language.movement import cut, expand, expand_to, to_order, to_shape
 from eqsat_deploy.language.normalization import group_norm, ones_like, reduced
 from eqsat_deploy.language.operator import IMPORTERS, Unsupported, aten
 from eqsat_deploy.language.pointwise import add, mul, unary
 from eqsat_deploy.language.pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
-from eqsat_deploy.language.shapes import BATCH, MAX_RANK, encode, slot
+from eqsat_deploy.language.shapes import BATCH, MAX_RANK, encode
 
 
 def _floating(x: Any) -> None:
@@ -183,6 +184,20 @@ def _conv1d(
     return _as_sequence(image)
 
 
+@aten("conv_transpose1d.default")
+def _conv_transpose1d(
+    x: Any, w: Any, b: Any = None, stride: Any = 1, padding: Any = 0, output_padding: Any = 0,
+    groups: int = 1, dilation: Any = 1,
+) -> Any:  # fmt: skip
+    bias = zeros_like(w, w.shape[1] * groups) if b is None else b
+    pairs = (
+        (1, _single(stride)),
+        *((0, _single(v)) for v in (padding, output_padding)),
+        (1, _single(dilation)),
+    )
+    return _as_sequence(conv_transpose2d(_as_image(x), _as_image(w), bias, *pairs, groups))
+
+
 @aten("avg_pool1d.default")
 def _avg_pool1d(
     x: Any, kernel: Any, stride: Any = (), padding: Any = 0, ceil: bool = False, include_pad: bool = True
@@ -225,32 +240,6 @@ def _max_pool2d_with_indices(x: Any, *args: Any, **kwargs: Any) -> Any:
     return IMPORTERS["max_pool2d.default"](x, *args, **kwargs), None
 
 
-@aten("conv3d.default", "conv3d.padding")
-def _conv3d(
-    x: Any, w: Any, b: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
-) -> Any:
-    """Only where the kernel has one axis of size one: images, as many as that axis is long."""
-    triples = [(v,) * 3 if isinstance(v, int) else tuple(v) * (4 - len(v) if len(v) == 1 else 1)
-               for v in (stride, padding, dilation) if not isinstance(v, str)]  # fmt: skip
-    if len(triples) < 3 or len(x.shape) != 5:
-        raise Unsupported("a volume without batch dimension, or padded by name")
-    single = [i for i in range(3) if w.shape[2 + i] == 1 and triples[0][i] == 1 and triples[1][i] == 0]
-    if not single:
-        raise Unsupported("a convolution that is not two-dimensional")
-    apart = single[-1]
-    kept = [i for i in range(3) if i != apart]
-    n, c = x.shape[:2]
-    depth, rows, columns = (x.shape[2 + i] for i in (apart, *kept))
-    images = to_shape(to_order(x, (0, 2 + apart, 1, *(2 + i for i in kept))), [n * depth, c, rows, columns])
-    kernel = to_shape(w, [*w.shape[:2], *(w.shape[2 + i] for i in kept)])
-    pairs = [tuple(v[i] for i in kept) for v in triples]
-    bias = zeros_like(w, w.shape[0]) if b is None else b
-    convolved = conv2d(images, kernel, bias, *pairs, groups)
-    split = to_shape(convolved, [n, depth, *convolved.shape[1:]])  # batch, depth, channels, rows, columns
-    at = {apart: 1} | dict(zip(kept, (3, 4), strict=True))
-    return to_order(split, (0, 2, *(at[i] for i in range(3))))
-
-
 # -- movement ----------------------------------------------------------------------------------------------------
 
 
@@ -284,46 +273,71 @@ def _repeat(x: Any, repeats: Sequence[int]) -> Any:
     rank = max(len(repeats), len(x.shape))
     repeats = [1] * (rank - len(repeats)) + [int(r) for r in repeats]
     x = to_shape(x, [1] * (rank - len(x.shape)) + list(x.shape))
-    ones = [1 if d == 1 else r for d, r in zip(x.shape, repeats, strict=True)]
     target = tuple(r if d == 1 else d for d, r in zip(x.shape, repeats, strict=True))
+    remaining = [1 if d == 1 else r for d, r in zip(x.shape, repeats, strict=True)]
     x = x if target == tuple(x.shape) else expand(x, encode(target))
-    for dim, times in enumerate(ones):
-        if times == 1:
-            continue
-        part = x
-        for _ in range(_at_most(times) - 1):
-            x = concat(slot(dim, rank), x, part)
+    for dim, times in enumerate(remaining):
+        if times > MAX_REPEATS:
+            x = _repeated(x, dim, times, before=True)
+        elif times > 1:
+            x = _joined([x] * times, dim)
     return x
 
 
-def _at_most(times: int) -> int:
-    """Repetitions as a chain of concatenations: few, or the graph grows."""
-    if times > MAX_REPEATS:
-        raise Unsupported(f"{times} repetitions of an axis that is longer than one")
-    return times
+def _joined(parts: list[Any], dim: int) -> Any:
+    return IMPORTERS["cat.default"](parts, dim)
 
 
-MAX_REPEATS = 16
+MAX_REPEATS = 16  # as a concatenation; above, as a new axis that is expanded
+
+
+def _repeated(x: Any, dim: int, times: int, *, before: bool) -> Any:
+    """`x` `times` times along an axis: whole after whole where the new axis comes `before`, else each element."""
+    if len(x.shape) == MAX_RANK:
+        raise Unsupported(f"{times} repetitions in a tensor of rank {MAX_RANK}")
+    at = dim if before else dim + 1
+    apart = to_shape(x, [*x.shape[:at], 1, *x.shape[at:]])
+    repeated = expand(apart, encode((*x.shape[:at], times, *x.shape[at:])))
+    return to_shape(repeated, [*x.shape[:dim], x.shape[dim] * times, *x.shape[dim + 1 :]])
 
 
 @aten("repeat_interleave.self_int")
 def _repeat_interleave(
     x: Any, repeats: int, dim: int | None = None, *, output_size: int | None = None
 ) -> Any:
-    rank = len(x.shape)
-    if dim is None or rank == MAX_RANK:
+    if dim is None:
         raise Unsupported("an interleaved repetition of the flattened tensor")
-    dim %= rank
-    apart = to_shape(x, [*x.shape[: dim + 1], 1, *x.shape[dim + 1 :]])
-    repeated = expand(apart, encode((*x.shape[: dim + 1], repeats, *x.shape[dim + 1 :])))
-    return to_shape(repeated, [*x.shape[:dim], x.shape[dim] * repeats, *x.shape[dim + 1 :]])
+    return _repeated(x, dim % len(x.shape), repeats, before=False)
+
+
+@aten("diff.default")
+def _diff(x: Any, n: int = 1, dim: int = -1, prepend: Any = None, append: Any = None) -> Any:
+    if x.dtype == torch.bool:
+        raise Unsupported("differences of booleans")
+    x = IMPORTERS["cat.default"]([part for part in (prepend, x, append) if part is not None], dim)
+    for _ in range(n):
+        size = x.shape[dim]
+        x = IMPORTERS["sub.Tensor"](cut(x, dim, 1, size), cut(x, dim, 0, size - 1))
+    return x
+
+
+@aten("one_hot.default")
+def _one_hot(index: Any, classes: int = -1) -> Any:
+    """Rows of the identity matrix."""
+    if classes < 1:
+        raise Unsupported("as many classes as the values say")
+    return cast_to(embedding(index, identity_matrix(classes)), torch.int64)
 
 
 def _filled(sizes: Sequence[int], value: float, dtype: torch.dtype | None) -> Any:
     """A constant repeated to a shape with the batch; any other is evaluated once."""
     if not any(d % BATCH == 0 for d in sizes) or len(sizes) > MAX_RANK or 0 in sizes:
         raise Unsupported("a constant")
-    one = zeros(encode((1,) * len(sizes)), str(dtype or torch.get_default_dtype()).removeprefix("torch."))
+    dtype = dtype or torch.get_default_dtype()
+    single = (1,) * len(sizes)
+    if value and not dtype.is_floating_point:
+        return expand(to_shape(number_of(dtype, value), single), encode(tuple(sizes)))
+    one = zeros(encode(single), str(dtype).removeprefix("torch."))
     return expand(one if value == 0 else add(one, scalar(float(value))), encode(tuple(sizes)))
 
 
@@ -344,6 +358,12 @@ def _import_filled(base: str, value: float | None) -> None:
 _import_filled("zeros", 0.0)
 _import_filled("ones", 1.0)
 _import_filled("full", None)
+
+
+@aten("fill.Scalar", "fill.Tensor")
+def _fill(x: Any, value: Any) -> Any:
+    filler = number_of(x.dtype, value) if isinstance(value, int | float) else cast_to(value, x.dtype)
+    return expand_to(to_shape(filler, [1] * len(x.shape)), x.shape)
 
 
 # -- pointwise ---------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from eqsat_deploy.language.expressions import maximum, replace, vec
 from eqsat_deploy.language.leaves import zeros_like
-from eqsat_deploy.language.operator import Ints, Unsupported, aten, operator
+from eqsat_deploy.language.operator import IMPORTERS, Ints, Unsupported, aten, operator
 from eqsat_deploy.language.shapes import SLOTS, elements
 from eqsat_extraction.kernel import Kind
 
@@ -39,7 +39,8 @@ def _conv2d_module(
     return set_parameters(conv, w, b)
 
 
-def _conv2d_flops(out: Ints, x: Ints, w: Ints, *_: Any) -> float:
+def conv_flops(out: Ints, x: Ints, w: Ints, *_: Any) -> float:
+    """Multiplications and additions of a convolution."""
     return 2.0 * elements(out) * elements(w[1:])
 
 
@@ -50,7 +51,7 @@ def _conv2d_flops(out: Ints, x: Ints, w: Ints, *_: Any) -> float:
         conv_size(x[5], w[5], stride[0], padding[0], dilation[0]),
         conv_size(x[6], w[6], stride[1], padding[1], dilation[1]),
     ),
-    epilogue=True, integer="compute", linear=True, flops=_conv2d_flops, module=_conv2d_module,
+    epilogue=True, integer="compute", linear=True, flops=conv_flops, module=_conv2d_module,
 )  # fmt: skip
 def conv2d(
     x: Tensor, w: Tensor, b: Tensor, stride: Ints, padding: Ints, dilation: Ints, groups: int
@@ -70,7 +71,13 @@ def _conv_transpose2d_module(
     return set_parameters(conv, w, b)
 
 
-def _transposed_size(size: Any, kernel: Any, stride: Any, padding: Any, extra: Any, dilation: Any) -> Any:
+def conv_transpose_flops(out: Ints, x: Ints, w: Ints, *_: Any) -> float:
+    """Multiplications and additions of a transposed convolution."""
+    return 2.0 * elements(x) * elements(w[1:])
+
+
+def transposed_size(size: Any, kernel: Any, stride: Any, padding: Any, extra: Any, dilation: Any) -> Any:
+    """Output length of a transposed convolution along one axis (torch.nn.ConvTranspose2d's formula)."""
     return (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
 
 
@@ -78,11 +85,11 @@ def _transposed_size(size: Any, kernel: Any, stride: Any, padding: Any, extra: A
     Kind.CONVOLUTION, bias="b", channels=1,
     shape=lambda x, w, b, stride, padding, output_padding, dilation, groups: vec(
         4, 1, 1, x[3], w[4] * groups,
-        _transposed_size(x[5], w[5], stride[0], padding[0], output_padding[0], dilation[0]),
-        _transposed_size(x[6], w[6], stride[1], padding[1], output_padding[1], dilation[1]),
+        transposed_size(x[5], w[5], stride[0], padding[0], output_padding[0], dilation[0]),
+        transposed_size(x[6], w[6], stride[1], padding[1], output_padding[1], dilation[1]),
     ),
     epilogue=True, integer="compute", linear=True, module=_conv_transpose2d_module,
-    flops=lambda out, x, w, *_: 2.0 * elements(x) * elements(w[1:]),
+    flops=conv_transpose_flops,
 )  # fmt: skip
 def conv_transpose2d(
     x: Tensor, w: Tensor, b: Tensor, stride: Ints, padding: Ints, output_padding: Ints, dilation: Ints,
@@ -154,17 +161,21 @@ def _conv2d(
     return conv2d(x, w, _bias(b, w, w.shape[0]), _pair(stride), _pair(padding), _pair(dilation), groups)
 
 
+def same_padding(padding: str, w: Any, dilation: Ints) -> Ints:
+    """The widths of `valid` or `same`, where both ends get as much."""
+    totals = tuple(
+        d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, w.shape[2:], strict=True)
+    )
+    if any(t % 2 for t in totals):
+        raise Unsupported("asymmetric 'same' padding")
+    return tuple(t // 2 for t in totals)
+
+
 @aten("conv2d.padding")
 def _conv2d_padding(
     x: Any, w: Any, b: Any = None, stride: Any = 1, padding: str = "valid", dilation: Any = 1, groups: int = 1
 ) -> Any:
-    pads = [0, 0]
-    if padding == "same":
-        totals = [d * (k - 1) for d, k in zip(_pair(dilation), w.shape[2:], strict=True)]
-        if any(t % 2 for t in totals):
-            raise Unsupported("asymmetric 'same' padding")
-        pads = [t // 2 for t in totals]
-    return _conv2d(x, w, b, stride, pads, dilation, groups)
+    return _conv2d(x, w, b, stride, same_padding(padding, w, _pair(dilation)), dilation, groups)
 
 
 @aten("convolution.default")
@@ -172,11 +183,11 @@ def _convolution(
     x: Any, w: Any, b: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, output_padding: Any,
     groups: int,
 ) -> Any:  # fmt: skip
-    if len(w.shape) != 4:
-        raise Unsupported("a convolution that is not two-dimensional")
+    axes = len(w.shape) - 2
     if transposed:
-        return _conv_transpose2d(x, w, b, stride, padding, output_padding, groups, dilation)
-    return _conv2d(x, w, b, stride, padding, dilation, groups)
+        name = f"conv_transpose{axes}d.{'default' if axes == 1 else 'input'}"
+        return IMPORTERS[name](x, w, b, stride, padding, output_padding, groups, dilation)
+    return IMPORTERS[f"conv{axes}d.default"](x, w, b, stride, padding, dilation, groups)
 
 
 @aten("conv_transpose2d.input")

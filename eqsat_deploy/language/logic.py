@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from eqsat_deploy.language.casting import cast_to, number_of
 from eqsat_deploy.language.expressions import broadcast
-from eqsat_deploy.language.leaves import ones, scalar
-from eqsat_deploy.language.operator import Unsupported, aten, of_operands, operator
-from eqsat_deploy.language.pointwise import cast_to, per_element
+from eqsat_deploy.language.leaves import ones
+from eqsat_deploy.language.operator import IMPORTERS, Unsupported, aten, of_operands, operator
+from eqsat_deploy.language.pointwise import per_element, unary
 from eqsat_deploy.language.shapes import encode
 from eqsat_extraction.kernel import Kind
 
@@ -45,11 +46,6 @@ def where(condition: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Te
     return torch.where(condition, a, b)
 
 
-def number_of(dtype: torch.dtype, value: float) -> Any:
-    """A number of a dtype: what a condition chooses would be float64 otherwise."""
-    return cast_to(scalar(float(value)), dtype)
-
-
 def mask_bias(removed: Any, like: Any) -> Any:
     """A boolean mask as what is added to scores: -inf where it is true, zero elsewhere, in the dtype of `like`."""
     return where(removed, number_of(like.dtype, -float("inf")), number_of(like.dtype, 0.0))
@@ -74,6 +70,8 @@ for _name in ("eq", "ge", "gt", "le", "lt", "ne"):
 
 def _import_logic(f: str) -> Callable[..., Any]:
     def import_logic(a: Any, b: Any) -> Any:
+        if isinstance(b, bool):
+            b = number_of(torch.bool, b)
         if (a.dtype, b.dtype) != (torch.bool, torch.bool):
             raise Unsupported(f"{f!r} of the bits of {a.dtype} and {b.dtype}")
         return _import_compare(f)(a, b)
@@ -82,12 +80,42 @@ def _import_logic(f: str) -> Callable[..., Any]:
 
 
 for _name in ("and", "or"):
-    aten(f"__{_name}__.Tensor", f"bitwise_{_name}.Tensor", f"logical_{_name}.default")(_import_logic(_name))
+    aten(
+        f"__{_name}__.Tensor",
+        f"bitwise_{_name}.Tensor",
+        f"bitwise_{_name}.Scalar",
+        f"logical_{_name}.default",
+    )(_import_logic(_name))
 
 
 @aten("bitwise_not.default", "logical_not.default")
 def _not(x: Any) -> Any:
     return _import_logic("ne")(x, ones(encode(()), "bool"))
+
+
+@aten("bitwise_xor.Tensor", "bitwise_xor.Scalar", "logical_xor.default")
+def _xor(a: Any, b: Any) -> Any:
+    return _import_logic("ne")(a, b)
+
+
+@aten("isnan.default")
+def _isnan(x: Any) -> Any:
+    return _import_compare("ne")(x, x)
+
+
+@aten("isinf.default")
+def _isinf(x: Any) -> Any:
+    if not x.dtype.is_floating_point:
+        raise Unsupported(f"infinity of {x.dtype}")
+    return _import_compare("eq")(unary("abs", x), float("inf"))
+
+
+@aten("any.default", "any.dim", "any.dims")
+def _any(x: Any, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Any:
+    """Whether the largest of ones and zeros is one."""
+    truth = x if x.dtype == torch.bool else _import_compare("ne")(x, 0)
+    largest = IMPORTERS["amax.default"](cast_to(truth, torch.float32), dim, keepdim)
+    return compare("gt", largest, number_of(torch.float32, 0.0))
 
 
 @aten("where.self", "where.Scalar", "where.ScalarOther", "where.ScalarSelf")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from eqsat_deploy.language.expressions import gather, replace, vec
+from eqsat_deploy.language.leaves import zeros_like
 from eqsat_deploy.language.operator import Ints, Tensors, Unsupported, aten, operator
 from eqsat_deploy.language.shapes import (
     BATCH,
@@ -103,12 +103,10 @@ def roll(x: torch.Tensor, slot: int, shift: int) -> torch.Tensor:
     return torch.roll(x, shift, axis(slot, x.dim()))
 
 
-@operator(
-    Kind.LOOKUP, shape=lambda x, index, slot: replace(x, slot, index[6]), linear=True, flops=lambda *_: 0.0
-)
-def take(x: torch.Tensor, index: torch.Tensor, slot: int) -> torch.Tensor:
-    """The elements of `x` at `index` (integers, one axis) along the axis in `slot`, negative ones from the end."""
-    return x[(slice(None),) * axis(slot, x.dim()) + (index,)]
+@operator(Kind.MOVEMENT, nonnegative=lambda slot: True, shape=lambda x, slot: x, linear=True)
+def flip(x: torch.Tensor, slot: int) -> torch.Tensor:
+    """`x` from its end to its start along the axis in `slot`."""
+    return torch.flip(x, (axis(slot, x.dim()),))
 
 
 @operator(
@@ -264,10 +262,11 @@ def cut(x: Any, dim: int, start: int, stop: int, step: int = 1) -> Any:
     start, stop, _ = slice(start, stop).indices(size)
     if start == 0 and stop == size and step == 1:
         return x
+    if stop <= start:
+        nothing = zeros_like(x, *(int(i != dim) for i in range(rank)))
+        return expand_to(nothing, [*x.shape[:dim], 0, *x.shape[dim + 1 :]])
     if size % BATCH == 0:
         raise Unsupported("a slice of the batch")
-    if stop <= start:
-        raise Unsupported("an empty slice")
     stop = start + (stop - start + step - 1) // step * step if step == 1 else stop
     return slice_(x, slot(dim, rank), start, stop, step)
 
@@ -376,23 +375,13 @@ def _replicate(x: Any, widths: Sequence[int]) -> Any:
     return _pad_edges(x, widths, "replicate")
 
 
-@aten("index.Tensor")
-def _index(x: Any, indices: Sequence[Any]) -> Any:
-    """One tensor of integers along one axis; its own axes take that axis' place."""
-    given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
-    if len(given) != 1 or given[0][1].dtype not in (torch.int64, torch.int32):
-        raise Unsupported("an index of several axes, or of booleans")
-    dim, index = given[0]
-    if x.shape[dim] % BATCH == 0:
-        raise Unsupported("an index of the batch")
-    flat = to_shape(index, [math.prod(index.shape)])
-    taken = take(x, flat, slot(dim, len(x.shape)))
-    return to_shape(taken, [*x.shape[:dim], *index.shape, *x.shape[dim + 1 :]])
-
-
-@aten("index_select.default")
-def _index_select(x: Any, dim: int, index: Any) -> Any:
-    return _index(x, [None] * (dim % len(x.shape)) + [index])
+@aten("flip.default")
+def _flip(x: Any, dims: Sequence[int]) -> Any:
+    for dim in dims:
+        if x.shape[dim] % BATCH == 0:
+            raise Unsupported("a flip of the batch")
+        x = flip(x, slot(dim, len(x.shape)))
+    return x
 
 
 @aten("slice_scatter.default")

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eqsat_deploy.language.expressions import vec
+from eqsat_deploy.language.casting import cast_to
+from eqsat_deploy.language.expressions import replace, vec
 from eqsat_deploy.language.leaves import scalar, zeros_like
 from eqsat_deploy.language.movement import to_shape
 from eqsat_deploy.language.operator import Ints, Unsupported, aten, operator
-from eqsat_deploy.language.pointwise import add, cast_to, mul, sub, unary
+from eqsat_deploy.language.pointwise import add, mul, sub, unary
 from eqsat_deploy.language.shapes import BATCH, SLOTS, axis, slot
 from eqsat_extraction.kernel import Kind
 
@@ -200,6 +201,16 @@ def cumsum(x: Tensor, slot: int) -> Tensor:
     return torch.cumsum(x, axis(slot, x.dim()), dtype=x.dtype)
 
 
+@operator(
+    Kind.REDUCTION,
+    shape=lambda x, slot: replace(x, slot, 1),
+    flops=lambda out, x, slot: _per_element(4)(out, x),
+)
+def logsumexp(x: Tensor, slot: int) -> Tensor:
+    """Logarithm of the sum of exponentials along the axis in `slot`, which stays as size one."""
+    return torch.logsumexp(x, axis(slot, x.dim()), keepdim=True)
+
+
 def ones_like(x: Any, *shape: int) -> Any:
     """Ones of `shape` in the dtype of `x`: what a missing scale stands for."""
     return add(zeros_like(x, *shape), scalar(1.0))
@@ -247,6 +258,13 @@ def _group_norm(
     return group_norm(x, w, zeros_like(x, x.shape[1]) if b is None else b, groups, eps)
 
 
+@aten("native_group_norm.default")
+def _native_group_norm(
+    x: Any, w: Any, b: Any, samples: int, channels: int, positions: int, groups: int, eps: float
+) -> Any:
+    return (_group_norm(x, groups, w, b, eps), None, None)
+
+
 @aten("softmax.int", "_softmax.default")
 def _softmax(x: Any, dim: int, last: Any = None) -> Any:
     if not x.dtype.is_floating_point or last not in (None, False, x.dtype):
@@ -283,10 +301,10 @@ def _import_reduction(kind: str) -> Any:
     return import_reduction
 
 
-aten("mean.dim")(_import_reduction("mean"))
-aten("sum.dim_IntList")(_import_reduction("sum"))
-aten("amax.default")(_import_reduction("amax"))
-aten("amin.default")(_import_reduction("amin"))
+aten("mean.dim", "mean.default")(_import_reduction("mean"))
+aten("sum.dim_IntList", "sum.default")(_import_reduction("sum"))
+aten("amax.default", "max.default")(_import_reduction("amax"))
+aten("amin.default", "min.default")(_import_reduction("amin"))
 
 
 @aten("cumsum.default")
@@ -294,6 +312,19 @@ def _cumsum(x: Any, dim: int, *, dtype: torch.dtype | None = None) -> Any:
     dtype = dtype or (x.dtype if x.dtype.is_floating_point else torch.int64)
     x = x if x.dtype == dtype else cast_to(x, dtype)
     return cumsum(x, slot(dim, len(x.shape)))
+
+
+@aten("logsumexp.default")
+def _logsumexp(x: Any, dim: Sequence[int] | int, keepdim: bool = False) -> Any:
+    dims = [dim] if isinstance(dim, int) else list(dim)
+    rank = len(x.shape)
+    if not x.dtype.is_floating_point or not dims:
+        raise Unsupported(f"logsumexp of {x.dtype}")
+    gone = {d % rank for d in dims}
+    result = x
+    for d in gone:
+        result = logsumexp(result, slot(d, rank))
+    return result if keepdim else to_shape(result, [s for i, s in enumerate(x.shape) if i not in gone])
 
 
 @aten("max.dim")

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from eqsat_deploy.language.arithmetic import ARITHMETIC, computed, floor_divided, promoted
+from eqsat_deploy.language.casting import cast_to
 from eqsat_deploy.language.expressions import broadcast, one_of
 from eqsat_deploy.language.leaves import scalar
 from eqsat_deploy.language.operator import Unsupported, aten, operator
@@ -19,12 +21,19 @@ from eqsat_extraction.kernel import Kind
 
 UNARY: dict[str, Callable[..., Any]] = {
     "abs": torch.abs,
+    "acos": torch.acos,
+    "acosh": torch.acosh,
+    "asin": torch.asin,
+    "asinh": torch.asinh,
+    "atan": torch.atan,
+    "atanh": torch.atanh,
     "ceil": torch.ceil,
     "celu": F.celu,
     "clamp": torch.clamp,
     "clamp_max": lambda x, bound: torch.clamp(x, max=bound),
     "clamp_min": lambda x, bound: torch.clamp(x, min=bound),
     "cos": torch.cos,
+    "cosh": torch.cosh,
     "elu": F.elu,
     "erf": torch.erf,
     "exp": torch.exp,
@@ -36,7 +45,9 @@ UNARY: dict[str, Callable[..., Any]] = {
     "hardswish": F.hardswish,
     "leaky_relu": F.leaky_relu,
     "log": torch.log,
+    "log10": torch.log10,
     "log1p": torch.log1p,
+    "log2": torch.log2,
     "log_sigmoid": F.logsigmoid,
     "mish": F.mish,
     "neg": torch.neg,
@@ -48,11 +59,15 @@ UNARY: dict[str, Callable[..., Any]] = {
     "rsqrt": torch.rsqrt,
     "selu": F.selu,
     "sigmoid": torch.sigmoid,
+    "sign": torch.sign,
     "silu": F.silu,
     "sin": torch.sin,
+    "sinh": torch.sinh,
     "softplus": F.softplus,
     "sqrt": torch.sqrt,
+    "tan": torch.tan,
     "tanh": torch.tanh,
+    "trunc": lambda x: torch.sign(x) * torch.floor(torch.abs(x)),
 }
 BINARY: dict[str, Callable[..., Any]] = {
     "add": python_operator.add,
@@ -120,10 +135,18 @@ def binary(f: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return BINARY[f](a, b)  # type: ignore[no-any-return]
 
 
-@operator(Kind.POINTWISE, dtype=lambda x, dtype: getattr(torch, dtype), shape=lambda x, dtype: x)
-def cast(x: torch.Tensor, dtype: str) -> torch.Tensor:
-    """Conversion to another dtype, by torch's name."""
-    return x.to(getattr(torch, dtype))
+def _prelu_module(w: torch.Tensor) -> torch.nn.Module:
+    module = torch.nn.PReLU(w.numel(), device="meta")
+    module.weight = torch.nn.Parameter(w)
+    return module
+
+
+@operator(
+    Kind.POINTWISE, requantizes=True, epilogue=True, shape=lambda x, w: x, flops=per_element, module=_prelu_module
+)  # fmt: skip
+def prelu(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """max(x, 0) + w * min(x, 0); a slope for each channel, on axis 1, or one for all: (channels) or (1)."""
+    return F.prelu(x, w)
 
 
 def relu(x: Any) -> Any:
@@ -161,17 +184,29 @@ def _operand(value: Any) -> Any:
     return scalar(float(value)) if isinstance(value, int | float) else value
 
 
+INTEGER: dict[str, Callable[..., Any]] = {
+    "abs": lambda x: computed("maximum", x, computed("sub", 0, x)),
+    "neg": lambda x: computed("sub", 0, x),
+    "relu": lambda x: computed("maximum", x, 0),
+}
+"""Functions that give integers of integers."""
+
+
 def _import_unary(f: str) -> Callable[..., Any]:
     def import_unary(x: Any) -> Any:
+        if not x.dtype.is_floating_point and f in INTEGER:
+            return INTEGER[f](x)
         _floating(x)
         return unary(f, x)
 
     return import_unary
 
 
-for _name in ("abs", "ceil", "cos", "erf", "exp", "expm1", "floor", "hardsigmoid", "hardswish", "log", "log1p",
-              "mish", "neg", "reciprocal", "relu", "round", "rsqrt", "selu", "sigmoid", "silu", "sin", "sqrt",
-              "tanh"):  # fmt: skip
+for _name in (
+    "abs", "acos", "acosh", "asin", "asinh", "atan", "atanh", "ceil", "cos", "cosh", "erf", "exp", "expm1", "floor",
+    "hardsigmoid", "hardswish", "log", "log10", "log1p", "log2", "mish", "neg", "reciprocal", "relu", "round",
+    "rsqrt", "selu", "sigmoid", "sign", "silu", "sin", "sinh", "sqrt", "tan", "tanh", "trunc",
+):  # fmt: skip
     aten(f"{_name}.default")(_import_unary(_name))
 aten("log_sigmoid.default")(_import_unary("log_sigmoid"))
 aten("relu6.default")(_import_unary("clamp(0.0,6.0)"))
@@ -212,12 +247,25 @@ def _hardtanh(x: Any, low: float = -1, high: float = 1) -> Any:
 
 @aten("clamp.default")
 def _clamp(x: Any, low: float | None = None, high: float | None = None) -> Any:
+    if not promoted(x, high if low is None else low).is_floating_point:
+        return _between(x, low, high)
     _floating(x)
     if low is None:
         return unary(f"clamp_max({float(high)})", x)  # type: ignore[arg-type]
     if high is None:
         return unary("relu", x) if low == 0 else unary(f"clamp_min({float(low)})", x)
     return unary(f"clamp({float(low)},{float(high)})", x)
+
+
+@aten("clamp.Tensor")
+def _clamp_to(x: Any, low: Any = None, high: Any = None) -> Any:
+    return _between(x, low, high)
+
+
+def _between(x: Any, low: Any, high: Any) -> Any:
+    """The bounds one after the other, as torch has them where they cross."""
+    x = x if low is None else _import_binary("maximum")(x, low)
+    return x if high is None else _import_binary("minimum")(x, high)
 
 
 @aten("square.default")
@@ -231,24 +279,23 @@ def _pow(x: Any, exponent: float) -> Any:
     return unary(f"pow({float(exponent)})", x)
 
 
-def cast_to(x: Any, dtype: torch.dtype) -> Any:
-    """`cast` to a dtype of torch."""
-    return cast(x, str(dtype).removeprefix("torch."))
-
-
-def _promoted(x: Any, other: Any) -> Any:
-    """Booleans or integers beside a floating tensor are converted to its dtype, as torch does."""
-    numbers = any(isinstance(value, int | float) for value in (x, other))
-    if numbers or x.dtype.is_floating_point or not other.dtype.is_floating_point:
-        return x
-    return cast_to(x, other.dtype)
+def _real(value: Any, dtype: torch.dtype) -> Any:
+    """Booleans and integers in arithmetic of `dtype` are converted to it, as torch does; a number takes it anyway."""
+    if isinstance(value, int | float) or value.dtype.is_floating_point:
+        return _operand(value)
+    return cast_to(value, dtype)
 
 
 def _import_binary(f: str) -> Callable[..., Any]:
     def import_binary(a: Any, b: Any, alpha: float = 1) -> Any:
-        a, b = _promoted(a, b), _promoted(b, a)
-        a, b = _operand(a), _operand(b)
-        _floating(a, b)
+        dtype = promoted(a, b)
+        if not dtype.is_floating_point:
+            if f in ARITHMETIC:
+                return computed(f, a, b if alpha == 1 else computed("mul", b, alpha))
+            if f != "div":
+                raise Unsupported(f"{f!r} of {dtype}")
+            dtype = torch.get_default_dtype()
+        a, b = _real(a, dtype), _real(b, dtype)
         if alpha != 1:
             b = mul(b, scalar(float(alpha)))
         return binary(f, a, b)
@@ -262,7 +309,26 @@ for _name in ("mul", "div"):
     aten(f"{_name}.Tensor", f"{_name}.Scalar")(_import_binary(_name))
 for _name in ("maximum", "minimum"):
     aten(f"{_name}.default")(_import_binary(_name))
-aten("pow.Tensor_Tensor")(_import_binary("pow"))
+aten("pow.Tensor_Tensor", "pow.Scalar")(_import_binary("pow"))
+
+
+@aten("div.Tensor_mode", "div.Scalar_mode")
+def _div(a: Any, b: Any, *, rounding_mode: str | None) -> Any:
+    match rounding_mode:
+        case None:
+            return _import_binary("div")(a, b)
+        case "trunc" if promoted(a, b).is_floating_point:
+            return unary("trunc", _import_binary("div")(a, b))
+        case "trunc":
+            return computed("trunc_divide", a, b)
+    return floor_divided(a, b)
+
+
+@aten("prelu.default")
+def _prelu(x: Any, w: Any) -> Any:
+    if len(w.shape) != 1 or len(x.shape) < 2:
+        raise Unsupported("a slope that is no channel's")
+    return prelu(x, w)
 
 
 @aten("rsub.Scalar", "rsub.Tensor")

@@ -106,7 +106,7 @@ def _avg_pool2d(
     return avg_pool2d(x, *window, _rounds_up(x, (*window, (1, 1)), ceil), int(include_pad))
 
 
-@aten("adaptive_avg_pool2d.default")
+@aten("adaptive_avg_pool2d.default", "_adaptive_avg_pool2d.default")
 def _adaptive_avg_pool2d(x: Any, size: Sequence[int | None]) -> Any:
     _image(x)
     return adaptive_avg_pool2d(x, tuple(s or d for s, d in zip(_pair(size), x.shape[2:], strict=True)))  # type: ignore[arg-type]

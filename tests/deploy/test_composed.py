@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eqsat_deploy.deployment import DEFAULT_BATCH, Signature
+from eqsat_deploy.deployment import DEFAULT_BATCH, Signature, deployment
 from eqsat_deploy.engines.onnx import ONNXRUNTIME, export_onnx
 from eqsat_deploy.engines.program import export_program
 from eqsat_deploy.verify import relative_error
@@ -84,6 +84,41 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "pixel unshuffle": lambda x, m: F.pixel_unshuffle(x, 2),
     "channel shuffle": lambda x, m: F.channel_shuffle(x, 2),
     "repeat": lambda x, m: (x.repeat(1, 1, 3, 1), m.repeat(x.shape[0], 1, 1), x[:, :, :1].repeat(1, 1, 5, 1)),
+    "many repeats": lambda x, m: x.repeat(2, 99, 1, 1),
+    "transposed conv1d": lambda x, m: F.conv_transpose1d(x.flatten(2), m.reshape(4, 1, 3), m[:, 0], 2, 1, 1, 4, 2),
+    "volumes": lambda x, m: F.conv3d(x.reshape(-1, 4, 2, 3, 8),
+                                     m.reshape(4, 1, 3, 1, 1).expand(4, 1, 3, 2, 2),
+                                     m[:, 0], (1, 1, 2), 1, (1, 2, 1), 4),
+    "volumes, same": lambda x, m: F.conv3d(x.reshape(-1, 4, 2, 3, 8), m.T.reshape(1, 4, 3, 1, 1).expand(1, 4, 3, 1, 3),
+                                           padding="same"),
+    "transposed volumes": lambda x, m: F.conv_transpose3d(
+        x.reshape(-1, 4, 2, 3, 8), m.reshape(4, 3, 1, 1, 1).expand(4, 3, 2, 2, 3), None, (2, 1, 2), 1, (1, 0, 1), 2
+    ),
+    "pools of volumes": lambda x, m: (F.avg_pool3d(x.reshape(-1, 4, 2, 3, 8), (2, 2, 3), (1, 1, 2), (1, 0, 1)),
+                                      F.max_pool3d(x.reshape(-1, 4, 2, 3, 8), 2, (1, 2, 2), ceil_mode=True)),
+    "slope of each channel": lambda x, m: F.prelu(x, m[:, 0]),
+    "one slope": lambda x, m: F.prelu(x.flatten(2), m.mean().reshape(1)),
+    "filled": lambda x, m: (torch.fill(x, 2.0) * x, torch.fill(x, m.sum()) + x,
+                            torch.full_like(x, 3, dtype=torch.int64)),
+    "gathered": lambda x, m: torch.gather(x, 2, (x[:, :, :3] > 0).to(torch.int64) + 1),
+    "differences": lambda x, m: (x.diff(), (lambda i: i.diff(2, 1, prepend=i[:, :1] * 2))((x * 9).to(torch.int64))),
+    "integers": lambda x, m: (lambda i: (i + i * 2 - 3, 5 - i, i // 3, i % 4, -i, i.abs(), i.clamp(-2, 3),
+        i.clamp(min=0), torch.div(i, 2, rounding_mode="trunc"), torch.maximum(i, i.flip(3)), i + 0.5, i * x, i / 2,
+        torch.add(i, i, alpha=3), i.to(torch.int32) + i))((x * 9).to(torch.int64)),
+    "positions": lambda x, m: (lambda mask: torch.cumsum(mask, 1) * mask + 1)((x[:, 0, 0] > 0).to(torch.int64)),
+    "remainders": lambda x, m: (x % 0.7, torch.fmod(x, 0.7), x // 0.6, torch.div(x, 0.6, rounding_mode="trunc"),
+                                torch.atan2(x, x + 1)),
+    "logsumexp": lambda x, m: (x.logsumexp((1, 2)), x.logsumexp(3, keepdim=True)),
+    "flipped": lambda x, m: x.flip((1, 3)),
+    "one hot": lambda x, m: F.one_hot((x[:, 0] > 0).to(torch.int64) + 1, 4),
+    "empty slices": lambda x, m: (torch.cat([x[:, :, 6:], x, x[:, :, 2:2]], 2), x[:, 4:]),
+    "functions": lambda x, m: (x.tanh().acos(), (x.abs() + 1.5).acosh(), x.tanh().asin(), x.asinh(), x.atan(),
+        (x.tanh() * 0.9).atanh(), x.cosh(), x.sinh(), x.tan() * 0.1, x.sign(), x.trunc(), (x.abs() + 1).log2(),
+        (x.abs() + 1).log10(), 2 ** x),
+    "bounds of tensors": lambda x, m: torch.clamp(x, m.min() * 0.1, x.amax(3, keepdim=True) * 0.5),
+    "reduced to numbers": lambda x, m: (x.mean(), x.sum(), x.max(), x.min()),
+    "conditions": lambda x, m: ((x > 2).any(1), (x > 2).any(), torch.logical_xor(x > 0, x > 1),
+        torch.isnan(x / (x * 0)), torch.isinf(x / 0)),
     "interleaved repeat": lambda x, m: x.repeat_interleave(3, 2),
     "bounds": lambda x, m: (x.clamp_min(0.1), x.clamp_max(0.2), x.clamp(max=0.3)),
     "square": lambda x, m: x.square(),
@@ -111,10 +146,14 @@ def test_a_composed_call_computes_what_torch_computes(both, name):
     assert relative_error(expected, actual) < 1e-5
 
 
-def test_composed_calls_export_to_onnx(both):
+@pytest.mark.parametrize("half", [0, 1])
+def test_composed_calls_export_to_onnx(half):
+    """In halves: in the graph of all, onnxscript's constant folding gives one name to two tensors."""
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    model, module = both
+    calls = list(CALLS.values())[half::2]
+    model = Calls(lambda x, m: [call(x, m) for call in calls]).eval()
+    module = optimized(model, image(2, 4, 6, 8))
     session = runtime.InferenceSession(export_onnx(module, lane=ONNXRUNTIME).model)
     x = image(3, 4, 6, 8, seed=2)
     actual = session.run(None, {session.get_inputs()[0].name: x.numpy()})
@@ -141,7 +180,7 @@ def test_composed_calls_convert_to_openvino(both):
         (lambda x, m: torch.linalg.vector_norm(x, 3, dim=1), "order 3"),
         (lambda x, m: x.max(1).indices + 0, "result 1"),
         (lambda x, m: F.adaptive_max_pool2d(x, (4, 5)), "several sizes"),
-        (lambda x, m: x.repeat(1, 99, 1, 1), "99 repetitions"),
+        (lambda x, m: x.reshape(-1, 2, 2, 2, 3, 8).repeat(1, 1, 1, 1, 1, 99), "99 repetitions"),
         (lambda x, m: x.repeat_interleave(2), "flattened"),
     ],
 )
@@ -159,3 +198,24 @@ def test_what_no_result_depends_on_is_not_computed():
     low = lowered(Calls(function), image(2, 4, 6, 8))
     assert not low.calls
     assert kinds(low).count("binary") == 2
+
+
+def test_convolutions_around_a_prelu_are_int8():
+    layers = [(nn.Conv2d(32, 32, 3, padding=1), nn.PReLU(slopes)) for slopes in (32, 1, 32)]
+    model = nn.Sequential(*(part for pair in layers for part in pair)).eval()
+    module = optimized(model, image(2, 32, 32, 32), cost="openvino_int8")
+    assert not module.report.opaque
+    assert sum(node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), nn.PReLU)
+               for node in module.graph.nodes) == 3  # fmt: skip
+    assert len(deployment(module).placement.quantizers) >= 2
+    assert_same(model, module, image(3, 32, 32, 32, seed=2))
+
+
+@pytest.mark.parametrize("cost", ["trt_int8", "openvino_int8"])
+def test_volumes_are_priced_as_convolutions(cost):
+    model = nn.Sequential(
+        nn.Conv3d(4, 16, 3, padding=1), nn.ReLU(), nn.MaxPool3d(2), nn.ConvTranspose3d(16, 8, 2, 2)
+    )
+    module = optimized(model.eval(), image(2, 4, 4, 8, 8), cost=cost)
+    assert not module.report.opaque
+    assert_same(model, module, image(3, 4, 4, 8, 8, seed=2))

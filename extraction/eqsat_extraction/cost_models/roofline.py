@@ -139,7 +139,7 @@ def gemm(kernel: Kernel) -> Gemm:
     linear (..., K) and (N, K); matmul (..., M, K) and (..., K, N).
     """
     source, weight, output = kernel.inputs[0].shape, kernel.inputs[1].shape, kernel.output.shape
-    if kernel.op == "conv_transpose2d":
+    if kernel.op in ("conv_transpose2d", "conv_transpose3d"):
         groups = output[1] // weight[1]
         channels = source[1] // groups
         return Gemm(groups, source[0] * prod(source[2:]), prod(weight[1:]), channels, channels)
