@@ -54,7 +54,7 @@ def run(name: str, model: nn.Module, data: Digits, folder: Path, *, epochs: int,
     with stages(f"{name}: optimize"):
         optimized = eqd.optimize(model, data.test_images[:2], batch=BATCH)
     with stages(f"{name}: quantize"):
-        quantized = optimized.quantize(data.train_images.split(64), observer="mse")
+        quantized = optimized.quantize(data.train_images.split(64))
     with stages(f"{name}: build"):
         engine = quantized.build(batch=BATCH)
     with stages(f"{name}: measure"):

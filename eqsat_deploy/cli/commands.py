@@ -209,7 +209,7 @@ def _check_build(args: argparse.Namespace) -> None:
     if args.calibration is not None:
         check_source(args.calibration)
     find_engine(args.engine)
-    if args.observer not in OBSERVERS:
+    if args.observer is not None and args.observer not in OBSERVERS:
         raise UnknownNameError("observer", args.observer, OBSERVERS)
     if getattr(args, "out", None) is not None:
         check_target(args.out)
@@ -229,7 +229,7 @@ def _quantize(args: argparse.Namespace, model: Any, optimized: Any) -> Any:
             normalization=_normalization(model),
             module=optimized,
         )
-        return optimized.quantize(batches, observer=args.observer)
+        return optimized.quantize(batches, effort=args.effort, observer=args.observer)
 
 
 def _normalization(model: Any) -> Any:

@@ -170,10 +170,15 @@ def _build(parser: Parser) -> None:
                        help="an .npy, .npz, .safetensors or .pt file, a folder of images, or random:N")  # fmt: skip
     group.add_argument("--float", action="store_true", help="do not quantize")
     group.add_argument(
+        "--effort",
+        default="balanced",
+        choices=("fast", "balanced"),
+        help="how ranges and biases are chosen: as observed, or by the error at each kernel's output (default)",
+    )
+    group.add_argument(
         "--observer",
-        default="minmax",
         metavar="NAME",
-        help="minmax, percentile, entropy or mse (default minmax)",
+        help="take every range from it alone: minmax, percentile, entropy or mse",
     )
     group.add_argument(
         "--engine", default="auto", metavar="NAME", help="openvino, tensorrt, onnxruntime (default auto)"
