@@ -50,15 +50,7 @@ def explain(args: argparse.Namespace) -> int:
     from eqsat_deploy.explain import explain, inside
 
     model, inputs = _load(args)
-    found = explain(
-        model,
-        inputs,
-        cost=args.cost,
-        rules=args.rules,
-        extractor=args.extractor,
-        time_limit=args.time_limit,
-        batch=args.batch,
-    )
+    found = explain(model, inputs, **_searched(args))
     limit = sys.maxsize if args.all else 30
     nodes: list[Any] = [inside(found, name, limit=limit) for name in args.node]
     show(args, {**found.to_dict(), "nodes": [node.to_dict() for node in nodes]}, *(nodes or [found]))
@@ -182,15 +174,12 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
 def _optimize(args: argparse.Namespace, model: Any, inputs: Any) -> Any:
     from eqsat_deploy.optimizer import optimize
 
-    return optimize(
-        model,
-        inputs,
-        cost=args.cost,
-        rules=args.rules,
-        extractor=args.extractor,
-        time_limit=args.time_limit,
-        batch=args.batch,
-    )
+    return optimize(model, inputs, **_searched(args))
+
+
+def _searched(args: argparse.Namespace) -> dict[str, Any]:
+    """What `_search` of the parser reads, as keyword arguments."""
+    return {name: getattr(args, name) for name in ("cost", "rules", "extractor", "time_limit", "batch")}
 
 
 def _check_build(args: argparse.Namespace) -> None:
