@@ -12,7 +12,8 @@ from eqsat_deploy.deployment import DEFAULT_BATCH, deployment
 from eqsat_deploy.engines import Batch, Layer
 from eqsat_deploy.engines.openvino import OpenVINOEngine
 from eqsat_deploy.errors import InputError, UnknownNameError
-from eqsat_deploy.quantization import quantize
+from eqsat_deploy.grid import IntegerGrid
+from eqsat_deploy.quantization import FakeQuantize, quantize
 from tests.deploy.placing import (
     ADDS,
     POOLS,
@@ -101,10 +102,16 @@ def test_unsigned_asymmetric_and_trained_quantizers_convert() -> None:
     torch.manual_seed(0)
     module = int8(traced(Residual(), torch.zeros(1, 3, 32, 32)), WEIGHTED + ADDS)
     x = images(1, seed=5)[0]
-    for settings in ({"symmetric": False}, {"unsigned": False}, {"learnable": True}):
+    for settings in ({"grid": IntegerGrid(unsigned=True)}, {"grid": IntegerGrid()}, {"learnable": True}):
         quantized = quantize(module, images(3), **settings)
         with torch.no_grad():
             assert sqnr(quantized(x), build(quantized)(x)) > 30
+    for name, fake in list(quantized.named_children()):
+        if isinstance(fake, FakeQuantize) and fake.axis is None:
+            planted = FakeQuantize(fake.step * 1.1, low=0, high=255, zero_point=100)
+            setattr(quantized, name, planted)
+    with torch.no_grad():
+        assert sqnr(quantized(x), build(quantized)(x)) > 30
 
 
 def test_transposed_convolutions_run_in_int8() -> None:
