@@ -1,7 +1,7 @@
 """An engine on disk: a directory of its files, the module's weights and a manifest; no pickle in it.
 
 model.eqsat/
-    manifest.json         format, engine, versions, device, signature, report, hash of every other file
+    manifest.json         format, engine, versions, device, how it is called, report, hash of every other file
     weights.safetensors   parameters and buffers of the module the engine was built from
     engine/               what the engine itself wrote
 """
@@ -28,7 +28,7 @@ from torch import Tensor
 from eqsat_deploy.deployment import Signature
 from eqsat_deploy.errors import ArtifactError, EqsatError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 ENGINE = "engine"

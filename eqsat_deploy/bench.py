@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from eqsat_deploy.build import is_quantized
+from eqsat_deploy.calling import arguments
 from eqsat_deploy.deployment import Batch, comparable
 from eqsat_deploy.engines import Engine
 from eqsat_deploy.engines.race import Timing, race
@@ -57,9 +58,10 @@ def compare(
     for name, form in forms.items():
         with stages(f"build {name}"):
             engines[name] = maker.build(form, batch=sizes)
-    inputs = next(iter(engines.values())).signature.zeros(batch)
+    signature = next(iter(engines.values())).signature
+    args, kwargs = arguments(signature.call.batch(signature.zeros(batch)))
     with stages("race"), torch.no_grad():
-        return race({TORCH: model, **engines}, inputs, seconds=seconds, runs=10_000)
+        return race({TORCH: model, **engines}, args, kwargs, seconds=seconds, runs=10_000)
 
 
 def comparison_table(timings: Mapping[str, Timing], batch: int) -> Any:

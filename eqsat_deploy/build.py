@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx
 
+from eqsat_deploy.calling import arguments
 from eqsat_deploy.deployment import Batch, comparable, deployment
 from eqsat_deploy.engines import Engine
 from eqsat_deploy.errors import EngineError, EqsatError, InputError
@@ -161,8 +162,9 @@ def _plain(make: Callable[[], Engine | None]) -> dict[str, Engine]:
 def _race(built: Mapping[str, Engine], sizes: Batch) -> dict[str, float]:
     from eqsat_deploy.engines.race import race
 
-    inputs = built[CHOSEN].signature.zeros(sizes.typical)
-    return {name: timing.median for name, timing in race(built, inputs).items()}
+    signature = built[CHOSEN].signature
+    args, kwargs = arguments(signature.call.batch(signature.zeros(sizes.typical)))
+    return {name: timing.median for name, timing in race(built, args, kwargs).items()}
 
 
 def _report(

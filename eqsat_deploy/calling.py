@@ -7,9 +7,10 @@ for the module, for calibration and for engines.
 from __future__ import annotations
 
 import inspect
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -29,6 +30,12 @@ class InputSpec:
     shape: tuple[int | None, ...]
     dtype: torch.dtype
 
+    def __str__(self) -> str:
+        return f"{self.name} {self._wanted()} {str(self.dtype).removeprefix('torch.')}"
+
+    def _wanted(self) -> str:
+        return f"[{', '.join('batch' if size is None else str(size) for size in self.shape)}]"
+
     def check(self, value: object) -> Tensor:
         """`value`, if it is a tensor of this shape and of this kind of dtype.
 
@@ -42,10 +49,9 @@ class InputSpec:
             for expected, size in zip(self.shape, value.shape, strict=True)
         )
         if not fits:
-            wanted = ", ".join("batch" if size is None else str(size) for size in self.shape)
             raise InputError(
-                f"input {self.name!r}: shape [{wanted}] is expected, not {list(value.shape)}. Sizes beside the batch "
-                "are those of the example inputs; for others, optimize again with example_inputs= of that size"
+                f"input {self.name!r}: shape {self._wanted()} is expected, not {list(value.shape)}. Sizes beside the "
+                "batch are those of the example inputs; for others, optimize again with example_inputs= of that size"
             )
         if value.dtype != self.dtype and value.dtype.is_floating_point != self.dtype.is_floating_point:
             raise InputError(f"input {self.name!r}: {self.dtype} is expected, not {value.dtype}")
@@ -58,6 +64,9 @@ class Fixed:
 
     name: str
     value: Any
+
+    def __str__(self) -> str:
+        return f"{self.name}={_shown(self.value)}"
 
     def check(self, value: object) -> None:
         """Raises `InputError` where `value` is another one."""
@@ -125,7 +134,23 @@ class CallSpec:
         arguments = [(a.name, _example_of(a.structure), a.leaves) for a in self.arguments]
         return _restored, (self.signature, arguments, _example_of(self.outputs))
 
-    @property
+    @classmethod
+    def plain(cls, inputs: Sequence[InputSpec], outputs: Any) -> Self:
+        """The spec of a graph that takes `inputs` one by one and returns what is nested as `outputs`."""
+        parameters = [inspect.Parameter(s.name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for s in inputs]
+        leaf = pytree.tree_structure(0)
+        found = tuple(Argument(spec.name, leaf, (spec,)) for spec in inputs)
+        return cls(inspect.Signature(parameters), found, pytree.tree_structure(outputs))
+
+    def __repr__(self) -> str:
+        return f"CallSpec({self})"
+
+    def __str__(self) -> str:
+        """Every tensor and every fixed value, in order."""
+        leaves = [leaf for argument in self.arguments for leaf in argument.leaves]
+        return ", ".join(map(str, leaves))
+
+    @cached_property
     def inputs(self) -> tuple[InputSpec, ...]:
         """The tensors that a rebuilt module takes, in order."""
         return tuple(
@@ -136,10 +161,13 @@ class CallSpec:
         """The tensors of a call, in the order of `inputs`.
 
         Raises:
-            InputError: a tensor, a value or the nesting does not fit; the message names the argument.
-            TypeError: Python's own, where the arguments are not those of the model's forward.
+            InputError: the arguments are not those of the model's forward, or a tensor, a value or the nesting does
+                not fit; the message names the argument, or says what is expected.
         """
-        bound = self.signature.bind(*args, **kwargs)
+        try:
+            bound = self.signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise InputError(f"{error}: call it as forward{self.signature}, with {self}") from error
         bound.apply_defaults()
         return tuple(
             tensor
@@ -153,13 +181,7 @@ class CallSpec:
         Raises:
             InputError: it does not fit.
         """
-        args, kwargs = arguments(batch)
-        try:
-            return self.flatten(args, kwargs)
-        except TypeError as error:
-            raise InputError(
-                f"the batch does not fit the model's forward{self.signature}: {error}"
-            ) from error
+        return self.flatten(*arguments(batch, "the batch"))
 
     def batch(self, tensors: Iterable[Tensor]) -> Any:
         """Tensors in the order of `inputs` as a batch in the model's own structure, fixed values among them."""
@@ -179,6 +201,29 @@ class CallSpec:
         return pytree.tree_unflatten(pytree.tree_leaves(result), self.outputs)
 
 
+def batch_size(inputs: Sequence[InputSpec], tensors: Sequence[Tensor]) -> int | None:
+    """The batch size of `tensors`, which are for `inputs`; None where none of these has a batch axis.
+
+    Raises:
+        InputError: their number, a shape or a dtype does not fit, or they disagree on the batch size.
+    """
+    if len(tensors) != len(inputs):
+        raise InputError(
+            f"{len(tensors)} inputs given, {len(inputs)} expected: {', '.join(map(str, inputs))}"
+        )
+    sizes: dict[int, str] = {}
+    for spec, value in zip(inputs, tensors, strict=True):
+        if spec.check(value).dtype != spec.dtype:
+            raise InputError(f"input {spec.name!r}: {spec.dtype} is expected, not {value.dtype}")
+        for expected, size in zip(spec.shape, value.shape, strict=True):
+            if expected is None:
+                sizes.setdefault(size, spec.name)
+    if len(sizes) > 1:
+        found = ", ".join(f"{name!r} has {size}" for size, name in sizes.items())
+        raise InputError(f"inputs disagree on the batch size: {found}")
+    return next(iter(sizes), None)
+
+
 def _example_of(structure: pytree.TreeSpec) -> Any:
     return pytree.tree_unflatten([0] * structure.num_leaves, structure)
 
@@ -188,11 +233,11 @@ def _restored(signature: inspect.Signature, arguments: list[Any], outputs: Any) 
     return CallSpec(signature, found, pytree.tree_structure(outputs))
 
 
-def arguments(given: Any) -> Arguments:
+def arguments(given: Any, what: str = "example_inputs") -> Arguments:
     """Positional and keyword arguments out of a tensor, a tuple or list of arguments, or a dict of them by name.
 
     Raises:
-        InputError: `given` is none of these.
+        InputError: `given`, which the message calls `what`, is none of these.
     """
     match given:
         case Tensor():
@@ -202,7 +247,7 @@ def arguments(given: Any) -> Arguments:
         case tuple() | list():
             return tuple(given), {}
     raise InputError(
-        "example_inputs must be a tensor, a tuple of arguments or a dict of keyword arguments, "
+        f"{what} must be a tensor, a tuple of arguments or a dict of keyword arguments, "
         f"not {type(given).__name__}"
     )
 
@@ -221,18 +266,30 @@ def plain_structure(outputs: pytree.TreeSpec, leaves: Iterator[Any]) -> Any:
     parts = [plain_structure(child, leaves) for child in outputs.children()]
     if isinstance(outputs.type, type) and issubclass(outputs.type, list):
         return parts
-    names = outputs.context
-    if isinstance(outputs.type, type) and issubclass(outputs.type, dict):
-        return dict(zip(names, parts, strict=True))
-    return tuple(parts)
+    keys = keys_of(outputs)
+    return tuple(parts) if keys is None else dict(zip(keys, parts, strict=True))
+
+
+def keys_of(structure: pytree.TreeSpec) -> list[Any] | None:
+    """What a container's parts are found by, in order, where it is a dict of any kind."""
+    if structure.type is defaultdict:
+        return list(structure.context[1])  # beside it, what makes the parts that are missing
+    if isinstance(structure.type, type) and issubclass(structure.type, dict):
+        return list(structure.context)
+    return None
 
 
 def same_value(a: Any, b: Any) -> bool:
     """Whether two arguments say the same: equal numbers, or values of one type that are equal."""
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (a, b))
+    if a is b:
+        return True
     if not numbers and type(a) is not type(b):
         return False
-    return a is b or bool(a == b) or bool(numbers and a != a and b != b)
+    try:
+        return bool(a == b) or bool(numbers and a != a and b != b)
+    except (RuntimeError, ValueError):  # arrays, whose equality has as many answers as they have numbers
+        return False
 
 
 def _shown(value: object) -> str:

@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 from zlib import crc32
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
-from eqsat_deploy.calling import CallSpec
+from eqsat_deploy.calling import CallSpec, Fixed, batch_size
 from eqsat_deploy.calling import InputSpec as InputSpec
+from eqsat_deploy.calling_json import call_from_json, call_to_json, value_from_json, value_to_json
 from eqsat_deploy.errors import InputError
 from eqsat_deploy.grid import IntegerGrid
 
@@ -26,8 +28,6 @@ SAMPLES = 4
 """How many real inputs a module keeps."""
 
 HALVES = (torch.float16, torch.bfloat16)
-
-Structure = Any  # a position among the flat outputs, None, or a tuple, list or dict of these
 
 
 @dataclass(frozen=True)
@@ -93,51 +93,58 @@ DEFAULT_BATCH = Batch()
 
 @dataclass(frozen=True)
 class Signature:
-    """How a module is called: its inputs, the structure of its outputs, and the batch sizes allowed.
+    """How a module is called, where its outputs come from, and the batch sizes allowed.
 
-    `outputs` has a position among the flat outputs wherever the module returns a tensor. `narrow` are the dtypes of
-    the flat outputs of a module in half precision, which engines compute in float32; empty for any other.
+    `outputs` has for every leaf of the results, in the order of pytree, its position among the flat outputs, or the
+    value that it always has. `narrow` are the dtypes of the flat outputs of a module in half precision, which engines
+    compute in float32; empty for any other.
     """
 
-    inputs: tuple[InputSpec, ...]
-    outputs: Structure
+    call: CallSpec
+    outputs: tuple[int | Fixed, ...]
     batch: Batch = DEFAULT_BATCH
     narrow: tuple[torch.dtype, ...] = ()
 
     @classmethod
     def of(cls, module: fx.GraphModule, batch: Batch) -> Self:
-        """The signature of a rebuilt module; `InputError` where it has no record, or returns what no engine does."""
-        return cls(deployment(module).inputs, _positions(module, flat_outputs(module)), batch)
+        """The signature of a rebuilt module; `InputError` where it has no record."""
+        position = {node: index for index, node in enumerate(flat_outputs(module))}
+        leaves = pytree.tree_leaves(module.graph.output_node().args[0])
+        outputs = (
+            position[leaf] if isinstance(leaf, fx.Node) else Fixed(f"output {index}", leaf)
+            for index, leaf in enumerate(leaves)
+        )
+        return cls(call_of(module), tuple(outputs), batch)
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """The tensors that it takes, in order."""
+        return self.call.inputs
 
     def check(self, inputs: Sequence[Tensor]) -> int:
         """The batch size of `inputs` (`typical` where none has a batch axis); `InputError` on a misfit."""
-        if len(inputs) != len(self.inputs):
-            names = ", ".join(spec.name for spec in self.inputs)
-            raise InputError(f"{len(inputs)} inputs given, {len(self.inputs)} expected: {names}")
-        sizes: dict[int, str] = {}
-        for spec, value in zip(self.inputs, inputs, strict=True):
-            _check_input(spec, value)
-            for expected, size in zip(spec.shape, value.shape, strict=True):
-                if expected is None:
-                    sizes[size] = spec.name
-        if len(sizes) > 1:
-            raise InputError(
-                f"inputs disagree on the batch size: { ({name: n for n, name in sizes.items()}) }"
-            )
-        size = next(iter(sizes), self.batch.typical)
+        size = batch_size(self.inputs, inputs)
+        if size is None:
+            return self.batch.typical
         if size < self.batch.minimum or (self.batch.maximum is not None and size > self.batch.maximum):
             raise InputError(f"batch of {size}: this engine was built for {self.batch}")
         return size
 
     def pack(self, tensors: Sequence[Tensor]) -> Any:
         """The flat outputs in the module's own structure."""
-        return _fill(self.outputs, tensors)
+        return self.call.pack([tensors[o] if isinstance(o, int) else o.value for o in self.outputs])
 
     @property
     def wide(self) -> Signature:
         """The signature in float32 of what an engine computes for a module in half precision."""
-        inputs = tuple(replace(s, dtype=torch.float32) if s.dtype in HALVES else s for s in self.inputs)
-        return replace(self, inputs=inputs, narrow=())
+
+        def wider(leaf: InputSpec | Fixed) -> InputSpec | Fixed:
+            if isinstance(leaf, InputSpec) and leaf.dtype in HALVES:
+                return replace(leaf, dtype=torch.float32)
+            return leaf
+
+        arguments = tuple(replace(a, leaves=tuple(map(wider, a.leaves))) for a in self.call.arguments)
+        return replace(self, call=replace(self.call, arguments=arguments), narrow=())
 
     def widened(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """`inputs` as an engine takes them: half precision as float32."""
@@ -157,34 +164,30 @@ class Signature:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The signature as JSON values."""
+        """The signature as JSON values; `InputError` where an output is a constant that JSON has no form for."""
+        unwritten: list[Any] = []
+        outputs = [
+            o if isinstance(o, int) else {"name": o.name, "value": value_to_json(o.value, unwritten)}
+            for o in self.outputs
+        ]
+        if unwritten:
+            raise InputError(f"the module returns {unwritten[0]!r}, which an artifact cannot keep")
         return {
-            "inputs": [
-                {
-                    "name": spec.name,
-                    "shape": list(spec.shape),
-                    "dtype": str(spec.dtype).removeprefix("torch."),
-                }
-                for spec in self.inputs
-            ],
-            "outputs": _encode(self.outputs),
+            "call": call_to_json(self.call),
+            "outputs": outputs,
             "narrow": [str(dtype).removeprefix("torch.") for dtype in self.narrow],
-            "batch": {
-                "minimum": self.batch.minimum,
-                "typical": self.batch.typical,
-                "maximum": self.batch.maximum,
-            },
+            "batch": asdict(self.batch),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The signature `to_json` wrote."""
-        inputs = tuple(
-            InputSpec(item["name"], tuple(item["shape"]), getattr(torch, item["dtype"]))
-            for item in data["inputs"]
+        outputs = tuple(
+            o if isinstance(o, int) else Fixed(o["name"], value_from_json(o["value"]))
+            for o in data["outputs"]
         )
-        narrow = tuple(getattr(torch, name) for name in data.get("narrow", ()))
-        return cls(inputs, _decode(data["outputs"]), Batch(**data["batch"]), narrow)
+        narrow = tuple(getattr(torch, name) for name in data["narrow"])
+        return cls(call_from_json(data["call"]), outputs, Batch(**data["batch"]), narrow)
 
 
 @dataclass(frozen=True)
@@ -208,6 +211,13 @@ class Deployment:
     plain: fx.GraphModule | None = None
     fingerprint: int = 0
 
+    def __repr__(self) -> str:
+        integer = sum(kernel.precision == "int8" for kernel in self.placement.kernels)
+        return (
+            f"Deployment({', '.join(map(str, self.inputs))}; {len(self.placement.kernels)} kernels, {integer} of them "
+            f"INT8; target {self.target})"
+        )
+
 
 def deployment(module: nn.Module) -> Deployment:
     """The record that `module` carries.
@@ -222,6 +232,16 @@ def deployment(module: nn.Module) -> Deployment:
             "returned"
         )
     return found
+
+
+def call_of(module: fx.GraphModule) -> CallSpec:
+    """How `module` is called: as its record says, with its inputs one by one where that says nothing.
+
+    Raises:
+        InputError: it carries no record.
+    """
+    known = deployment(module)
+    return known.call or CallSpec.plain(known.inputs, _plain_containers(module.graph.output_node().args[0]))
 
 
 def record(module: fx.GraphModule, **changes: Any) -> None:
@@ -267,69 +287,13 @@ def flat_outputs(module: fx.GraphModule) -> tuple[fx.Node, ...]:
     return tuple(nodes)
 
 
-def _check_input(spec: InputSpec, value: Tensor) -> None:
-    if not isinstance(value, Tensor):
-        raise InputError(f"input {spec.name!r}: a tensor is expected, not {type(value).__name__}")
-    if value.dtype != spec.dtype:
-        raise InputError(f"input {spec.name!r}: {spec.dtype} is expected, not {value.dtype}")
-    fits = len(value.shape) == len(spec.shape) and all(
-        expected in (None, size) for expected, size in zip(spec.shape, value.shape, strict=True)
-    )
-    if not fits:
-        shape = "x".join("batch" if n is None else str(n) for n in spec.shape)
-        raise InputError(f"input {spec.name!r}: shape {shape} is expected, not {tuple(value.shape)}")
-
-
-def _positions(module: fx.GraphModule, nodes: tuple[fx.Node, ...]) -> Structure:
-    position = {node: index for index, node in enumerate(nodes)}
-
-    def visit(value: object) -> Structure:
-        match value:
-            case fx.Node():
-                return position[value]
-            case None:
-                return None
-            case dict():
-                return {str(key): visit(item) for key, item in value.items()}
-            case tuple():
-                return tuple(visit(item) for item in value)
-            case list():
-                return [visit(item) for item in value]
-        raise InputError(f"the module returns {value!r}; engines return tensors, tuples, lists and dicts")
-
-    return visit(module.graph.output_node().args[0])
-
-
-def _fill(structure: Structure, tensors: Sequence[Tensor]) -> Any:
-    match structure:
-        case int():
-            return tensors[structure]
+def _plain_containers(value: Any) -> Any:
+    """`value` out of a graph, whose lists and dicts cannot be changed, in lists and dicts that can."""
+    match value:
         case dict():
-            return {key: _fill(item, tensors) for key, item in structure.items()}
-        case tuple():
-            return tuple(_fill(item, tensors) for item in structure)
+            return {key: _plain_containers(item) for key, item in value.items()}
         case list():
-            return [_fill(item, tensors) for item in structure]
-    return None
-
-
-def _encode(structure: Structure) -> Any:
-    match structure:
-        case dict():
-            return {"dict": {key: _encode(item) for key, item in structure.items()}}
-        case tuple():
-            return {"tuple": [_encode(item) for item in structure]}
-        case list():
-            return {"list": [_encode(item) for item in structure]}
-    return structure
-
-
-def _decode(data: Any) -> Structure:
-    match data:
-        case {"dict": items}:
-            return {key: _decode(item) for key, item in items.items()}
-        case {"tuple": items}:
-            return tuple(_decode(item) for item in items)
-        case {"list": items}:
-            return [_decode(item) for item in items]
-    return data
+            return [_plain_containers(item) for item in value]
+        case tuple() if type(value) is tuple:
+            return tuple(map(_plain_containers, value))
+    return value

@@ -16,7 +16,10 @@ from eqsat_deploy.targets import find_engine
 
 
 def load(path: str | Path, engine: type[Engine] | None = None) -> Engine:
-    """The engine that `save` wrote to `path`, ready to run.
+    """The engine that `save` wrote to `path`, ready to run, and called as the model was.
+
+    Results of a class come back in it where its module is imported already; nothing is imported for the artifact's
+    sake. Elsewhere they come back as `calling_json.Record`, with the class's fields as keys and attributes.
 
     `engine` is the class to load it with, by default that of the target of the manifest's name. Raises
     `ArtifactError`: not an artifact, a file missing or changed, made for another device or version by an

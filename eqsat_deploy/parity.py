@@ -18,7 +18,7 @@ from math import inf, log10
 import torch
 from torch import Tensor, fx
 
-from eqsat_deploy.deployment import InputSpec, Signature, deployment
+from eqsat_deploy.deployment import SAMPLES, InputSpec, Signature, deployment, record
 from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.engines.program import flat_module
 from eqsat_deploy.verify import ROUNDING_FACTOR, TOLERANCE, relative_error
@@ -101,12 +101,13 @@ def decibels(expected: Tensor, found: Tensor) -> float:
     return 10 * log10(signal / noise) if signal else -inf
 
 
-def inputs_of(module: fx.GraphModule, size: int) -> tuple[Tensor, ...]:
-    """Inputs of batch `size`: the samples that the module's record keeps, repeated or cut, or else random ones."""
+def inputs_of(module: fx.GraphModule, size: int, first: int = 0) -> tuple[Tensor, ...]:
+    """Inputs of batch `size`: the samples that the module's record keeps, from `first` on and round again, or else
+    random ones."""
     known = deployment(module)
     if known.samples:
-        return tuple(_sized(*given, size) for given in zip(known.inputs, known.samples, strict=True))
-    generator = torch.Generator().manual_seed(0)
+        return tuple(_sized(*given, size, first) for given in zip(known.inputs, known.samples, strict=True))
+    generator = torch.Generator().manual_seed(first)
     return tuple(_random(spec, size, generator) for spec in known.inputs)
 
 
@@ -117,15 +118,27 @@ def _batches(module: fx.GraphModule, signature: Signature) -> Iterator[tuple[int
         others = (size for size in (batch.typical + 1, batch.typical - 1) if size >= batch.minimum)
         sizes += [size for size in others if batch.maximum is None or size <= batch.maximum][:1]
     for size in sizes:
-        yield size, inputs_of(module, size)
+        for first in range(0, _kept(module), size):
+            yield size, inputs_of(module, size, first)
 
 
-def _sized(spec: InputSpec, value: Tensor, size: int) -> Tensor:
+def _kept(module: fx.GraphModule) -> int:
+    """How many samples there are to draw: those that the record keeps, or as many random ones."""
+    known = deployment(module)
+    batched = [
+        value.shape[spec.shape.index(None)]
+        for spec, value in zip(known.inputs, known.samples, strict=False)
+        if None in spec.shape
+    ]
+    return min(batched, default=SAMPLES if not known.samples else 1)
+
+
+def _sized(spec: InputSpec, value: Tensor, size: int, first: int) -> Tensor:
     value = value.cpu()
     if None not in spec.shape:
         return value
     axis = spec.shape.index(None)
-    return value.index_select(axis, torch.arange(size) % value.shape[axis])
+    return value.index_select(axis, torch.arange(first, first + size) % value.shape[axis])
 
 
 def _random(spec: InputSpec, size: int, generator: torch.Generator) -> Tensor:
@@ -243,4 +256,5 @@ def _until(module: fx.GraphModule, last: fx.Node) -> fx.GraphModule:
     part.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     part.recompile()
     part.meta = dict(module.meta)
+    record(part, call=None)  # it returns something else
     return part

@@ -206,19 +206,20 @@ def _check_build(args: argparse.Namespace) -> None:
 
 def _quantize(args: argparse.Namespace, model: Any, optimized: Any) -> Any:
     from eqsat_deploy.calibration import load_batches
-    from eqsat_deploy.deployment import deployment
+    from eqsat_deploy.deployment import call_of
     from eqsat_deploy.stages import Stages
 
     if args.float:
         return optimized
+    call = call_of(optimized)
     with Stages()("calibrate"):
         batches = load_batches(
             args.calibration,
-            deployment(optimized).inputs,
+            call.inputs,
             normalization=_normalization(model),
             module=optimized,
         )
-        return optimized.quantize(batches, effort=args.effort, observer=args.observer)
+        return optimized.quantize(map(call.batch, batches), effort=args.effort, observer=args.observer)
 
 
 def _normalization(model: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What an engine is: a compiled module, called with tensors."""
+"""What an engine is: a compiled module, called as the module is."""
 
 from __future__ import annotations
 
@@ -112,7 +112,8 @@ class Engine(ABC):
 
     @abstractmethod
     def layers(self, *inputs: Tensor) -> tuple[Layer, ...]:
-        """Every kernel executed for `inputs` (zeros at the typical batch when none are given), in order."""
+        """Every kernel executed for tensors in the order of `signature.inputs` (zeros at the typical batch when none
+        are given), in order."""
 
     @property
     @abstractmethod
@@ -124,12 +125,22 @@ class Engine(ABC):
     def version(self) -> str:
         """The runtime's version, as the manifest records it."""
 
-    def __call__(self, *inputs: Tensor) -> Any:
-        """The module's outputs in its own structure; `InputError` names an input that does not fit."""
-        return self.signature.pack(self.flat(inputs))
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Called as the module is, and returns what it returns, nested as it nests.
+
+        Raises:
+            InputError: an argument is missing or unknown, or nested otherwise, or has another shape, dtype or value
+                than the engine was built for; the message says what is expected.
+        """
+        return self.signature.pack(self.flat(self.signature.call.flatten(args, kwargs)))
+
+    def __repr__(self) -> str:
+        shipped = ((self.report or {}).get("engine") or {}).get("shipped")
+        parts = [self.version, str(self.signature.call), str(self.signature.batch)]
+        return f"{type(self).__name__}({'; '.join(parts + [f'{shipped} form'] * (shipped is not None))})"
 
     def flat(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The flat outputs, in the order of `flat_outputs`."""
+        """The flat outputs, in the order of `flat_outputs`, for tensors in the order of `signature.inputs`."""
         batch = self.signature.check(inputs)
         return self.signature.narrowed(self.run(self.signature.widened(inputs), batch))
 

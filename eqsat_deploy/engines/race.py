@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from statistics import median, quantiles
 from typing import Any
 
-from torch import Tensor
-
 from eqsat_deploy.errors import EngineError
 
 WARMUP = 3
@@ -28,13 +26,14 @@ class Timing:
 
 def race(
     engines: Mapping[str, Callable[..., Any]],
-    inputs: Sequence[Tensor],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
     *,
     seconds: float = 2.0,
     runs: int = 200,
     seed: int = 0,
 ) -> dict[str, Timing]:
-    """Time each engine (anything callable that returns when it is done) on `inputs`, one call each per round.
+    """Time each engine (anything callable that returns when it is done) on these arguments, one call each per round.
 
     Rounds go on for `seconds` in all or until `runs` of them, and for at least five; each is in a random order, so
     that nobody always follows the same neighbour. A contestant that raises at any time has lost: it is left out of
@@ -56,7 +55,7 @@ def race(
         for name in tuple(order):
             start = time.perf_counter()
             try:
-                engines[name](*inputs)
+                engines[name](*args, **(kwargs or {}))
             except Exception as error:  # whatever a runtime raises
                 order.remove(name)
                 failures.append(f"{name}: {error}")

@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from eqsat_deploy.deployment import InputSpec, Signature, samples_of
+from eqsat_deploy.calling import Arguments, CallSpec, InputSpec, arguments, batch_size
+from eqsat_deploy.deployment import samples_of
 from eqsat_deploy.errors import InputError, QuantizationError
 
 SAMPLE = 32
 """How many samples are held while quantizing, for what one pass over the data cannot tell."""
 
+LABELS = frozenset({"label", "labels", "label_ids", "target", "targets"})
+"""What data loaders call labels in batches by name."""
 
-def calibrate(
-    modules: Sequence[nn.Module], specs: tuple[InputSpec, ...], batches: Iterable[Any]
-) -> tuple[Tensor, ...]:
+
+def calibrate(modules: Sequence[nn.Module], call: CallSpec, batches: Iterable[Any]) -> tuple[Tensor, ...]:
     """Run every batch, once, through all the modules; the first `SAMPLE` samples of all, in one batch.
 
     Raises:
-        QuantizationError: no batches, or one that does not fit `specs` or has NaN or infinity, by its number.
+        QuantizationError: no batches, or one that does not fit `call` or has NaN or infinity, by its number.
     """
-    signature = Signature(specs, None)
     device = device_of(modules[0])
-    count, held = 0, _Held(signature.inputs)
+    count, held = 0, _Held(call.inputs)
     with torch.no_grad():
-        for count, batch in enumerate(batches, 1):
-            inputs = _inputs(batch, signature.inputs, f"calibration batch {count}")
+        for count, batch in enumerate(_iterable(batches), 1):
             try:
-                signature.check(inputs)
+                inputs = read_batch(batch, call)
             except InputError as error:
                 raise QuantizationError(f"calibration batch {count}: {error}") from error
-            for spec, value in zip(signature.inputs, inputs, strict=True):
+            for spec, value in zip(call.inputs, inputs, strict=True):
                 if not torch.isfinite(value).all():
                     raise QuantizationError(
                         f"calibration batch {count}: {spec.name!r} has NaN or infinite values"
@@ -48,6 +48,48 @@ def calibrate(
             "no calibration batches: pass an iterable of inputs (a generator is used up after one pass)"
         )
     return held.joined()
+
+
+def _iterable(batches: Any) -> Iterable[Any]:
+    if isinstance(batches, Mapping) or not isinstance(batches, Iterable):
+        raise QuantizationError(
+            f"batches: an iterable of batches is expected, such as a list or a DataLoader, not {type(batches).__name__}"
+        )
+    return batches
+
+
+def read_batch(batch: Any, call: CallSpec) -> tuple[Tensor, ...]:
+    """The tensors of a batch in the model's own structure, or of a pair of one and labels, in the order of `inputs`.
+
+    Raises:
+        InputError: it does not fit, with labels or without.
+    """
+    errors: list[str] = []
+    for args, kwargs in _readings(batch):
+        try:
+            tensors = call.flatten(args, kwargs)
+            batch_size(call.inputs, tensors)
+        except InputError as error:
+            errors.append(str(error))
+        else:
+            return tensors
+    raise InputError("; or without its labels: ".join(dict.fromkeys(errors)))
+
+
+def _readings(batch: Any) -> Iterator[Arguments]:
+    """What a batch may mean, as it is first: the arguments, then what is left of them without labels."""
+    yield arguments(batch, "it")
+    if isinstance(batch, Mapping):
+        unlabelled = {name: value for name, value in batch.items() if name not in LABELS}
+        if len(unlabelled) < len(batch):
+            yield (), unlabelled
+    elif not isinstance(batch, Tensor) and len(batch) > 1:
+        inputs = tuple(batch[:-1])
+        nested = len(inputs) == 1 and isinstance(inputs[0], Mapping | tuple | list)
+        # (arguments, labels), where the arguments are no single one that is nested
+        yield arguments(inputs[0]) if nested else (inputs, {})
+        if nested:
+            yield inputs, {}
 
 
 class _Held:
@@ -71,24 +113,6 @@ class _Held:
             values[0] if axis is None else torch.cat(values, axis)
             for axis, values in zip(self.axes, zip(*self.parts, strict=True), strict=True)
         )
-
-
-def _inputs(batch: Any, specs: Sequence[InputSpec], where: str) -> tuple[Tensor, ...]:
-    """The inputs in order, out of the forms data loaders give them in."""
-    if isinstance(batch, Tensor):
-        return (batch,)
-    if isinstance(batch, Mapping):
-        missing = [spec.name for spec in specs if spec.name not in batch]
-        if missing:
-            raise QuantizationError(f"{where}: no {missing}; it has {sorted(map(str, batch))}")
-        return tuple(batch[spec.name] for spec in specs)
-    if not isinstance(batch, (tuple, list)):
-        raise QuantizationError(f"{where}: a tensor, tuple or dict is expected, not {type(batch).__name__}")
-    if batch and not isinstance(batch[0], Tensor):
-        return _inputs(batch[0], specs, where)  # (inputs, labels)
-    if len(batch) == len(specs) + 1:
-        return tuple(batch[:-1])  # (*inputs, labels)
-    return tuple(batch)
 
 
 def device_of(module: nn.Module) -> torch.device:

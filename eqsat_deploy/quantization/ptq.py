@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -13,10 +14,12 @@ from torch import Tensor, fx, nn
 from eqsat_deploy.deployment import (
     Placement,
     Quantizer,
+    call_of,
     comparable,
     deployment,
     fingerprint,
     record,
+    samples_of,
 )
 from eqsat_deploy.errors import QuantizationError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
@@ -51,9 +54,10 @@ def quantize(
 
     Args:
         module: a rebuilt module; it is not changed.
-        batches: calibration data, one forward pass each: a tensor, a tuple or list of inputs, a dict of
-            inputs by name, or a pair of one of these and labels. Any batch size. They are read once, and the first
-            `SAMPLE` samples are held until it is done.
+        batches: calibration data, one forward pass each, in the model's own structure as `example_inputs` are: a
+            tensor, a tuple or list of arguments, or a dict of them by name; or one of these with labels, last or under
+            a name of labels. Any batch size. They are read once, and the first `SAMPLE` samples are held until it is
+            done, a few of them for good: what engines are compared with the module on.
         effort: `fast` takes the observed ranges and rounds to the nearest; `balanced` chooses the ranges of matrix
             products by the error at their outputs, moves scales into their weights where that halves it, and corrects
             biases (`reconstruction`).
@@ -64,17 +68,30 @@ def quantize(
 
     Raises:
         QuantizationError: no batches; one that does not fit the inputs; NaN or infinity, naming the batch or
-            the node; a placement that names what the module does not have; an unknown effort.
-        UnknownNameError: no observer of that name.
+            the node; a placement that names what the module does not have; a module that is quantized already.
+        UnknownNameError: no effort or observer of that name.
     """
     if effort not in get_args(Effort):
         raise UnknownNameError("effort", str(effort), get_args(Effort))
+    if any(isinstance(child, FakeQuantize) for child in module.modules()):
+        raise QuantizationError(
+            "the module is quantized already: call quantize() on what optimize() returned, which is unchanged"
+        )
     plain = comparable(module)
     forms = [_Watched(form, _observer_factory(observer)) for form in (module, plain) if form is not None]
     known = deployment(module)
-    sample = calibrate([form.module for form in forms], known.inputs, batches)
+    placed = known.placement
+    if not placed.quantizers and not any(kernel.precision == "int8" for kernel in placed.kernels):
+        warnings.warn(
+            "quantize() makes nothing INT8: no kernel of the chosen form is faster in INT8 by the cost model "
+            f"(optimized for {known.target or 'no target'}); the result computes in float",
+            stacklevel=3,
+        )
+    sample = calibrate([form.module for form in forms], call_of(module), batches)
     grid = grid or known.grid or ANY_GRID
     quantized, *others = [form.quantized(grid, effort, sample, learnable) for form in forms]
+    for form in (quantized, *others):
+        record(form, samples=samples_of(known.inputs, sample))
     record(quantized, plain=next(iter(others), None), fingerprint=fingerprint(quantized))
     return quantized
 

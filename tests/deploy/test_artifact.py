@@ -144,7 +144,7 @@ def edit(**changes: Any) -> Callable[[Path], None]:
         (lambda path: (path / "manifest.json").unlink(), r"is not an artifact: .*manifest.json"),
         (lambda path: (path / "manifest.json").write_text("{"), r"manifest.json is damaged"),
         (lambda path: (path / "manifest.json").write_text("[]"), r"has format None"),
-        (edit(format=99), r"has format 99, this version reads 1"),
+        (edit(format=99), r"has format 99, this version reads 2"),
         (edit(device="machine B"), r"device: saved machine B, here machine A.*build it again"),
         (edit(files={"../outside": {"bytes": 0, "sha256": ""}}), r"'../outside', which is outside"),
         (edit(files={}), r"lists no weights.safetensors"),

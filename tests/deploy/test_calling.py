@@ -115,7 +115,9 @@ def test_nested_calls_flatten_to_tensors_in_order_and_back():
     assert_same(Nested(), result, *reordered)
     with pytest.raises(InputError, match=r"'tab'.*nested otherwise"):
         result(*other[:2], {"x": other[0]}, *other[3:])
-    with pytest.raises(InputError, match="does not fit the model's forward"):
+    with pytest.raises(
+        InputError, match=r"missing a required argument: 'image'.*call it as forward\(image, text"
+    ):
         spec.flatten_batch({"picture": other[0]})
 
 

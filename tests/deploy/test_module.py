@@ -59,8 +59,8 @@ def test_inputs_are_told_by_name():
         result(b=image(2, 4), a=image(2, 4))
 
 
-def test_missing_arguments_are_python_s_own_error(residual):
-    with pytest.raises(TypeError, match="x"):
+def test_missing_arguments_are_an_error_that_says_what_is_expected(residual):
+    with pytest.raises(InputError, match=r"'x': call it as forward\(x\), with x \[batch, 3, 8, 8\] float32"):
         residual(y=1)
 
 

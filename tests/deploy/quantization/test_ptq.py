@@ -14,6 +14,8 @@ from eqsat_deploy.errors import InputError, QuantizationError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization import FakeQuantize, MinMax, QuantizedConv2d, QuantizedLinear, quantize
 from tests.deploy.placing import ADDS, WEIGHTED, Attention, Residual, images, int8, shared, traced
+from tests.deploy.test_build import Halves
+from tests.support.stages import optimized
 
 
 def sqnr(expected: Tensor, found: Tensor) -> float:
@@ -145,6 +147,84 @@ def test_batches_come_in_every_form_a_loader_has(two: fx.GraphModule) -> None:
     assert all(torch.equal(state[name], states[0][name]) for state in states for name in state)
 
 
+class Options(nn.Module):
+    """Called by position and by name, nested, with a value that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(
+        self, image: Tensor, text: Any, tab: Any = None, *, scale: float = 1.0, labels: Any = None
+    ) -> Tensor:
+        y = self.left(image) * scale + self.right(text[0] - text[1])
+        return y if tab is None else y * tab["x"] - tab["y"]
+
+
+def test_calibration_takes_the_model_s_own_structure() -> None:
+    image, a, b, x, y = torch.randn(5, 6, 16).unbind(0)
+    labels = torch.arange(6)
+    model = Options().eval()
+    example = {"image": image, "text": (a, b), "tab": {"x": x, "y": y}, "scale": 0.5}
+    form = optimized(model, example, cost=Halves())
+    assert [quantizer.tensor for quantizer in deployment(form).placement.quantizers] == ["sub"]
+    forms: list[Any] = [
+        example,
+        {"scale": 0.5, "tab": {"y": y, "x": x}, "text": (a, b), "image": image, "labels": labels},
+        (example, labels),
+        [example, labels],
+    ]
+    states = [quantize(form, [each]).state_dict() for each in forms]
+    assert all(torch.equal(state[name], states[0][name]) for state in states for name in state)
+    other = quantize(form, [{**example, "text": (a, 3 * b)}]).state_dict()
+    assert not all(torch.equal(other[name], states[0][name]) for name in other)
+    for wrong, words in (
+        ({**example, "scale": 2.0}, "batch 1: argument 'scale': the module was specialized to 0.5, not 2.0"),
+        ({**example, "text": [a, b]}, "'text': it is nested otherwise"),
+        ({**example, "tab": {"x": x}}, "'tab': it is nested otherwise"),
+        ({**example, "text": (a, b[:3])}, "disagree on the batch size: 'image' has 6, 'text_1' has 3"),
+        (
+            {"image": image, "text_0": a, "text_1": b, "tab_x": x, "tab_y": y},
+            "missing a required argument: 'text'",
+        ),
+        ((image, (a, b)), "'tab': it is nested otherwise"),
+    ):
+        with pytest.raises(QuantizationError, match=words):
+            quantize(form, [wrong])
+
+
+def test_positional_batches_have_labels_last() -> None:
+    image, a, b = torch.randn(3, 6, 16).unbind(0)
+    form = optimized(Options().eval(), (image, (a, b)), cost=Halves())
+    labels = torch.arange(6)
+    forms: list[Any] = [(image, (a, b)), [image, (a, b), labels], ((image, (a, b)), labels)]
+    states = [quantize(form, [each]).state_dict() for each in forms]
+    assert all(torch.equal(state[name], states[0][name]) for state in states for name in state)
+    with pytest.raises(QuantizationError, match="'text': it is nested otherwise"):
+        quantize(form, [(image, a, labels)])
+
+
+def test_what_was_calibrated_on_is_what_engines_are_compared_on() -> None:
+    module = int8(traced(Residual(), torch.zeros(1, 3, 32, 32)))
+    batches = images(3, batch=2)
+    (kept,) = deployment(quantize(module, batches)).samples
+    assert torch.equal(kept, torch.cat([*batches[:2]]))
+
+
+def test_quantizing_twice_is_an_error_that_says_so(residual: fx.GraphModule) -> None:
+    quantized = quantize(residual, images(1))
+    with pytest.raises(QuantizationError, match=r"quantized already: call quantize\(\) on what optimize"):
+        quantize(quantized, images(1))
+
+
+def test_quantizing_nothing_is_said() -> None:
+    form = optimized(Options().eval(), (torch.randn(2, 16), (torch.randn(2, 16),) * 2), cost="openvino_fp32")
+    with pytest.warns(UserWarning, match="makes nothing INT8.*optimized for openvino") as caught:
+        quantized = form.quantize([(torch.randn(2, 16), (torch.randn(2, 16),) * 2)])
+    assert caught[0].filename == __file__
+    assert not any(isinstance(child, FakeQuantize) for child in quantized.modules())
+
+
 def test_an_image_and_its_label_is_one_input(residual: fx.GraphModule) -> None:
     dataset = torch.utils.data.TensorDataset(torch.randn(8, 3, 32, 32), torch.zeros(8))
     loader = torch.utils.data.DataLoader(dataset, batch_size=4)
@@ -162,11 +242,19 @@ def test_an_image_and_its_label_is_one_input(residual: fx.GraphModule) -> None:
             [torch.ones(2, 3, 32, 32), torch.full((2, 3, 32, 32), float("inf"))],
             "calibration batch 2: 'x' has NaN",
         ),
-        ([torch.ones(2, 3, 16, 32)], "calibration batch 1: input 'x': shape batchx3x32x32 is expected"),
+        (
+            [torch.ones(2, 3, 16, 32)],
+            r"calibration batch 1: input 'x': shape \[batch, 3, 32, 32\] is expected",
+        ),
         ([torch.ones(2, 3, 32, 32, dtype=torch.float64)], "torch.float32 is expected"),
-        ([(torch.ones(2, 3, 32, 32),) * 3], "3 inputs given, 1 expected: x"),
-        ([{"image": torch.ones(2, 3, 32, 32)}], r"no \['x'\]; it has \['image'\]"),
-        (["image.png"], "not str"),
+        (
+            [(torch.ones(2, 3, 32, 32),) * 3],
+            r"too many positional arguments: call it as forward\(x\), with x \[batch",
+        ),
+        ([{"image": torch.ones(2, 3, 32, 32)}], "missing a required argument: 'x'"),
+        (["image.png"], "calibration batch 1: it must be a tensor, .*not str"),
+        (None, "batches: an iterable of batches is expected"),
+        ({"x": torch.ones(2, 3, 32, 32)}, "batches: an iterable of batches is expected.*not dict"),
     ],
 )
 def test_unusable_data_is_an_error(residual: fx.GraphModule, batches: list[Any], message: str) -> None:
