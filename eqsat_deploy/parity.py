@@ -1,5 +1,11 @@
 """Parity: an engine computes what its module computes, on real inputs, at the typical batch size and at another.
 
+At each size every sample that the record keeps is drawn, since a batch of many hides one that is wrong. What a
+calibration has not seen is another matter: padded attention over 16 positions, calibrated on sequences of 4 and more,
+had 39 to 42 dB to the float model on these and 19 on one of a single position, which averages nothing and is clipped (a
+range of 0.95 where its values reach 1.30). With short sequences in the calibration it has 41. Values at padded
+positions stretched no range, and engine and module agreed at more than 100 dB at every length and batch size.
+
 INT8 outputs agree to 40 dB: rounding ties fall differently in another order of summation, everything else is equal.
 A network that amplifies a single code that fell differently agrees with itself no better when it is computed in
 float64; then that is the measure, 10 dB less. (ResNet-18 with random weights: one of 20,000 codes of the sixth

@@ -56,7 +56,8 @@ def quantize(
         module: a rebuilt module; it is not changed.
         batches: calibration data, one forward pass each, in the model's own structure as `example_inputs` are: a
             tensor, a tuple or list of arguments, or a dict of them by name; or one of these with labels, last or under
-            a name of labels. Any batch size. They are read once, and the first `SAMPLE` samples are held until it is
+            a name of labels. Any batch size, and sequences of every length that there will be: short ones have the
+            greatest values after an attention. They are read once, and the first `SAMPLE` samples are held until it is
             done, a few of them for good: what engines are compared with the module on.
         effort: `fast` takes the observed ranges and rounds to the nearest; `balanced` chooses the ranges of matrix
             products by the error at their outputs, moves scales into their weights where that halves it, and corrects

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from eqsat_deploy import cli
+from eqsat_deploy import cli, load
 from eqsat_deploy.language import add
 from eqsat_deploy.rules import Equation, Term, rule
 
@@ -23,6 +23,19 @@ from torch import nn
 class Data(nn.Module):
     def forward(self, x):
         return x * 2 if x.sum() > 0 else x
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+        x = torch.ones(2, 64)
+        self.example_input_array = {"x": x, "pair": (x, x + 1), "scale": 2.0}
+
+    def forward(self, x, *, pair, scale=1.0):
+        return torch.relu(self.layer(x)) * scale + self.layer(pair[0]) * pair[1]
+
+def named():
+    return Named()
 
 def net():
     torch.manual_seed(0)
@@ -201,6 +214,27 @@ def test_bad_input(
     found, message = failure(capsys, *arguments)
     assert found == code, message
     assert says in message
+
+
+def test_models_called_by_name_are_calibrated_and_timed(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = (
+        "models.py:named",
+        "--calibration",
+        "random:8",
+        "--cost",
+        "openvino_int8",
+        "--engine",
+        "openvino",
+        "--json",
+    )
+    assert cli.main(["optimize", *one, "--out", "named.eqsat"]) == 0
+    assert json.loads(capsys.readouterr().out)["engine"]["shipped"] in ("plain", "chosen")
+    x, pair = torch.ones(3, 64), (torch.ones(3, 64), torch.ones(3, 64))
+    assert load("named.eqsat")(x, pair=pair, scale=2.0).shape == (3, 64)
+    assert cli.main(["bench", *one, "--seconds", "0.1"]) == 0
+    assert "torch eager" in json.loads(capsys.readouterr().out)["timings"]
 
 
 def test_calibration_with_nan(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

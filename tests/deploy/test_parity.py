@@ -18,11 +18,12 @@ from eqsat_deploy.errors import EngineError, InputError
 from eqsat_deploy.parity import Parity, compare, decibels, first_departure, inputs_of
 from eqsat_deploy.quantization import quantize
 from tests.deploy.placing import WEIGHTED, Residual, images, int8, torchvision_model, traced
-from tests.deploy.test_build import Eager
+from tests.deploy.test_build import Eager, Halves
 from tests.support.models import randomized
 from tests.support.stages import optimized
 
 ONE = {"threads": 1}
+HALVES = Halves()
 
 
 class Attention(nn.Module):
@@ -101,16 +102,10 @@ def off(monkeypatch: pytest.MonkeyPatch) -> type[Off]:
 
 @pytest.fixture(scope="module")
 def quantized() -> Any:
-    class Halves:
-        name, unit, float_dtype, int8 = "halves", "us", "float32", True
-
-        def price(self, kernel: Any) -> float:
-            return 1.0 if kernel.inputs and kernel.inputs[0].dtype == "int8" else 2.0
-
     from tests.support.models import Residual as Small
     from tests.support.models import image
 
-    return optimized(randomized(Small()), image(), cost=Halves()).quantize([image(4, 3, 8, 8)])
+    return optimized(randomized(Small()), image(), cost=HALVES).quantize([image(4, 3, 8, 8)])
 
 
 @pytest.mark.parametrize("wrong_at", [1, 2])
@@ -204,6 +199,71 @@ def test_inputs_are_the_samples_that_the_record_keeps() -> None:
     record(module, samples=(kept,))
     assert inputs_of(module, 5)[0][:, 0, 0, 0].tolist() == [0, 1, 2, 0, 1]
     assert inputs_of(module, 2)[0][:, 0, 0, 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("wrong", [0, 3])
+def test_every_sample_that_is_kept_is_compared_at_each_batch_size(
+    quantized: Any, monkeypatch: pytest.MonkeyPatch, wrong: int
+) -> None:
+    """Wrong for a single sample, wherever in the batch it is, and whatever the batch."""
+    (samples,) = deployment(quantized).samples
+    assert len(samples) == 4
+
+    class WrongFor(Eager):
+        sizes: tuple[int, ...] = (1, 2)
+
+        def run(self, inputs: Any, batch: int) -> Any:
+            found = [bool(torch.equal(x, samples[wrong])) and batch in self.sizes for x in inputs[0]]
+            return [value * (2 if any(found) else 1) for value in super().run(inputs, batch)]
+
+    for sizes in ((1,), (2,)):
+        monkeypatch.setattr(WrongFor, "sizes", sizes)
+        found = compare(WrongFor.build(quantized), quantized, integer=True)
+        assert {departure.batch for departure in found.departures} == set(sizes)
+
+
+class Masked(nn.Module):
+    """Self-attention over the positions that `mask` keeps."""
+
+    def __init__(self, width: int = 64, heads: int = 4) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        batch, positions, width = x.shape
+        parts = self.qkv(x).reshape(batch, positions, 3, self.heads, width // self.heads)
+        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        scores = q @ k.transpose(-1, -2) / (width // self.heads) ** 0.5
+        attended = torch.softmax(scores + (1.0 - mask)[:, None, None, :] * -1e4, -1) @ v
+        return self.out(attended.transpose(1, 2).reshape(batch, positions, width))
+
+
+def sequences(*lengths: int) -> tuple[Tensor, Tensor]:
+    mask = (torch.arange(16) < torch.tensor(lengths)[:, None]).float()
+    return torch.randn(len(lengths), 16, 64) * mask[..., None], mask
+
+
+def test_padded_attention_agrees_at_every_length_and_short_sequences_need_calibration() -> None:
+    """A sequence of one position attends to itself alone: nothing is averaged, and its values are the greatest.
+
+    What a calibration on longer ones clips is the data's doing: the engine agrees with its module all the same.
+    """
+    torch.manual_seed(0)
+    model, long = Masked().eval(), [sequences(8, 16, 12, 10, 9, 14) for _ in range(4)]
+    test = [sequences(length) for length in (1, 1, 16, 5)]
+    form = optimized(model, sequences(4, 16), cost=HALVES)
+    worst = []
+    for batches in (long, [*long, *test]):
+        quantized = form.quantize(batches, effort="fast")
+        engine = OpenVINOEngine.build(quantized, batch=Batch(1, 1, 8), options=ONE)
+        assert compare(engine, quantized, integer=True).decibels > 100
+        with torch.no_grad():
+            for x, mask in test:
+                assert decibels(quantized(x, mask), engine(x, mask)) > 100
+            kept = [(model(*t)[t[1] > 0], quantized(*t)[t[1] > 0]) for t in test]
+        worst.append(min(decibels(a, b) for a, b in kept))
+    assert worst[0] < 25
+    assert worst[1] > 33
 
 
 def test_what_differs_in_shape_or_in_what_is_not_finite_never_agrees() -> None:
