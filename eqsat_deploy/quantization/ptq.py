@@ -60,7 +60,7 @@ def quantize(
             greatest values after an attention. They are read once, and the first `SAMPLE` samples are held until it is
             done, a few of them for good: what engines are compared with the module on.
         effort: `fast` takes the observed ranges and rounds to the nearest; `balanced` chooses the ranges of matrix
-            products by the error at their outputs, moves scales into their weights where that halves it, and corrects
+            products by the error at their outputs, and corrects
             biases (`reconstruction`).
         grid: the codes that kernels read, the module's target's when missing (any, where it has no target).
         observer: `minmax`, `percentile`, `entropy`, `mse`, or a function returning a new `Observer`: takes the range
