@@ -217,7 +217,10 @@ def test_the_same_module_gives_the_same_files(module: fx.GraphModule, tmp_path: 
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (torch.zeros(1, 3, 16, 32), "input 'x': shape batchx3x32x32 is expected"),
+        (
+            torch.zeros(1, 3, 16, 32),
+            r"input 'x': shape \[batch, 3, 32, 32\] is expected, not \[1, 3, 16, 32\]",
+        ),
         (torch.zeros(1, 3, 32, 32, dtype=torch.float64), "input 'x': torch.float32 is expected"),
         (torch.zeros(9, 3, 32, 32), "batch of 9: this engine was built for"),
     ],
@@ -226,7 +229,7 @@ def test_inputs_that_do_not_fit_are_an_error(x: Tensor, message: str) -> None:
     engine = build(traced(Residual(), torch.zeros(1, 3, 32, 32)), Batch(1, 2, 8))
     with pytest.raises(InputError, match=message):
         engine(x)
-    with pytest.raises(InputError, match="2 inputs given, 1 expected: x"):
+    with pytest.raises(InputError, match=r"too many positional arguments: call it as forward\(x\)"):
         engine(x, x)
 
 
