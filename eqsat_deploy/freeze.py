@@ -18,6 +18,8 @@ from eqsat_deploy.saturate import Saturation
 
 Member = tuple[int, ENode]
 """An e-class, and an e-node of it."""
+Anchors = dict[Any, ENode]
+Epilogues = dict[Any, tuple[Step, ...]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def freeze(lowered: Lowered, saturation: Saturation) -> Space:
     row_class = tables.rows_of(lowered)
     fired = _fired(tables)
     nodes = tuple(_plain(tables))
-    kernels = [*_kernels(tables, nodes), *_integer_kernels(tables)]
+    parts = _anchors(tables), _steps(tables)
+    kernels = [*_kernels(tables, nodes, *parts), *_integer_kernels(tables, *parts)]
     classes = _classes(tables, lowered, row_class, nodes)
     leaves = [(c, ENode(CONSTANT)) for c, known in enumerate(classes) if known.constant]
     choices = [(c, n) for c, n in kernels if not classes[c].constant and c not in n.children]
@@ -152,9 +155,10 @@ def _original(lowered: Lowered, row_class: tuple[int, ...]) -> Iterator[Member]:
 # -- kernels -----------------------------------------------------------------------------------------------
 
 
-def _kernels(tables: _Tables, nodes: Iterable[Member]) -> Iterator[Member]:
+def _kernels(
+    tables: _Tables, nodes: Iterable[Member], anchors: Anchors, steps: Epilogues
+) -> Iterator[Member]:
     """What may provide an exact tensor: operators, anchors with an epilogue, INT8 kernels with a float result."""
-    anchors, steps = _anchors(tables), _steps(tables)
     yield from ((number, node) for number, node in nodes if node.operator.launched)
     yield from _applications(tables, concat_all)
     for (anchor, epilogue), out in tables.rows("Run"):
@@ -164,9 +168,8 @@ def _kernels(tables: _Tables, nodes: Iterable[Member]) -> Iterator[Member]:
         yield tables.number(value), replace(anchors[anchor], steps=steps[epilogue])
 
 
-def _integer_kernels(tables: _Tables) -> Iterator[Member]:
+def _integer_kernels(tables: _Tables, anchors: Anchors, steps: Epilogues) -> Iterator[Member]:
     """What may provide INT8 codes: a conversion, a kernel that writes them, an operator that hands them on."""
-    anchors, steps = _anchors(tables), _steps(tables)
     for (value,), out in tables.applications("Quant"):
         yield tables.number(out), ENode(QUANTIZE, (value,))
     for (anchor, epilogue), out in tables.rows("QRun"):
