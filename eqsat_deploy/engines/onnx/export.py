@@ -125,7 +125,7 @@ class _Marker(nn.Module):
 def _export_float(graph: fx.GraphModule, signature: Signature, opset: int) -> Exported:
     activations, weights = _replace_quantizers(graph)
     program = export_program(graph, signature)
-    origins = node_origins(program)
+    origins = node_origins(program.graph)
     for node in program.graph.nodes:
         # The ONNX exporter keeps a node's stack trace, and nothing else that is ours to set.
         node.meta["stack_trace"] = origins.get(node.name, "")
