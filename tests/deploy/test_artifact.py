@@ -4,76 +4,22 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
 
+from benchmarks.fuzz_artifacts import fuzzed, read
 from eqsat_deploy import load
-from eqsat_deploy.deployment import DEFAULT_BATCH
-from eqsat_deploy.engines import Batch, Engine, Layer, Signature
+from eqsat_deploy.engines import Batch, Signature
 from eqsat_deploy.engines.openvino import OpenVINOEngine
 from eqsat_deploy.errors import ArtifactError, EngineError
 from eqsat_deploy.quantization import quantize
 from tests.deploy.placing import Residual, images, int8, traced
-
-
-class Fake(Engine):
-    """Doubles its input; its file says so."""
-
-    name = "fake"
-    here = ("machine A", "runtime 1")
-
-    @classmethod
-    def unavailable(cls) -> str | None:
-        return None
-
-    @classmethod
-    def build(
-        cls,
-        module: fx.GraphModule,
-        *,
-        batch: Batch = DEFAULT_BATCH,
-        options: Mapping[str, Any] | None = None,
-    ) -> Self:
-        return cls(Signature.of(module, batch), module.state_dict())
-
-    def run(self, inputs: Sequence[Tensor], batch: int) -> Sequence[Tensor]:
-        return [2 * inputs[0]]
-
-    def save_files(self, folder: Path) -> None:
-        (folder / "program").mkdir()
-        (folder / "program" / "code.txt").write_text("double")
-
-    @classmethod
-    def load_files(cls, folder: Path, signature: Signature, options: Mapping[str, Any]) -> Self:
-        if (folder / "program" / "code.txt").read_text() != "double":
-            raise EngineError("not a program")
-        return cls(signature, options=options)
-
-    def layers(self, *inputs: Tensor) -> tuple[Layer, ...]:
-        return ()
-
-    @property
-    def device(self) -> str:
-        return self.here[0]
-
-    @property
-    def version(self) -> str:
-        return self.here[1]
-
-
-class Double(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.one = nn.Parameter(torch.ones(3))
-        self.tied = self.one
-
-    def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (2 * x * self.one * self.tied,)
+from tests.support.engines import Double, Fake
 
 
 @pytest.fixture
@@ -261,6 +207,12 @@ def test_every_byte_counts(saved: Path, name: str) -> None:
             load(saved, Fake)
     (saved / name).write_bytes(intact)
     load(saved, Fake)
+
+
+def test_damage_and_forgeries_are_refused_or_read(saved: Path, tmp_path: Path) -> None:
+    found = Counter(read(*fuzzed([saved], tmp_path / "fuzzed", seed)[:2], seed) for seed in range(400))
+    assert set(found) == {"read", "refused"}
+    assert found["read"] < 150
 
 
 def test_what_lies_beside_an_artifact_is_not_read(saved: Path) -> None:
