@@ -224,6 +224,14 @@ class ReportedLayer(Struct):
     us: float
 
 
+class PricedKernel(Struct):
+    """One kernel of the form that was built, anchor first, as the cost model saw it."""
+
+    nodes: Annotated[list[str], Meta(min_length=1)]
+    precision: str
+    predicted: float
+
+
 class Realized(Struct):
     """What `build` adds to a report, as far as anything is read from it again."""
 
@@ -232,6 +240,7 @@ class Realized(Struct):
     notes: list[str] = field(default_factory=list)
     expected_int8: int | None = None
     realized_int8: int | None = None
+    kernels: list[PricedKernel] = field(default_factory=list)
     layers: list[ReportedLayer] = field(default_factory=list)
 
 

@@ -19,13 +19,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import inf, log10
+from math import inf
 
 import torch
 from torch import Tensor, fx
 
 from eqsat_deploy.deployment import SAMPLES, InputSpec, Signature, deployment, record
 from eqsat_deploy.engines.base import Engine
+from eqsat_deploy.engines.measure import decibels
 from eqsat_deploy.engines.program import flat_module
 from eqsat_deploy.verify import ROUNDING_FACTOR, TOLERANCE, relative_error
 
@@ -89,22 +90,6 @@ def compare(
             if (words := _departs(wanted, got, itself, integer, engine.computes)) is not None:
                 departures.append(Departure(index, size, words))
     return Parity(tuple(departures), lowest)
-
-
-def decibels(expected: Tensor, found: Tensor) -> float:
-    """Signal-to-noise ratio of `found`: infinite where equal, minus that where shapes or non-finite values differ."""
-    if expected.shape != found.shape:
-        return -inf
-    a, b = expected.double(), found.double()
-    finite = torch.isfinite(a)
-    if not torch.equal(finite, torch.isfinite(b)) or not torch.equal(
-        a[~finite].nan_to_num(), b[~finite].nan_to_num()
-    ):
-        return -inf
-    signal, noise = float((a[finite] ** 2).sum()), float(((a - b)[finite] ** 2).sum())
-    if noise == 0:
-        return inf
-    return 10 * log10(signal / noise) if signal else -inf
 
 
 def inputs_of(module: fx.GraphModule, size: int, first: int = 0) -> tuple[Tensor, ...]:
