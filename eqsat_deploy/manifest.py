@@ -135,6 +135,10 @@ class Parameter(_Strict):
     kind: Literal["POSITIONAL_ONLY", "POSITIONAL_OR_KEYWORD", "VAR_POSITIONAL", "KEYWORD_ONLY", "VAR_KEYWORD"]
     default: Value | UnsetType = UNSET
 
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise ValueError(f"{self.name!r} is no name of a parameter")
+
     def read(self) -> inspect.Parameter:
         """As `inspect` has it."""
         default = inspect.Parameter.empty if self.default is UNSET else self.default
