@@ -103,11 +103,12 @@ def _choose_range(
     if not products or len(products) < len(node.users):
         return
     wanted, given = exact.env[source][:SEARCHED], rounded.env[source][:SEARCHED]
-    expected = [F.linear(wanted, layer.weight, layer.bias) for layer in products]
+    # Squares leave the range of half precision.
+    expected = [F.linear(wanted, layer.weight, layer.bias).float() for layer in products]
 
     def error(fake: FakeQuantize) -> float:
         """The squared error at the outputs, each as a part of its output's square."""
-        outputs = [layer(fake(given)) for layer in products]
+        outputs = [layer(fake(given)).float() for layer in products]
         return sum(
             float((o - e).square().sum() / e.square().sum()) for o, e in zip(outputs, expected, strict=True)
         )
