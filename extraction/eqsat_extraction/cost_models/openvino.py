@@ -114,7 +114,8 @@ class OpenVINOModel:
             return sum(self.price(part) for part in attention_parts(kernel))
         unscaled = kernel.kind is Kind.ATTENTION and dict(kernel.attributes).get("scale") == 1.0
         share = UNSCALED if unscaled else 1.0
-        return share * sum(self._price(part) for part in launches(kernel))
+        parts = 0.1 * len(kernel.inputs) if kernel.kind is Kind.CONCAT else 0.0
+        return parts + share * sum(self._price(part) for part in launches(kernel))
 
     def refusal(self, kernel: Kernel) -> str | None:
         """Why OpenVINO does not compute `kernel` as described; None where it does."""
