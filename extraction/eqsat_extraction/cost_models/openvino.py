@@ -48,6 +48,7 @@ JOINS = frozenset({"add", "sub", "mul", "div", "maximum", "minimum", "pow"})
 LANES, DOT = 16, 4
 STEM_CHANNELS = 4
 CACHE_LINE = 64
+SLOTS = 7  # an axis is counted in a frame of so many, to whose right end shapes are aligned
 # The table's attentions scale their queries in a pass of its own, which OpenVINO 2026.4 leaves out where the scale is
 # 1: 0.95 to 0.99 of the time at (heads, positions, size) = (12, 197, 64) and (192, 49, 32) on one core.
 UNSCALED = 0.97
@@ -57,7 +58,8 @@ UNSCALED = 0.97
 class Work:
     """What a kernel does, in the terms of its price: the features that the table's coefficients multiply.
 
-    `operations` counts multiplications and additions of the anchor, channels padded to whole vectors;
+    `operations` counts multiplications and additions of the anchor, channels padded to whole vectors, and what a
+    concatenation copies piece by piece;
     `traffic` bytes of activations, `weights` those of constants; `elements` those of the result; `steps` the
     fused epilogue's functions.
     """
@@ -114,8 +116,7 @@ class OpenVINOModel:
             return sum(self.price(part) for part in attention_parts(kernel))
         unscaled = kernel.kind is Kind.ATTENTION and dict(kernel.attributes).get("scale") == 1.0
         share = UNSCALED if unscaled else 1.0
-        parts = 0.1 * len(kernel.inputs) if kernel.kind is Kind.CONCAT else 0.0
-        return parts + share * sum(self._price(part) for part in launches(kernel))
+        return share * sum(self._price(part) for part in launches(kernel))
 
     def refusal(self, kernel: Kernel) -> str | None:
         """Why OpenVINO does not compute `kernel` as described; None where it does."""
@@ -233,6 +234,8 @@ def operations(kernel: Kernel) -> float:
     if kernel.kind is Kind.ATTENTION:
         query, key, value = (spec.shape for spec in kernel.inputs[:3])
         return 2.0 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    if kernel.kind is Kind.CONCAT:
+        return float(_runs(kernel))
     return kernel.flops - kernel.output.numel * len(kernel.epilogue)
 
 
@@ -240,6 +243,13 @@ def _weights(kernel: Kernel) -> float:
     """Bytes of constants the anchor reads; those of integer kernels are stored as INT8."""
     integer = precision_of(kernel) == "int8"
     return sum(s.numel if integer and len(s.shape) > 1 else s.bytes for s in kernel.inputs if s.constant)
+
+
+def _runs(kernel: Kernel) -> int:
+    """How many pieces a concatenation copies one by one: what lies together of a part, in images the channels."""
+    shape, axis = kernel.output.shape, int(str(kernel.attribute("slot"))) - SLOTS
+    image = len(shape) == 4 and axis == -3
+    return len(kernel.inputs) * (shape[0] * prod(shape[2:]) if image else prod(shape[:axis]))
 
 
 def _gathers(kernel: Kernel) -> bool:
