@@ -8,7 +8,9 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class IntegerGrid:
     """The activations' codes: symmetric int8, or more where `unsigned` (uint8 for what is never negative) or
-    `asymmetric` (zero points other than 0) kernels exist. Weights are symmetric int8 per output channel."""
+    `asymmetric` (zero points other than 0) kernels exist. Weights are symmetric int8 per output channel. With
+    `channels`, kernels that scale and shift channels read the parts of a concatenation on grids of their own."""
 
     unsigned: bool = False
     asymmetric: bool = False
+    channels: bool = False

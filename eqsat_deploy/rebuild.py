@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator as python_operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,11 +66,13 @@ class _Proxy(fx.Proxy):
 class _Placed:
     """Where INT8 is, as it comes out: the graph node that every INT8 class is the codes of, and who reads them.
 
-    `grids` has for every INT8 class the quantized tensors whose codes are found in it.
+    `grids` has for every INT8 class the quantized tensors whose codes are found in it, `products` those sets of them
+    that a kernel reads which cannot tell them apart.
     """
 
     quantizers: dict[int, str] = field(default_factory=dict)
     grids: dict[int, frozenset[str]] = field(default_factory=dict)
+    products: set[frozenset[str]] = field(default_factory=set)
     readers: dict[str, dict[str, None]] = field(default_factory=dict)
     kernels: list[PlacedKernel] = field(default_factory=list)
 
@@ -81,7 +83,9 @@ class _Placed:
     def hand_on(self, number: int, codes: tuple[int, ...]) -> None:
         self.grids[number] = frozenset().union(*(self.grids[operand] for operand in codes))
 
-    def read(self, number: int, reader: fx.Node) -> None:
+    def read(self, number: int, reader: fx.Node, by: Operator) -> None:
+        if number in self.grids and by.integer not in ("scale", "commute"):
+            self.products.add(self.grids[number])
         if number in self.quantizers:
             self.readers.setdefault(self.quantizers[number], {})[reader.name] = None
 
@@ -89,16 +93,19 @@ class _Placed:
         alive = {node.name for node in graph.nodes}
         quantizers = tuple(Quantizer(tensor, tuple(readers)) for tensor, readers in self.readers.items())
         kernels = tuple(kernel for kernel in self.kernels if kernel.anchor in alive)
-        return Placement(quantizers, kernels, self._shared([q.tensor for q in quantizers]))
+        tensors = [quantizer.tensor for quantizer in quantizers]
+        shared, joined = (_groups(sets, tensors) for sets in (self.products, self.grids.values()))
+        return Placement(quantizers, kernels, shared, joined)
 
-    def _shared(self, tensors: list[str]) -> tuple[tuple[str, ...], ...]:
-        """Groups of `tensors` that are found in one another's company, at once or over several concatenations."""
-        groups: list[frozenset[str]] = []
-        for grid in self.grids.values():
-            met = [group for group in groups if group & grid]
-            groups = [*(group for group in groups if group not in met), grid.union(*met)]
-        ordered = [tuple(t for t in tensors if t in group) for group in groups]
-        return tuple(sorted(group for group in ordered if len(group) > 1))
+
+def _groups(sets: Iterable[frozenset[str]], tensors: list[str]) -> tuple[tuple[str, ...], ...]:
+    """Groups of `tensors` that are found in one another's company, in one of the sets or over several."""
+    groups: list[frozenset[str]] = []
+    for found in sets:
+        met = [group for group in groups if group & found]
+        groups = [*(group for group in groups if group not in met), found.union(*met)]
+    ordered = [tuple(t for t in tensors if t in group) for group in groups]
+    return tuple(sorted(group for group in ordered if len(group) > 1))
 
 
 class _Emitter:
@@ -181,7 +188,7 @@ class _Emitter:
             written = value.node
             names += [*self._written_since(names, written), written.name] if step else [written.name]
             for operand in _codes_read(node, step):
-                self.placed.read(operand, written)
+                self.placed.read(operand, written, node.operator if step is None else binary)
         self.values[number] = self._proxy(written, self._rank(number))
         codes = self.space.classes[number].quantized_of is not None
         if codes and (node.steps or node.operator.integer != "commute"):

@@ -33,7 +33,7 @@ from eqsat_deploy.quantization.fake_quantize import (
 from eqsat_deploy.quantization.observers import OBSERVERS, Extremes, Observer
 from eqsat_deploy.quantization.reconstruction import reconstruct
 
-ANY_GRID = IntegerGrid(unsigned=True, asymmetric=True)
+ANY_GRID = IntegerGrid(unsigned=True, asymmetric=True, channels=True)
 Effort = Literal["fast", "balanced"]
 
 
@@ -79,8 +79,9 @@ def quantize(
             "the module is quantized already: call quantize() on what optimize() returned, which is unchanged"
         )
     plain = comparable(module)
-    forms = [_Watched(form, _observer_factory(observer)) for form in (module, plain) if form is not None]
     known = deployment(module)
+    grid = grid or known.grid or ANY_GRID
+    forms = [_Watched(form, grid, _observer_factory(observer)) for form in (module, plain) if form is not None]
     placed = known.placement
     if not placed.quantizers and not any(kernel.precision == "int8" for kernel in placed.kernels):
         warnings.warn(
@@ -89,8 +90,7 @@ def quantize(
             stacklevel=3,
         )
     sample = calibrate([form.module for form in forms], call_of(module), batches)
-    grid = grid or known.grid or ANY_GRID
-    quantized, *others = [form.quantized(grid, effort, sample, learnable) for form in forms]
+    quantized, *others = [form.quantized(effort, sample, learnable) for form in forms]
     for form in (quantized, *others):
         record(form, samples=samples_of(known.inputs, sample))
     record(quantized, plain=next(iter(others), None), fingerprint=fingerprint(quantized))
@@ -100,24 +100,27 @@ def quantize(
 class _Watched:
     """A copy of a module whose quantizers are to be, with a watch where each will stand."""
 
-    def __init__(self, module: fx.GraphModule, make_observer: Callable[[], Observer]) -> None:
+    def __init__(
+        self, module: fx.GraphModule, grid: IntegerGrid, make_observer: Callable[[], Observer]
+    ) -> None:
+        self.grid = grid
         self.placement = _without_float_operands(deployment(module).placement)
         self.module = copy.deepcopy(module).eval()
         self.module.meta = dict(module.meta)
         record(self.module, placement=self.placement)
         self.nodes = _Nodes({node.name: node for node in self.module.graph.nodes})
-        self.watches = _insert_watches(self.module, self.nodes, self.placement, make_observer)
+        self.watches = _insert_watches(
+            self.module, self.nodes, _sharing(self.placement, grid), make_observer
+        )
         self.module.recompile()
 
-    def quantized(
-        self, grid: IntegerGrid, effort: Effort, sample: Sequence[Tensor], learnable: bool
-    ) -> fx.GraphModule:
+    def quantized(self, effort: Effort, sample: Sequence[Tensor], learnable: bool) -> fx.GraphModule:
         """The copy, watches replaced by what they have seen."""
         observers = {target: watch.checked() for target, watch in self.watches.items()}
         device = device_of(self.module)
         for target, observer in observers.items():
             # Zero points are worth their price only where the error says so, which `reconstruct` sees.
-            chosen = observer.grid(symmetric=True, unsigned=grid.unsigned)
+            chosen = observer.grid(symmetric=True, unsigned=self.grid.unsigned)
             setattr(self.module, target, FakeQuantize.of_grid(chosen).to(device))
         originals: dict[str, nn.Module] = {}
         for kernel in self.placement.kernels:
@@ -125,7 +128,7 @@ class _Watched:
                 _quantize_weight(self.module, self.nodes[kernel.anchor], kernel.channels, originals)
         if effort != "fast":
             seen = {target: seen for target, seen in observers.items() if isinstance(seen, Extremes)}
-            reconstruct(self.module, originals, seen, sample, grid)
+            reconstruct(self.module, originals, seen, sample, self.grid)
         if learnable:
             for fake in [child for child in self.module.modules() if isinstance(child, FakeQuantize)]:
                 fake.learn()
@@ -194,11 +197,14 @@ def _observer_factory(observer: str | Callable[[], Observer] | None) -> Callable
 
 
 def _insert_watches(
-    module: fx.GraphModule, nodes: _Nodes, placement: Placement, make_observer: Callable[[], Observer]
+    module: fx.GraphModule,
+    nodes: _Nodes,
+    groups: Sequence[Sequence[Quantizer]],
+    make_observer: Callable[[], Observer],
 ) -> dict[str, _Watch]:
     """One watch per group of quantizers that share a grid, by the name of its submodule."""
     watches: dict[str, _Watch] = {}
-    for group in _sharing(placement):
+    for group in groups:
         target = f"{group[0].tensor}_quantizer"
         watches[target] = _Watch(group[0].tensor, make_observer())
         module.add_submodule(target, watches[target])
@@ -216,10 +222,11 @@ def _insert_watches(
     return watches
 
 
-def _sharing(placement: Placement) -> list[list[Quantizer]]:
+def _sharing(placement: Placement, grid: IntegerGrid) -> list[list[Quantizer]]:
     """Quantizers in groups that share a grid."""
     groups: dict[str, list[Quantizer]] = {}
-    first = {name: group[0] for group in placement.shared for name in group}
+    meeting = (*placement.shared, *(() if grid.channels else placement.joined))
+    first = {name: group[0] for group in meeting for name in group}
     for tensor, count in Counter(quantizer.tensor for quantizer in placement.quantizers).items():
         if count > 1:
             raise QuantizationError(f"placement: {tensor!r} has {count} quantizers")
