@@ -65,7 +65,11 @@ def measure() -> list[dict[str, Any]]:
         precisions = {types[name]["runtimePrecision"] for name in names}
         assert names, f"no concatenation in {case}"
         assert precisions == {"u8" if case[3] else "f32"}, f"{case} runs in {precisions}"
-        requests[case] = (request, names, np.random.default_rng(0).random((1, 16, case[2], case[2]), np.float32))
+        requests[case] = (
+            request,
+            names,
+            np.random.default_rng(0).random((1, 16, case[2], case[2]), np.float32),
+        )
     times = defaultdict(list)
     order = random.Random(0)
     for _ in range(ROUNDS):
@@ -91,7 +95,9 @@ def fit(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         weights = 1 / np.maximum([row["us"] for row in chosen], 5.0)
         matrix = np.asarray([[1.0, row["runs"], row["bytes"]] for row in chosen]) * weights[:, None]
         scale = np.linalg.norm(matrix, axis=0)
-        launch, run, byte = nnls(matrix / scale, np.asarray([row["us"] for row in chosen]) * weights)[0] / scale
+        launch, run, byte = (
+            nnls(matrix / scale, np.asarray([row["us"] for row in chosen]) * weights)[0] / scale
+        )
         found[precision] = {
             "launch_us": round(float(launch), 3), "gops": round(1e-3 / float(run), 3),
             "gb_s": round(1e-3 / float(byte), 2), "weights_gb_s": 0,

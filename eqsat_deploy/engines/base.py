@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from eqsat_deploy import artifact
-from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
+from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, PlacedKernel, Signature
 from eqsat_deploy.errors import UnknownNameError
 
 if TYPE_CHECKING:
@@ -32,6 +32,16 @@ class Layer:
     precision: str
     microseconds: float
     nodes: tuple[str, ...] = ()
+
+
+def realized(kernels: Iterable[PlacedKernel], layers: Iterable[Layer]) -> dict[str, str | None]:
+    """The precision that each kernel ran in, by its anchor: that of the layer which covers its anchor, or another of
+    its nodes; None where no layer says so, as where several kernels became one."""
+    precisions = {node: layer.precision for layer in layers for node in layer.nodes}
+    return {
+        kernel.anchor: next((precisions[node] for node in kernel.nodes if node in precisions), None)
+        for kernel in kernels
+    }
 
 
 class Engine(ABC):

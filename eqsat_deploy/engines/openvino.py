@@ -203,6 +203,8 @@ def executed_layers(compiled: Any, times: Mapping[str, float]) -> tuple[Layer, .
         if info["layerType"] in PASSIVE or name not in times:
             continue
         precision = PRECISIONS.get(info["runtimePrecision"], info["runtimePrecision"])
+        if info["layerType"] == "Deconvolution" and info["primitiveType"].endswith("_f32"):
+            precision = "float32"  # which reads INT8, and computes on what it converts
         originals = [original.split("/") for original in info["originalLayersNames"].split(",")]
         nodes = tuple(dict.fromkeys(path[0] for path in originals if len(path) > 1))
         executed[int(info["execOrder"])] = Layer(name, info["layerType"], precision, times[name], nodes)

@@ -106,7 +106,6 @@ def per_element(out: tuple[int, ...], *_: Any) -> float:
 @operator(
     Kind.POINTWISE,
     requantizes=True,
-    integer="scale",
     called=lambda f: base_name(f),
     nonnegative=lambda f: one_of(f, *NONNEGATIVE),
     along=(),
@@ -143,8 +142,7 @@ def _prelu_module(w: torch.Tensor) -> torch.nn.Module:
 
 
 @operator(
-    Kind.POINTWISE, requantizes=True, integer="scale", epilogue=True, shape=lambda x, w: x, flops=per_element,
-    module=_prelu_module,
+    Kind.POINTWISE, requantizes=True, epilogue=True, shape=lambda x, w: x, flops=per_element, module=_prelu_module
 )  # fmt: skip
 def prelu(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """max(x, 0) + w * min(x, 0); a slope for each channel, on axis 1, or one for all: (channels) or (1)."""

@@ -81,7 +81,9 @@ def quantize(
     plain = comparable(module)
     known = deployment(module)
     grid = grid or known.grid or ANY_GRID
-    forms = [_Watched(form, grid, _observer_factory(observer)) for form in (module, plain) if form is not None]
+    forms = [
+        _Watched(form, grid, _observer_factory(observer)) for form in (module, plain) if form is not None
+    ]
     placed = known.placement
     if not placed.quantizers and not any(kernel.precision == "int8" for kernel in placed.kernels):
         warnings.warn(
@@ -109,9 +111,7 @@ class _Watched:
         self.module.meta = dict(module.meta)
         record(self.module, placement=self.placement)
         self.nodes = _Nodes({node.name: node for node in self.module.graph.nodes})
-        self.watches = _insert_watches(
-            self.module, self.nodes, _sharing(self.placement, grid), make_observer
-        )
+        self.watches = _insert_watches(self.module, self.nodes, _sharing(self.placement, grid), make_observer)
         self.module.recompile()
 
     def quantized(self, effort: Effort, sample: Sequence[Tensor], learnable: bool) -> fx.GraphModule:

@@ -149,7 +149,7 @@ written = _rule(
 
 pointwise = _rule(
     "integer-pointwise",
-    "Pools, means, sums, and scales, shifts and functions of one tensor, on INT8 that return INT8.",
+    "Pools, means, sums, scales and shifts on INT8 that return INT8.",
     *_each("pointwise", _both_ways),
     *_each("scale", _both_ways),
 )

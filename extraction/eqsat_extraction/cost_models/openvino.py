@@ -48,6 +48,7 @@ JOINS = frozenset({"add", "sub", "mul", "div", "maximum", "minimum", "pow"})
 LANES, DOT = 16, 4
 STEM_CHANNELS = 4
 CACHE_LINE = 64
+TRANSPOSED_STRIDE = 3  # the greatest with INT8 kernels of transposed convolutions
 SLOTS = 7  # an axis is counted in a frame of so many, to whose right end shapes are aligned
 # The table's attentions scale their queries in a pass of its own, which OpenVINO 2026.4 leaves out where the scale is
 # 1: 0.95 to 0.99 of the time at (heads, positions, size) = (12, 197, 64) and (192, 49, 32) on one core.
@@ -125,6 +126,8 @@ class OpenVINOModel:
             return "this model prices float32 only"
         if integer and kernel.kind in (Kind.NORMALIZATION, Kind.ATTENTION):
             return f"{kernel.op} computes in float"
+        if integer and kernel.op == "conv_transpose2d":
+            return _transposed_in_float(kernel)
         return None
 
     def _price(self, work: Work) -> float:
@@ -132,6 +135,17 @@ class OpenVINOModel:
         rates = known.get(work.precision) or known["float32"]
         added = sum(self.steps.get(step, self.steps["other"]) for step in work.steps)
         return rates.price(work) + work.elements * added / 1e6
+
+
+def _transposed_in_float(kernel: Kernel) -> str | None:
+    """Why a transposed convolution computes in float (OpenVINO 2026.4.1, as its executed graph says)."""
+    stride, window = kernel.attribute("stride"), kernel.inputs[1].shape[2:]
+    assert isinstance(stride, tuple)
+    if kernel.attribute("groups") != 1:
+        return "transposed convolutions with groups compute in float"
+    if max(stride) > TRANSPOSED_STRIDE or any(k < s for k, s in zip(window, stride, strict=True)):
+        return f"transposed convolutions of stride {stride} and window {window} compute in float"
+    return None
 
 
 def launches(kernel: Kernel) -> tuple[Work, ...]:
@@ -247,7 +261,8 @@ def _weights(kernel: Kernel) -> float:
 
 def _runs(kernel: Kernel) -> int:
     """How many pieces a concatenation copies one by one: what lies together of a part, in images the channels."""
-    shape, axis = kernel.output.shape, int(str(kernel.attribute("slot"))) - SLOTS
+    shape, slot = kernel.output.shape, dict(kernel.attributes).get("slot")
+    axis = slot - SLOTS if isinstance(slot, int) else -len(shape)
     image = len(shape) == 4 and axis == -3
     return len(kernel.inputs) * (shape[0] * prod(shape[2:]) if image else prod(shape[:axis]))
 

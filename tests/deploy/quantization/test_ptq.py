@@ -320,6 +320,18 @@ def test_tensors_that_meet_in_a_concatenation_share_a_grid() -> None:
     assert not quantized.get_submodule("relu_quantizer").unsigned
 
 
+@pytest.mark.parametrize(("channels", "grids"), [(True, 2), (False, 1)])
+def test_parts_that_are_only_scaled_keep_their_grids_where_channels_have_scales(
+    channels: bool, grids: int
+) -> None:
+    module = traced(Joined(), torch.zeros(1, 4))
+    quantizers = (Quantizer("relu", ("cat",)), Quantizer("mul", ("cat",)))
+    record(module, placement=Placement(quantizers, joined=(("relu", "mul"),)))
+    grid = IntegerGrid(unsigned=True, channels=channels)
+    quantized = quantize(module, [torch.randn(16, 4)], grid=grid)
+    assert len({n.target for n in quantized.graph.nodes if n.name.endswith("_quantizer")}) == grids
+
+
 def test_functional_calls_round_their_weights_per_channel() -> None:
     class Functional(nn.Module):
         def __init__(self) -> None:
