@@ -3,9 +3,9 @@
     python -m benchmarks.planned --json benchmarks/results/planned.json
     python -m benchmarks.planned --models torchvision:resnet50 small:additions
 
-Every model is optimized for OpenVINO, quantized and built, random weights re-randomized; nothing is timed. The rows have
-kernels planned and run in INT8, those that departed, and those that no layer of the engine says to be its own (several
-kernels that became one). The exit status is 1 where fewer than 97 % of the kernels that are seen run as planned.
+Every model is optimized for OpenVINO, quantized and built, random weights re-randomized; nothing is timed. The rows
+have kernels planned and run in INT8, those that departed, and those that no layer of the engine says to be its own
+(several kernels that became one). The exit status is 1 where fewer than 97 % of the kernels seen run as planned.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from torch import nn
 
 from eqsat_deploy.kernels import ENode
 from eqsat_deploy.language import concat_all
-
 from tests.support.models import Residual, Transformer, image, randomized
 from tests.support.stages import space
 

@@ -28,7 +28,7 @@ from tests.deploy.placing import (
     torchvision_model,
     traced,
 )
-from tests.support.models import randomized
+from tests.support.models import Fire, randomized
 
 OPTIONS = {"threads": 1}
 
@@ -148,21 +148,6 @@ def test_a_transposed_convolution_that_converts_its_codes_is_reported_in_float(
     assert [layer.precision for layer in kernels(engine.layers(), "Deconvolution")] == [precision]
 
 
-class Fire(nn.Module):
-    """Parts with and without negative elements, joined, pooled with sizes rounded up, and read by a convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 32, 3, stride=2, padding=1)
-        self.one, self.two = nn.Conv2d(32, 32, 1), nn.Conv2d(32, 32, 3, padding=1)
-        self.last = nn.Conv2d(64, 32, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.stem(x))
-        joined = torch.cat([F.relu(self.one(x)), self.two(x)], 1)
-        return self.last(F.max_pool2d(joined, 3, 2, ceil_mode=True))
-
-
 class Dense(nn.Module):
     """Features that grow by concatenation, each read by a BatchNorm and the next concatenation."""
 
@@ -180,7 +165,9 @@ class Dense(nn.Module):
         return last[1](F.relu(last[0](x)))
 
 
-@pytest.mark.parametrize(("make", "types"), [(Fire, {"Concatenation": 1, "Pooling": 1}), (Dense, {"Concatenation": 3})])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "types"), [(Fire, {"Concatenation": 1, "Pooling": 1}), (Dense, {"Concatenation": 3})]
+)
 def test_concatenations_and_what_reads_them_run_in_int8(
     make: Callable[[], nn.Module], types: dict[str, int]
 ) -> None:

@@ -1,11 +1,11 @@
-"""What OpenVINO takes for a concatenation, INT8 codes on one grid and float, between convolutions.
+"""What OpenVINO takes to pass over a tensor once between convolutions: to concatenate it, or to scale and shift it.
 
-    python -m benchmarks.concatenations [--write]
+    python -m benchmarks.openvino_passes [--write]
 
-Parts are written by 1x1 convolutions and read by one, so that all is channels-last as in whole models; the time is that
-of the profiler's Concatenation nodes on one core, the lowest twentieth of many runs, every shape and precision in turns.
-Fits `launch + runs / rate + bytes / bandwidth` (a part's channels of one pixel are a run), writes `benchmarks/results/concatenations.md`, and with `--write` the rows
-`concat` of the price table.
+Of INT8 codes and of floats. Tensors are written by 1x1 convolutions and read by one, so that all is channels-last as in
+whole models; the time is that of the profiler's nodes on one core, the lowest twentieth of many runs, every shape and
+precision in turns. Fits `launch + runs / rate + bytes / bandwidth` (a part's channels of one pixel are a run), writes
+`benchmarks/results/openvino_passes.md`, and with `--write` the rows `concat` and `pointwise` of the price table.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from scipy.optimize import nnls
 
 from benchmarks.openvino_kernels import TABLE, node_times, profiled, undisturbed
 
-PARTS, CHANNELS, SIDES = (2, 4, 8), (64, 128, 512), (7, 14, 28, 56)
+PARTS, CHANNELS, SIDES = (1, 2, 4, 8), (64, 128, 512), (7, 14, 28, 56)  # one part: scaled and shifted
+TYPES = {True: "Subgraph", False: "Concatenation"}
 ROUNDS, REPEATS = 20, 4
-RESULT = Path(__file__).with_name("results") / "concatenations.md"
+RESULT = Path(__file__).with_name("results") / "openvino_passes.md"
 
 
 def quantized(value: Any, integer: bool, levels: int = 256) -> Any:
@@ -45,12 +46,22 @@ def convolved(value: Any, inputs: int, outputs: int, integer: bool, seed: int) -
 
 
 def model_of(parts: int, channels: int, side: int, integer: bool) -> Any:
-    """Convolution, `parts` convolutions of its result, their concatenation of `channels`, convolution."""
+    """Convolution, `parts` convolutions of its result, their concatenation of `channels`, convolution; of one part, its
+    channels scaled and shifted, and a ReLU, beside another reader."""
     data = opset.parameter([1, 16, side, side], np.float32)
     first = convolved(quantized(data, integer), 16, 32, integer, 0)
-    each = channels // parts
-    joined = opset.concat([convolved(first, 32, each, integer, seed) for seed in range(parts)], 1)
-    return openvino.Model([convolved(joined, channels, 32, integer, parts)], [data])
+    if parts > 1:
+        each = channels // parts
+        joined = opset.concat([convolved(first, 32, each, integer, seed) for seed in range(parts)], 1)
+        return openvino.Model([convolved(joined, channels, 32, integer, parts)], [data])
+    scale, shift = np.random.default_rng(1).uniform(0.5, 1.5, (2, 1, channels, 1, 1)).astype(np.float32)
+    wide = convolved(first, 32, channels, integer, 1)
+    scaled = opset.relu(opset.add(opset.multiply(wide, opset.constant(scale)), opset.constant(shift)))
+    readers = [
+        convolved(quantized(scaled, integer), channels, 32, integer, 2),
+        convolved(wide, channels, 32, integer, 3),
+    ]
+    return openvino.Model(readers, [data])
 
 
 def measure() -> list[dict[str, Any]]:
@@ -59,26 +70,25 @@ def measure() -> list[dict[str, Any]]:
     requests = {}
     for case in cases:
         compiled, request = profiled(model_of(*case))
-        types = {op.get_friendly_name(): {k: v.astype(str) for k, v in op.get_rt_info().items()}
-                 for op in compiled.get_runtime_model().get_ops()}  # fmt: skip
-        names = [name for name, info in types.items() if info["layerType"] == "Concatenation"]
-        precisions = {types[name]["runtimePrecision"] for name in names}
-        assert names, f"no concatenation in {case}"
-        assert precisions == {"u8" if case[3] else "f32"}, f"{case} runs in {precisions}"
+        wanted = (TYPES[case[0] == 1], "u8" if case[3] else "f32")
+        names = [
+            op.get_friendly_name()
+            for op in compiled.get_runtime_model().get_ops()
+            if tuple(op.get_rt_info()[key].astype(str) for key in ("layerType", "runtimePrecision")) == wanted
+        ]
+        assert len(names) == 1, f"{case}: {names}"
         requests[case] = (
             request,
-            names,
+            names[0],
             np.random.default_rng(0).random((1, 16, case[2], case[2]), np.float32),
         )
     times = defaultdict(list)
     order = random.Random(0)
     for _ in range(ROUNDS):
         for case in order.sample(cases, len(cases)):
-            request, names, data = requests[case]
+            request, name, data = requests[case]
             node_times(request, data)  # brings its memory back into the caches, where a whole model has it
-            for _ in range(REPEATS):
-                taken = node_times(request, data)
-                times[case].append(sum(taken[name] for name in names))
+            times[case] += [node_times(request, data)[name] for _ in range(REPEATS)]
     return [
         {"parts": parts, "channels": channels, "side": side, "precision": "int8" if integer else "float32",
          "runs": parts * side * side, "bytes": 2 * channels * side * side * (1 if integer else 4),
@@ -87,19 +97,22 @@ def measure() -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def fit(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def fit(rows: list[dict[str, Any]], concatenations: bool) -> dict[str, dict[str, float]]:
     """Rates of the price table by precision, least squares on relative errors."""
     found = {}
     for precision in ("float32", "int8"):
-        chosen = [row for row in rows if row["precision"] == precision]
+        chosen = [
+            row for row in rows if row["precision"] == precision and (row["parts"] > 1) == concatenations
+        ]
         weights = 1 / np.maximum([row["us"] for row in chosen], 5.0)
-        matrix = np.asarray([[1.0, row["runs"], row["bytes"]] for row in chosen]) * weights[:, None]
-        scale = np.linalg.norm(matrix, axis=0)
+        terms = [[1.0, row["runs"] * concatenations, row["bytes"]] for row in chosen]
+        matrix = np.asarray(terms) * weights[:, None]
+        scale = np.maximum(np.linalg.norm(matrix, axis=0), 1e-30)
         launch, run, byte = (
             nnls(matrix / scale, np.asarray([row["us"] for row in chosen]) * weights)[0] / scale
         )
         found[precision] = {
-            "launch_us": round(float(launch), 3), "gops": round(1e-3 / float(run), 3),
+            "launch_us": round(float(launch), 3), "gops": round(1e-3 / float(run), 3) if run else 0,
             "gb_s": round(1e-3 / float(byte), 2), "weights_gb_s": 0,
         }  # fmt: skip
     return found
@@ -113,19 +126,21 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the rates into the price table")
     arguments = parser.parse_args()
     rows = measure()
-    rates = fit(rows)
+    rates = {"pointwise": fit(rows, False), "concat": fit(rows, True)}
     cpu = openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")
     lines = [
-        "# Concatenations in OpenVINO", "",
-        f"`python -m benchmarks.concatenations`; {cpu}, one core, openvino {openvino.__version__.partition('-')[0]}.",
-        *(f"{name}: {rate['launch_us']} us, {rate['gops']} runs a ns, {rate['gb_s']} GB/s read and written."
-          for name, rate in rates.items()),
+        "# Passes over a tensor in OpenVINO", "",
+        f"`python -m benchmarks.openvino_passes`; {cpu}, one core, openvino {openvino.__version__.partition('-')[0]}.",
+        "Of one part: channels scaled and shifted, with a ReLU; of more: a concatenation.", "",
+        *(f"- {kind} {name}: {rate['launch_us']} us, {rate['gops'] or '-'} runs a ns, {rate['gb_s']} GB/s read and written"
+          for kind, known in rates.items() for name, rate in known.items()),
         "", "| parts | channels | side | INT8 us | fitted | float us | fitted |", "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
-    by_shape = defaultdict(dict)
+    by_shape: dict[Any, dict[str, tuple[float, float]]] = defaultdict(dict)
     for row in rows:
-        rate = rates[row["precision"]]
-        fitted = rate["launch_us"] + row["runs"] / (rate["gops"] * 1e3) + row["bytes"] / (rate["gb_s"] * 1e3)
+        rate = rates["concat" if row["parts"] > 1 else "pointwise"][row["precision"]]
+        fitted = rate["launch_us"] + row["bytes"] / (rate["gb_s"] * 1e3)
+        fitted += row["runs"] / (rate["gops"] * 1e3) if rate["gops"] else 0.0
         by_shape[row["parts"], row["channels"], row["side"]][row["precision"]] = (row["us"], fitted)
     for shape, found in by_shape.items():
         cells = [*shape, *(f"{value:.1f}" for name in ("int8", "float32") for value in found[name])]
@@ -134,8 +149,9 @@ def main() -> None:
     print("\n".join(lines))
     if arguments.write:
         table = json.loads(TABLE.read_text(encoding="utf-8"))
-        table["kinds"]["concat"] = rates
-        table["provenance"]["concat"] = f"python -m benchmarks.concatenations --write; {cpu}"
+        table["kinds"] |= rates
+        table["provenance"]["concat, pointwise"] = f"python -m benchmarks.openvino_passes --write; {cpu}"
+        table["provenance"].pop("concat", None)
         TABLE.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
 
 
