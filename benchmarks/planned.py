@@ -35,6 +35,7 @@ NAMES = (
 )  # fmt: skip
 TIMM = ("repvgg_a0", "mobileone_s0", "deit_tiny_patch16_224")
 SHARE = 0.97
+FIXED = 224  # of models that take no other side
 
 
 class Upwards(nn.Module):
@@ -117,8 +118,10 @@ def survey(spec: str, *, side: int, threads: int) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     source, _, name = spec.partition(":")
     torch.manual_seed(0)
-    model = rerandomize(SMALL[name]().eval() if source == "small" else load(spec))
-    example = torch.randn(2, 3, side, side) if source == "small" else inputs(spec, 0, model, side)
+    model = rerandomize(SMALL[name]() if source == "small" else load(spec)).eval()
+    example = inputs(spec, 0, model, side)
+    if example is None:
+        example = torch.randn(2, 3, FIXED, FIXED, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1)
     batches = [torch.randn(example.shape, generator=generator) for _ in range(2)]
     module = optimize(model, example, cost="openvino_int8", check=False).quantize(batches, effort="fast")

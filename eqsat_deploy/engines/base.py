@@ -35,9 +35,12 @@ class Layer:
 
 
 def realized(kernels: Iterable[PlacedKernel], layers: Iterable[Layer]) -> dict[str, str | None]:
-    """The precision that each kernel ran in, by its anchor: that of the layer which covers its anchor, or another of
-    its nodes; None where no layer says so, as where several kernels became one."""
-    precisions = {node: layer.precision for layer in layers for node in layer.nodes}
+    """The precision that each kernel ran in, by its anchor: that of the first layer which covers its anchor, or another
+    of its nodes (what converts its result comes later); None where none says so, as where several became one."""
+    precisions: dict[str, str] = {}
+    for layer in layers:
+        for node in layer.nodes:
+            precisions.setdefault(node, layer.precision)
     return {
         kernel.anchor: next((precisions[node] for node in kernel.nodes if node in precisions), None)
         for kernel in kernels

@@ -35,6 +35,7 @@ from eqsat_deploy.rules.facts import (
     integer_anchor,
     on_codes,
 )  # fmt: skip
+from eqsat_extraction.kernel import Kind
 
 UNCHECKED = (
     "ties INT8 to what it stands in for, which is equal to a tolerance alone: the results of a quantized module are "
@@ -94,6 +95,15 @@ def _both_ways(operator: Operator) -> Part:
     return facts, (Union(CODES, QUANT_RUN(kernel, steps)),)
 
 
+def _scaled(operator: Operator) -> list[Part]:
+    """As `_both_ways`, of what pools and concatenations hand on: a product takes its scales and shifts itself."""
+    facts, actions = _both_ways(operator)
+    data = _operands(operator)[0]
+    givers = [o for o in OPERATORS.values() if o.kind in (Kind.POOL, Kind.CONCAT) and o.shape is not None]
+    of = [tuple(Variable(sort, f"b{i}") for i, (_, sort) in enumerate(o.parameters)) for o in givers]
+    return [((*facts, Match(data, Pattern(o, given))), actions) for o, given in zip(givers, of, strict=True)]
+
+
 def _commuting(operator: Operator) -> Part:
     """Codes pass through: Q(f(x)) = f(Q(x))."""
     facts = (Match(CODES, QUANT(E)), Match(E, Pattern(operator, arguments(operator))), Row(RUNTIME, (E,)))
@@ -149,9 +159,9 @@ written = _rule(
 
 pointwise = _rule(
     "integer-pointwise",
-    "Pools, means, sums, scales and shifts on INT8 that return INT8.",
+    "Pools, means, sums, and scales and shifts of pools and concatenations, on INT8 that return INT8.",
     *_each("pointwise", _both_ways),
-    *_each("scale", _both_ways),
+    *(part for o in OPERATORS.values() if o.integer == "scale" for part in _scaled(o)),
 )
 
 commuting = _rule(
