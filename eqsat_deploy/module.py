@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.utils._pytree as pytree
@@ -14,6 +14,9 @@ from torch._ops import OpOverload
 
 from eqsat_deploy.deployment import deployment
 from eqsat_deploy.report import Report
+
+if TYPE_CHECKING:
+    from eqsat_deploy.quantization import Sensitivities
 
 
 class OptimizedModule(fx.GraphModule):
@@ -60,6 +63,16 @@ class OptimizedModule(fx.GraphModule):
         quantized = quantize(self, batches, **options)
         assert isinstance(quantized, OptimizedModule)
         return quantized
+
+    def sensitivity(self, batches: Iterable[Any] | None = None) -> Sensitivities:
+        """The INT8 kernels of a quantized module by the error that each alone causes; see `quantization.sensitivity`.
+
+        Raises:
+            QuantizationError: the module is not quantized, or there is nothing to measure on.
+        """
+        from eqsat_deploy.quantization import sensitivity
+
+        return sensitivity(self, batches)
 
     def build(self, engine: str = "auto", **options: Any) -> Any:
         """Compile to an engine and ship whichever of this form and the plain one is faster; see `build.build`.

@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import inf, log10
+from math import inf
 
 import torch
 from torch import Tensor, fx
@@ -27,6 +27,7 @@ from torch import Tensor, fx
 from eqsat_deploy.deployment import SAMPLES, InputSpec, Signature, deployment, record
 from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.engines.program import flat_module
+from eqsat_deploy.noise import decibels
 from eqsat_deploy.verify import ROUNDING_FACTOR, TOLERANCE, relative_error
 
 DECIBELS = 40.0
@@ -91,22 +92,6 @@ def compare(
     return Parity(tuple(departures), lowest)
 
 
-def decibels(expected: Tensor, found: Tensor) -> float:
-    """Signal-to-noise ratio of `found`: infinite where equal, minus that where shapes or non-finite values differ."""
-    if expected.shape != found.shape:
-        return -inf
-    a, b = expected.double(), found.double()
-    finite = torch.isfinite(a)
-    if not torch.equal(finite, torch.isfinite(b)) or not torch.equal(
-        a[~finite].nan_to_num(), b[~finite].nan_to_num()
-    ):
-        return -inf
-    signal, noise = float((a[finite] ** 2).sum()), float(((a - b)[finite] ** 2).sum())
-    if noise == 0:
-        return inf
-    return 10 * log10(signal / noise) if signal else -inf
-
-
 def inputs_of(module: fx.GraphModule, size: int, first: int = 0) -> tuple[Tensor, ...]:
     """Inputs of batch `size`: the samples that the module's record keeps, from `first` on and round again, or else
     random ones."""
@@ -163,7 +148,8 @@ def _runner(flat: fx.GraphModule) -> Reference:
 
 
 class _Probes:
-    """The module itself with other rounding: in float64, and twice with its parameters off by as much as rounding."""
+    """The module itself with other rounding: in float64, and twice with its parameters off by as much as a few
+    roundings, which is what folding scales and summing in another order comes to."""
 
     def __init__(self, flat: fx.GraphModule) -> None:
         self.flat = flat
@@ -174,9 +160,9 @@ class _Probes:
             generator = torch.Generator().manual_seed(seed)
             for tensor in (*doubled.parameters(), *doubled.buffers()):
                 if tensor.is_floating_point():
-                    ulp = torch.finfo(tensor.dtype).eps / 2
+                    off = 2 * torch.finfo(tensor.dtype).eps
                     noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1
-                    tensor.data = tensor.data.double() * (1 + (ulp * noise if seed else 0.0))
+                    tensor.data = tensor.data.double() * (1 + (off * noise if seed else 0.0))
             yield _doubled(_runner(doubled))
 
 

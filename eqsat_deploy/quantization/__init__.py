@@ -8,6 +8,7 @@ from eqsat_deploy.quantization.fake_quantize import (
 )
 from eqsat_deploy.quantization.observers import Entropy, Grid, MinMax, Mse, Observer, Percentile
 from eqsat_deploy.quantization.ptq import quantize
+from eqsat_deploy.quantization.sensitivity import Sensitivities, Sensitivity, sensitivity
 
 __all__ = [
     "Entropy",
@@ -20,5 +21,8 @@ __all__ = [
     "QuantizedConv2d",
     "QuantizedConvTranspose2d",
     "QuantizedLinear",
+    "Sensitivities",
+    "Sensitivity",
     "quantize",
+    "sensitivity",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,12 @@ from eqsat_deploy.errors import InputError, QuantizationError
 SAMPLE = 32
 """How many samples are held while quantizing, for what one pass over the data cannot tell."""
 
+FEW = 16
+"""Fewer samples than this are said to be few: what they have not shown is clipped."""
+
+HUGE = 1e6
+"""No normalized input is as great."""
+
 LABELS = frozenset({"label", "labels", "label_ids", "target", "targets"})
 """What data loaders call labels in batches by name."""
 
@@ -27,7 +34,7 @@ def calibrate(modules: Sequence[nn.Module], call: CallSpec, batches: Iterable[An
         QuantizationError: no batches, or one that does not fit `call` or has NaN or infinity, by its number.
     """
     device = device_of(modules[0])
-    count, held = 0, _Held(call.inputs)
+    count, held, ranges = 0, _Held(call.inputs), _Ranges(call.inputs)
     with torch.no_grad():
         for count, batch in enumerate(_iterable(batches), 1):
             try:
@@ -41,12 +48,14 @@ def calibrate(modules: Sequence[nn.Module], call: CallSpec, batches: Iterable[An
                     )
             inputs = tuple(value.to(device) for value in inputs)
             held.add(inputs)
+            ranges.add(inputs)
             for module in modules:
                 module.forward(*inputs)
     if count == 0:
         raise QuantizationError(
             "no calibration batches: pass an iterable of inputs (a generator is used up after one pass)"
         )
+    ranges.warn()
     return held.joined()
 
 
@@ -113,6 +122,38 @@ class _Held:
             values[0] if axis is None else torch.cat(values, axis)
             for axis, values in zip(self.axes, zip(*self.parts, strict=True), strict=True)
         )
+
+
+class _Ranges:
+    """What passes of the float inputs: enough to tell data that cannot be real."""
+
+    def __init__(self, specs: Sequence[InputSpec]) -> None:
+        self.specs = specs
+        self.least = [float("inf")] * len(specs)
+        self.greatest = [float("-inf")] * len(specs)
+        self.samples = 0
+
+    def add(self, inputs: Sequence[Tensor]) -> None:
+        self.samples += batch_size(self.specs, inputs) or 1
+        for index, value in enumerate(inputs):
+            if value.numel():
+                self.least[index] = min(self.least[index], float(value.min()))
+                self.greatest[index] = max(self.greatest[index], float(value.max()))
+
+    def warn(self) -> None:
+        doubts = []
+        for spec, least, greatest in zip(self.specs, self.least, self.greatest, strict=True):
+            if spec.dtype.is_floating_point and least == greatest:
+                doubts.append(f"{spec.name!r} is {least:g} everywhere")
+            elif spec.dtype.is_floating_point and max(-least, greatest) > HUGE:
+                doubts.append(f"{spec.name!r} goes from {least:g} to {greatest:g}, is it normalized?")
+        if self.samples < FEW:
+            doubts.append(f"{self.samples} samples are few, some hundred show what real inputs reach")
+        if doubts:
+            warnings.warn(
+                f"the calibration data cannot stand for real inputs: {'; '.join(doubts)}; INT8 accuracy will suffer",
+                stacklevel=5,
+            )
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -94,24 +94,52 @@ class MinMax(Observer):
 
 
 class Extremes(MinMax):
-    """The whole observed range, and the means of the least and of the greatest value of each sample along axis 0."""
+    """The whole observed range, that of each channel, and the means of the least and of the greatest value of each
+    sample along axis 0.
 
-    def __init__(self) -> None:
+    Attributes:
+        axis: the channels'; None where they do not matter.
+        lows, highs: the range of each channel, (channels,); empty without an axis.
+        sums: over samples, of the least and the greatest value of the tensor.
+        channel_sums: likewise of each channel, float64.
+    """
+
+    def __init__(self, axis: int | None = None) -> None:
         super().__init__()
+        self.axis = axis
+        self.lows = self.highs = torch.empty(0)
+        self.channel_sums = (torch.zeros((), dtype=torch.double), torch.zeros((), dtype=torch.double))
         self.samples = 0
         self.sums = (0.0, 0.0)
 
     def update(self, values: Tensor) -> None:
-        """Take one batch, of any shape."""
-        super().update(values)
+        """Take one batch, of any shape that has the axis."""
         if values.numel() == 0:
             return
-        least, greatest = torch.aminmax(values.reshape(len(values) if values.dim() else 1, -1), dim=1)
+        if self.axis is None:
+            least, greatest = torch.aminmax(values.reshape(len(values) if values.dim() else 1, -1), dim=1)
+        else:
+            channels = values.movedim(self.axis, 1).flatten(2) if values.dim() > 2 else values[..., None]
+            least, greatest = channels.amin(2), channels.amax(2)
+            self.lows = torch.minimum(least.amin(0), self.lows) if self.samples else least.amin(0)
+            self.highs = torch.maximum(greatest.amax(0), self.highs) if self.samples else greatest.amax(0)
+            below, above = self.channel_sums
+            self.channel_sums = (below + least.double().sum(0), above + greatest.double().sum(0))
+            least, greatest = least.amin(1), greatest.amax(1)
+        super().update(torch.stack([least.min(), greatest.max()]))
         self.samples += len(least)
         self.sums = (
             self.sums[0] + float(least.double().sum()),
             self.sums[1] + float(greatest.double().sum()),
         )
+
+    @property
+    def channels(self) -> tuple[Tensor, Tensor]:
+        """The range that each channel may reach, (channels,): beyond what was seen of it by as much as its extremes lie
+        beyond their mean over samples, and within the tensor's."""
+        below, above = ((total / self.samples).to(self.lows.dtype) for total in self.channel_sums)
+        lows, highs = 2 * self.lows - below, 2 * self.highs - above
+        return lows.clamp_min(self.minimum), highs.clamp_max(self.maximum)
 
     @property
     def mean_minimum(self) -> float:

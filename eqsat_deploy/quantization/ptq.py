@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import fnmatch
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from typing import Any, Literal, get_args
 
 from torch import Tensor, fx, nn
@@ -34,6 +36,8 @@ from eqsat_deploy.quantization.observers import OBSERVERS, Extremes, Observer
 from eqsat_deploy.quantization.reconstruction import reconstruct
 
 ANY_GRID = IntegerGrid(unsigned=True, asymmetric=True, channels=True)
+EXPECTED = 20.0
+"""The SQNR of outputs in dB below which a quantized module is warned of."""
 Effort = Literal["fast", "balanced"]
 
 
@@ -44,6 +48,7 @@ def quantize(
     effort: Effort = "balanced",
     grid: IntegerGrid | None = None,
     observer: str | Callable[[], Observer] | None = None,
+    precision: Mapping[str, str] | None = None,
     learnable: bool = False,
 ) -> fx.GraphModule:
     """A copy of `module` that rounds to INT8 exactly where its record says so.
@@ -59,21 +64,24 @@ def quantize(
             a name of labels. Any batch size, and sequences of every length that there will be: short ones have the
             greatest values after an attention. They are read once, and the first `SAMPLE` samples are held until it is
             done, a few of them for good: what engines are compared with the module on.
-        effort: `fast` takes the observed ranges and rounds to the nearest; `balanced` chooses the ranges of matrix
-            products by the error at their outputs, and corrects
-            biases (`reconstruction`).
+        effort: `fast` takes the observed ranges; `balanced` moves scales per channel into weights and chooses the
+            ranges of matrix products, both by the error at the outputs of what reads the tensor, and corrects biases
+            (`reconstruction`).
         grid: the codes that kernels read, the module's target's when missing (any, where it has no target).
         observer: `minmax`, `percentile`, `entropy`, `mse`, or a function returning a new `Observer`: takes the range
             from it alone. When missing, the range is chosen as `effort` says.
+        precision: `"float"` for kernels that stay in float, by the names of their nodes or patterns of them such as
+            `layer4_*` (`fnmatch`); `sensitivity` says which are worth it.
         learnable: scales are parameters that training adapts (LSQ).
 
     Raises:
         QuantizationError: no batches; one that does not fit the inputs; NaN or infinity, naming the batch or
             the node; a placement that names what the module does not have; a module that is quantized already.
-        UnknownNameError: no effort or observer of that name.
+        UnknownNameError: no effort, observer, precision or kernel of that name.
     """
     if effort not in get_args(Effort):
         raise UnknownNameError("effort", str(effort), get_args(Effort))
+    patterns = _patterns(deployment(module).placement, precision or {})
     if any(isinstance(child, FakeQuantize) for child in module.modules()):
         raise QuantizationError(
             "the module is quantized already: call quantize() on what optimize() returned, which is unchanged"
@@ -81,9 +89,8 @@ def quantize(
     plain = comparable(module)
     known = deployment(module)
     grid = grid or known.grid or ANY_GRID
-    forms = [
-        _Watched(form, grid, _observer_factory(observer)) for form in (module, plain) if form is not None
-    ]
+    make_observer = _observer_factory(observer)
+    forms = [_Watched(form, patterns, grid, make_observer) for form in (module, plain) if form is not None]
     placed = known.placement
     if not placed.quantizers and not any(kernel.precision == "int8" for kernel in placed.kernels):
         warnings.warn(
@@ -93,6 +100,12 @@ def quantize(
         )
     sample = calibrate([form.module for form in forms], call_of(module), batches)
     quantized, *others = [form.quantized(effort, sample, learnable) for form in forms]
+    if forms[0].sqnr < EXPECTED:
+        warnings.warn(
+            f"INT8 leaves the outputs {forms[0].sqnr:.1f} dB above the error on calibration data, {EXPECTED} are "
+            "expected: sensitivity() ranks the kernels, and quantize(precision={name: 'float'}) keeps some in float",
+            stacklevel=3,
+        )
     for form in (quantized, *others):
         record(form, samples=samples_of(known.inputs, sample))
     record(quantized, plain=next(iter(others), None), fingerprint=fingerprint(quantized))
@@ -103,14 +116,20 @@ class _Watched:
     """A copy of a module whose quantizers are to be, with a watch where each will stand."""
 
     def __init__(
-        self, module: fx.GraphModule, grid: IntegerGrid, make_observer: Callable[[], Observer]
+        self,
+        module: fx.GraphModule,
+        floats: Sequence[str],
+        grid: IntegerGrid,
+        make_observer: Callable[[int | None], Observer],
     ) -> None:
         self.grid = grid
-        self.placement = _without_float_operands(deployment(module).placement)
         self.module = copy.deepcopy(module).eval()
         self.module.meta = dict(module.meta)
-        record(self.module, placement=self.placement)
         self.nodes = _Nodes({node.name: node for node in self.module.graph.nodes})
+        placement = _with_floats(deployment(module).placement, floats, self.nodes)
+        self.placement = _without_float_operands(placement)
+        record(self.module, placement=self.placement)
+        self.sqnr = inf  # of the outputs in dB, where it was measured
         self.watches = _insert_watches(self.module, self.nodes, _sharing(self.placement, grid), make_observer)
         self.module.recompile()
 
@@ -128,12 +147,52 @@ class _Watched:
                 _quantize_weight(self.module, self.nodes[kernel.anchor], kernel.channels, originals)
         if effort != "fast":
             seen = {target: seen for target, seen in observers.items() if isinstance(seen, Extremes)}
-            reconstruct(self.module, originals, seen, sample, self.grid)
+            self.sqnr = reconstruct(self.module, originals, seen, sample, self.grid)
         if learnable:
             for fake in [child for child in self.module.modules() if isinstance(child, FakeQuantize)]:
                 fake.learn()
         self.module.recompile()
         return self.module
+
+
+def _patterns(placement: Placement, precision: Mapping[str, str]) -> tuple[str, ...]:
+    """The patterns of kernels to keep in float, each of which names at least one."""
+    names = [name for kernel in placement.kernels for name in kernel.nodes]
+    for pattern, wanted in precision.items():
+        if wanted != "float":
+            raise UnknownNameError(f"precision of {pattern!r}", str(wanted), ["float"])
+        if not fnmatch.filter(names, pattern):
+            raise UnknownNameError("kernel", pattern, names)
+    return tuple(precision)
+
+
+def _with_floats(placement: Placement, patterns: Sequence[str], nodes: Mapping[str, fx.Node]) -> Placement:
+    """`placement` with the kernels that match in float; what hands them codes alone reads no codes either."""
+    if not patterns:
+        return placement
+    kept = {
+        kernel.anchor
+        for kernel in placement.kernels
+        if any(fnmatch.filter(kernel.nodes, pattern) for pattern in patterns)
+    }
+    kernels = tuple(
+        replace(kernel, precision="float32", output="float32") if kernel.anchor in kept else kernel
+        for kernel in placement.kernels
+    )
+    floats = {name for kernel in kernels if kernel.anchor in kept for name in kernel.nodes}
+    integers = {name for kernel in kernels if kernel.anchor not in kept for name in kernel.nodes}
+
+    def in_float(name: str) -> bool:
+        users = [user.name for user in nodes[name].users]
+        return name in floats or (name not in integers and bool(users) and all(map(in_float, users)))
+
+    left = (
+        replace(quantizer, readers=tuple(name for name in quantizer.readers if not in_float(name)))
+        for quantizer in placement.quantizers
+    )
+    return replace(
+        placement, kernels=kernels, quantizers=tuple(quantizer for quantizer in left if quantizer.readers)
+    )
 
 
 def _without_float_operands(placement: Placement) -> Placement:
@@ -186,27 +245,43 @@ class _Watch(nn.Module):
         return self.observer
 
 
-def _observer_factory(observer: str | Callable[[], Observer] | None) -> Callable[[], Observer]:
+def _observer_factory(
+    observer: str | Callable[[], Observer] | None,
+) -> Callable[[int | None], Observer]:
+    """What makes the observer of a tensor, whose channels are along the axis given."""
     if observer is None:
         return Extremes
-    if not isinstance(observer, str):
-        return observer
-    if observer not in OBSERVERS:
-        raise UnknownNameError("observer", observer, OBSERVERS)
-    return OBSERVERS[observer]
+    if isinstance(observer, str):
+        if observer not in OBSERVERS:
+            raise UnknownNameError("observer", observer, OBSERVERS)
+        observer = OBSERVERS[observer]
+    make = observer
+    return lambda axis: make()
+
+
+def _channel_axis(module: fx.GraphModule, readers: Iterable[fx.Node]) -> int | None:
+    """Along which axis the layers among `readers` sum over channels; None where they differ, or there is none."""
+    layers = [module.get_submodule(str(node.target)) for node in readers if node.op == "call_module"]
+    axes = {
+        -1 if isinstance(layer, nn.Linear) else 1
+        for layer in layers
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+    }
+    return axes.pop() if len(axes) == 1 else None
 
 
 def _insert_watches(
     module: fx.GraphModule,
     nodes: _Nodes,
     groups: Sequence[Sequence[Quantizer]],
-    make_observer: Callable[[], Observer],
+    make_observer: Callable[[int | None], Observer],
 ) -> dict[str, _Watch]:
     """One watch per group of quantizers that share a grid, by the name of its submodule."""
     watches: dict[str, _Watch] = {}
     for group in groups:
         target = f"{group[0].tensor}_quantizer"
-        watches[target] = _Watch(group[0].tensor, make_observer())
+        readers = [nodes[name] for quantizer in group for name in quantizer.readers]
+        watches[target] = _Watch(group[0].tensor, make_observer(_channel_axis(module, readers)))
         module.add_submodule(target, watches[target])
         for quantizer in group:
             tensor = nodes[quantizer.tensor]

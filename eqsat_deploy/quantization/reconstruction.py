@@ -1,4 +1,4 @@
-"""What repairs rounding, kernel by kernel: ranges and biases.
+"""What repairs rounding, kernel by kernel: scales that move into weights, ranges and biases.
 
 They are chosen in graph order on a bounded sample of real inputs, each by the error at a kernel's output, with
 everything before it rounded already.
@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from eqsat_deploy.deployment import flat_outputs
 from eqsat_deploy.grid import IntegerGrid
+from eqsat_deploy.noise import decibels
 from eqsat_deploy.quantization.biases import corrected
+from eqsat_deploy.quantization.equalization import ChannelScale, Layer
 from eqsat_deploy.quantization.fake_quantize import (
     FakeQuantize,
     QuantizedConv2d,
@@ -23,10 +25,14 @@ from eqsat_deploy.quantization.fake_quantize import (
     QuantizedLinear,
 )
 from eqsat_deploy.quantization.observers import Extremes
-from eqsat_deploy.quantization.ranges import candidates
+from eqsat_deploy.quantization.rounding import Rounding, roundings
 
 SEARCHED = 8
-"""Samples that ranges are compared on; biases take the whole sample."""
+"""Samples that ways to round are compared on; biases take the whole sample."""
+
+DOUBT = 2.0
+"""How much less error a division must leave: a divided channel covers little more than calibration has shown of it,
+and other data goes further (on EfficientNet-Lite, photographs of another kind)."""
 
 ANCHORS = (QuantizedConv2d, QuantizedConvTranspose2d, QuantizedLinear)
 
@@ -40,7 +46,7 @@ class _Float(fx.Interpreter):
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         child = self.originals.get(target) or self.fetch_attr(target)
-        return args[0] if isinstance(child, FakeQuantize) else child(*args, **kwargs)
+        return args[0] if isinstance(child, FakeQuantize | ChannelScale) else child(*args, **kwargs)
 
 
 def reconstruct(
@@ -49,8 +55,8 @@ def reconstruct(
     seen: Mapping[str, Extremes],
     inputs: Sequence[Tensor],
     grid: IntegerGrid,
-) -> None:
-    """Choose ranges and biases of `module`, in graph order, in place.
+) -> float:
+    """Choose scales, ranges and biases of `module`, in graph order, in place.
 
     Args:
         module: quantized, with first ranges.
@@ -58,11 +64,14 @@ def reconstruct(
         seen: the extremes in calibration of every quantizer whose range may be chosen, by its name.
         inputs: the sample, in the order of the module's placeholders.
         grid: the codes that the target reads.
+
+    Returns:
+        The SQNR on the sample, in dB, of the output that has lost most.
     """
     exact, rounded = _Float(module, originals), fx.Interpreter(module, garbage_collect_values=False)
-    left = Counter({node: len(node.users) for node in module.graph.nodes})
+    calls = Counter(str(node.target) for node in module.graph.nodes if node.op == "call_module")
+    left: dict[fx.Node, int] = {}
     values = iter(inputs)
-    open_ranges = dict(seen)
     with torch.no_grad():
         for node in module.graph.nodes:
             if node.op == "output":
@@ -70,52 +79,58 @@ def reconstruct(
             if node.op == "placeholder":
                 exact.env[node] = rounded.env[node] = next(values)
                 continue
-            child = module.get_submodule(str(node.target)) if node.op == "call_module" else None
+            operands, target = node.all_input_nodes, str(node.target)
+            child = module.get_submodule(target) if node.op == "call_module" else None
             exact.env[node] = exact.run_node(node)
-            if isinstance(child, FakeQuantize) and (extremes := open_ranges.pop(str(node.target), None)):
-                _choose_range(module, node, extremes, grid, exact, rounded)
-            if isinstance(child, ANCHORS) and _called_once(module, child):
-                source = rounded.env[node.all_input_nodes[0]]
-                corrected(child, exact.env[node], child(source))
-            rounded.env[node] = rounded.run_node(node)
-            for operand in node.all_input_nodes:
-                left[operand] -= 1
+            once = calls[target] == 1
+            if isinstance(child, FakeQuantize) and once and target in seen:
+                layers = _layers(module, node, calls)
+                chosen = _chosen(node, layers, originals, seen[target], grid, rounded)
+                if chosen is not None:
+                    chosen.place(module, node)
+                    rounded.env[node] = chosen.codes(rounded.env[operands[0]])
+            if node not in rounded.env:
+                rounded.env[node] = rounded.run_node(node)
+            if isinstance(child, ANCHORS) and once:
+                rounded.env[node] = corrected(child, exact.env[node], rounded.env[node])
+            for operand in operands:
+                left[operand] = left.get(operand, len(operand.users)) - 1
                 if not left[operand]:
                     del exact.env[operand], rounded.env[operand]
+    outputs = flat_outputs(module)
+    return min(decibels(exact.env[node], rounded.env[node]) for node in outputs)
 
 
-def _choose_range(
-    module: fx.GraphModule,
+def _layers(module: fx.GraphModule, node: fx.Node, calls: Mapping[str, int]) -> dict[str, Layer]:
+    """The layers that read the quantizer `node` and are called nowhere else, by the names of their submodules."""
+    found = {}
+    for user in node.users:
+        child = module.get_submodule(str(user.target)) if user.op == "call_module" else None
+        if isinstance(child, ANCHORS) and calls[str(user.target)] == 1:
+            found[str(user.target)] = child
+    return found
+
+
+def _chosen(
     node: fx.Node,
-    extremes: Extremes,
+    layers: Mapping[str, Layer],
+    originals: Mapping[str, nn.Module],
+    seen: Extremes,
     grid: IntegerGrid,
-    exact: _Float,
     rounded: fx.Interpreter,
-) -> None:
-    """Give the quantizer `node`, where products of matrices alone read it, the range of least error at their outputs.
-
-    Other readers keep the range observed: convolutions lose more by values clipped in what calibration has not shown
-    than they gain by finer steps.
-    """
+) -> Rounding | None:
+    """The way of least error to round what the quantizer `node` reads; None where no layer reads its codes."""
+    if not layers:
+        return None
     source = node.all_input_nodes[0]
-    layers = [module.get_submodule(str(reader.target)) for reader in node.users if reader.op == "call_module"]
-    products = [layer for layer in layers if isinstance(layer, QuantizedLinear)]
-    if not products or len(products) < len(node.users):
-        return
-    wanted, given = exact.env[source][:SEARCHED], rounded.env[source][:SEARCHED]
-    expected = [F.linear(wanted, layer.weight, layer.bias) for layer in products]
-
-    def error(fake: FakeQuantize) -> float:
-        """The squared error at the outputs, each as a part of its output's square."""
-        outputs = [layer(fake(given)) for layer in products]
-        return sum(
-            float((o - e).square().sum() / e.square().sum()) for o, e in zip(outputs, expected, strict=True)
-        )
-
-    fakes = [FakeQuantize.of_grid(g).to(given.device) for g in candidates(extremes, grid)]
-    setattr(module, str(node.target), min(fakes, key=error))
-
-
-def _called_once(module: fx.GraphModule, layer: nn.Module) -> bool:
-    calls = [module.get_submodule(str(n.target)) for n in module.graph.nodes if n.op == "call_module"]
-    return sum(called is layer for called in calls) == 1
+    given = rounded.env[source][:SEARCHED]
+    # Of what is read, not of what would be read in float: what has been lost before is the same for every way.
+    expected = {name: originals[name](given) for name in layers}
+    read_whole = len(layers) < len(node.users)
+    ways = list(roundings(layers, seen, grid, read_whole=read_whole))
+    return min(
+        ways,
+        key=lambda way: (
+            way.error(given, expected, read_whole=read_whole) * DOUBT ** (way.divided is not None)
+        ),
+    )

@@ -15,7 +15,8 @@ from eqsat_deploy.deployment import Signature, deployment, record
 from eqsat_deploy.engines import Batch
 from eqsat_deploy.engines.openvino import OpenVINOEngine
 from eqsat_deploy.errors import EngineError, InputError
-from eqsat_deploy.parity import Parity, compare, decibels, first_departure, inputs_of
+from eqsat_deploy.noise import decibels
+from eqsat_deploy.parity import Parity, compare, first_departure, inputs_of
 from eqsat_deploy.quantization import quantize
 from tests.deploy.placing import WEIGHTED, Residual, images, int8, torchvision_model, traced
 from tests.deploy.test_build import Eager, Halves

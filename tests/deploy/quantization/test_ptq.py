@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import warnings
 from typing import Any
 
 import pytest
@@ -426,3 +427,25 @@ def test_the_float_epilogue_of_a_kernel_reads_float() -> None:
 def test_an_unknown_effort_is_an_error(residual: fx.GraphModule) -> None:
     with pytest.raises(UnknownNameError, match="effort"):
         quantize(residual, images(1), effort="bset")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("data", "doubt"),
+    [
+        ([torch.zeros(32, 3, 32, 32)], "'x' is 0 everywhere"),
+        ([torch.full((32, 3, 32, 32), 0.5)], "'x' is 0.5 everywhere"),
+        ([1e30 * torch.randn(32, 3, 32, 32)], "is it normalized"),
+        ([torch.randn(2, 3, 32, 32)], "2 samples are few"),
+    ],
+)
+def test_data_that_cannot_be_real_is_warned_of(
+    residual: fx.GraphModule, data: list[Tensor], doubt: str
+) -> None:
+    with pytest.warns(UserWarning, match=doubt):
+        quantize(residual, data, effort="fast")
+
+
+def test_real_data_is_not_warned_of(residual: fx.GraphModule) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantize(residual, [torch.randn(32, 3, 32, 32)])

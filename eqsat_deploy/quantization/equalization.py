@@ -1,0 +1,98 @@
+"""Scales per channel that move from a tensor into the weights that read it: exact in float.
+
+A tensor has one grid for all its channels, so channels much smaller than the greatest have few codes. Dividing each
+channel by a number of its own before the tensor is rounded evens that out; the weights that read the codes take the
+number in. It is halfway, in logarithms, between what would even out the tensor and what would even out the weights
+(Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019; Xiao et al.,
+"SmoothQuant", 2023, with a migration strength of 0.5), which also leaves channels room that calibration has not seen
+them use. Nothing has to commute with the producer, as these need: the division stands in front of the rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from eqsat_deploy.quantization.fake_quantize import (
+    FakeQuantize,
+    QuantizedConv2d,
+    QuantizedConvTranspose2d,
+    QuantizedLinear,
+)
+
+FLOOR = 0.02
+"""Channels below this part of the greatest one are treated as if they reached it: what calibration has seen of them
+says little."""
+
+Layer = QuantizedConv2d | QuantizedConvTranspose2d | QuantizedLinear
+
+
+class ChannelScale(nn.Module):
+    """Multiplies each channel by a number of its own.
+
+    Attributes:
+        factor: positive, in a shape that broadcasts over the values.
+    """
+
+    factor: Tensor
+
+    def __init__(self, factor: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("factor", factor)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """`values` scaled, same shape and dtype."""
+        return values * self.factor
+
+
+def divisor(peaks: Tensor, readers: Sequence[Layer]) -> Tensor:
+    """What to divide the channels of a tensor by, (channels,), the greatest being 1.
+
+    Args:
+        peaks: the greatest magnitude of each channel, (channels,).
+        readers: the layers that read the tensor.
+    """
+    peaks = peaks.clamp_min(FLOOR * float(peaks.max()))
+    reach = torch.stack([_reach(layer) for layer in readers]).amax(0).clamp_min(1e-3)
+    found = (peaks / reach).sqrt()
+    return found / found.max()
+
+
+def taking_in(layer: Layer, divided: Tensor) -> Layer:
+    """`layer` as it reads a tensor whose channels were divided by `divided`, (channels,)."""
+    weight = layer.weight.detach()
+    factor = divided.to(weight.dtype)
+    match layer:
+        case QuantizedLinear():
+            weight = weight * factor
+        case QuantizedConvTranspose2d():
+            weight = weight * factor.reshape(-1, 1, 1, 1)
+        case QuantizedConv2d():
+            # (out, in / groups, h, w): every output channel reads the inputs of its group.
+            rows = factor.reshape(layer.groups, -1).repeat_interleave(len(weight) // layer.groups, 0)
+            weight = weight * rows[..., None, None]
+    clone = copy.copy(layer)
+    clone._parameters, clone._modules = dict(layer._parameters), dict(layer._modules)
+    clone.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+    clone.weight_quantizer = FakeQuantize.of_weight(weight, layer.weight_quantizer.axis or 0)
+    return clone
+
+
+def over_channels(factor: Tensor, layer: Layer) -> Tensor:
+    """`factor`, (channels,), in the shape that broadcasts over what `layer` reads."""
+    return factor if isinstance(layer, QuantizedLinear) else factor.reshape(-1, 1, 1)
+
+
+def _reach(layer: Layer) -> Tensor:
+    """The greatest weight on each input channel, each as a part of the greatest of its output channel."""
+    weight = layer.weight.detach().float().abs()
+    if isinstance(layer, QuantizedConvTranspose2d):
+        peaks = weight.amax(dim=(0, 2, 3), keepdim=True)
+        return (weight / peaks.clamp_min(1e-12)).amax(dim=(1, 2, 3))
+    weight = weight.flatten(2).amax(2) if isinstance(layer, QuantizedConv2d) else weight
+    part = weight / weight.amax(dim=1, keepdim=True).clamp_min(1e-12)
+    groups = layer.groups if isinstance(layer, QuantizedConv2d) else 1
+    return part.reshape(groups, -1, part.shape[1]).amax(1).flatten()

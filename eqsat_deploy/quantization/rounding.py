@@ -1,0 +1,118 @@
+"""The ways to round one tensor: what its channels are divided by, its codes, and the weights that read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from eqsat_deploy.grid import IntegerGrid
+from eqsat_deploy.quantization.equalization import ChannelScale, Layer, divisor, over_channels, taking_in
+from eqsat_deploy.quantization.fake_quantize import FakeQuantize, QuantizedLinear
+from eqsat_deploy.quantization.observers import Extremes, Grid
+
+CLIPPED = (0.9, 0.8)
+"""Parts of the observed range that codes of a product's operand may cover."""
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """One way to round a tensor that `layers` read, by the names of their submodules. `divided`, where its channels
+    are divided first, has their divisors in the shape that broadcasts over the tensor."""
+
+    quantizer: FakeQuantize
+    layers: Mapping[str, Layer]
+    divided: Tensor | None = None
+
+    def codes(self, values: Tensor) -> Tensor:
+        """What `layers` read of the tensor `values`."""
+        read: Tensor = self.quantizer(values if self.divided is None else values * (1 / self.divided))
+        return read
+
+    def restored(self, codes: Tensor) -> Tensor:
+        """What other readers read of it."""
+        return codes if self.divided is None else codes * self.divided
+
+    def error(self, given: Tensor, expected: Mapping[str, Tensor], *, read_whole: bool) -> float:
+        """The variance of the error at each reader, as a part of its output's, summed; biases take back its mean.
+
+        Args:
+            given: the tensor.
+            expected: the output in float of every layer.
+            read_whole: something else reads the rounded tensor, too.
+        """
+        codes = self.codes(given)
+        total = _share(self.restored(codes) - given, given, axis=None) if read_whole else 0.0
+        for name, layer in self.layers.items():
+            axis = -1 if isinstance(layer, QuantizedLinear) else 1
+            total += _share(layer(codes) - expected[name], expected[name], axis)
+        return total
+
+    def place(self, module: fx.GraphModule, node: fx.Node) -> None:
+        """Make the quantizer `node` of `module`, and the layers, what this is."""
+        module.set_submodule(str(node.target), self.quantizer)
+        for name, layer in self.layers.items():
+            module.set_submodule(name, layer)
+        if self.divided is None:
+            return
+        others = [user for user in node.users if str(user.target) not in self.layers]
+        with module.graph.inserting_before(node):
+            node.replace_input_with(
+                node.all_input_nodes[0], _scaled(module, node.all_input_nodes[0], 1 / self.divided, "divided")
+            )
+        if others:
+            with module.graph.inserting_after(node):
+                restored = _scaled(module, node, self.divided, "restored")
+            for user in others:
+                user.replace_input_with(node, restored)
+
+
+def roundings(
+    layers: Mapping[str, Layer], seen: Extremes, grid: IntegerGrid, *, read_whole: bool
+) -> Iterator[Rounding]:
+    """Ways to round a tensor that `layers` read, of which calibration has `seen` the extremes.
+
+    What products of matrices alone read may have a zero point and be clipped. Convolutions lose more by values clipped
+    in what calibration has not shown than they gain by finer steps, and run slower with zero points.
+    """
+    product = not read_whole and all(isinstance(layer, QuantizedLinear) for layer in layers.values())
+    whole = (seen.minimum, seen.maximum)
+    means = [(seen.mean_minimum, seen.mean_maximum)] if product else []
+    for covered in _grids([whole, *means], grid, product):
+        yield Rounding(FakeQuantize.of_grid(covered), layers)
+    if grid.equalized and seen.lows.numel():
+        lows, highs = seen.channels
+        divided = divisor(torch.maximum(lows.abs(), highs.abs()), list(layers.values()))
+        taking = {name: taking_in(layer, divided) for name, layer in layers.items()}
+        whole = (float((lows / divided).min()), float((highs / divided).max()))
+        shape = over_channels(divided, next(iter(layers.values())))
+        for covered in _grids([whole], grid, product):
+            yield Rounding(FakeQuantize.of_grid(covered), taking, shape)
+
+
+def _grids(ranges: list[tuple[float, float]], grid: IntegerGrid, product: bool) -> Iterator[Grid]:
+    """The codes that might cover `ranges`, of which the first is the whole one; without a zero point first."""
+    low, high = ranges[0]
+    clipped = [(ratio * low, ratio * high) for ratio in CLIPPED] if product else []
+    for symmetric in (True, False) if product and grid.asymmetric and low < 0 else (True,):
+        for least, greatest in (*ranges, *clipped):
+            yield Grid.covering(least, greatest, symmetric=symmetric, unsigned=grid.unsigned)
+
+
+def _share(error: Tensor, values: Tensor, axis: int | None) -> float:
+    """The variance of `error` as a part of that of `values`, each about its mean along all axes but `axis`."""
+    error, values = error.float(), values.float()
+    if axis is None:
+        return float(error.square().mean() / values.var(correction=0).clamp_min(1e-30))
+    others = [d for d in range(error.dim()) if d != axis % error.dim()]
+    spread = values.var(dim=others, correction=0).mean().clamp_min(1e-30)
+    return float(error.var(dim=others, correction=0).mean() / spread)
+
+
+def _scaled(module: fx.GraphModule, node: fx.Node, factor: Tensor, name: str) -> fx.Node:
+    """`node` times `factor`, as a node of its own at the graph's insertion point."""
+    target = f"{node.name}_{name}"
+    module.add_submodule(target, ChannelScale(factor))
+    return module.graph.create_node("call_module", target, (node,), name=target)
