@@ -11,6 +11,7 @@ from dataclasses import replace
 from math import inf
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, fx, nn
 
 from eqsat_deploy.deployment import (
@@ -260,7 +261,10 @@ def _observer_factory(
 
 
 def _channel_axis(module: fx.GraphModule, readers: Iterable[fx.Node]) -> int | None:
-    """Along which axis the layers among `readers` sum over channels; None where they differ, or there is none."""
+    """Along which axis the layers among `readers` sum over channels; None where they differ, there is none, or a
+    concatenation hands on the codes, which then have to be those of the tensor itself."""
+    if any(node.target is torch.cat for node in readers):
+        return None
     layers = [module.get_submodule(str(node.target)) for node in readers if node.op == "call_module"]
     axes = {
         -1 if isinstance(layer, nn.Linear) else 1
@@ -281,7 +285,8 @@ def _insert_watches(
     for group in groups:
         target = f"{group[0].tensor}_quantizer"
         readers = [nodes[name] for quantizer in group for name in quantizer.readers]
-        watches[target] = _Watch(group[0].tensor, make_observer(_channel_axis(module, readers)))
+        axis = _channel_axis(module, readers) if len(group) == 1 else None
+        watches[target] = _Watch(group[0].tensor, make_observer(axis))
         module.add_submodule(target, watches[target])
         for quantizer in group:
             tensor = nodes[quantizer.tensor]

@@ -172,7 +172,7 @@ def test_concatenations_and_what_reads_them_run_in_int8(
     make: Callable[[], nn.Module], types: dict[str, int]
 ) -> None:
     model, x = randomized(make()), images(1, size=56)[0]
-    module = eqsat_deploy.optimize(model, x, cost="openvino_int8").quantize(images(3, size=56))
+    module = eqsat_deploy.optimize(model, x, cost="openvino_int8").quantize(images(3, size=56), effort="fast")
     engine = build(module)
     layers = engine.layers()
     for kind, count in types.items():
