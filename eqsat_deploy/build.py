@@ -12,6 +12,7 @@ from torch import fx
 from eqsat_deploy.calling import arguments
 from eqsat_deploy.deployment import Batch, comparable, deployment
 from eqsat_deploy.engines import Engine
+from eqsat_deploy.engines.base import realized
 from eqsat_deploy.errors import EngineError, EqsatError, InputError
 from eqsat_deploy.parity import compare, first_departure
 from eqsat_deploy.stages import Stages
@@ -182,7 +183,8 @@ def _report(
     assert known is not None
     layers = engine.layers()
     expected = _expected_int8(module) if is_quantized(module) else []
-    realized = {node for layer in layers if layer.precision == "int8" for node in layer.nodes}
+    found = realized(deployment(module).placement.kernels, layers)
+    ran = [found[anchor] for anchor in expected] if shipped == CHOSEN else []
     report = known.to_dict()
     report["engine"] = {
         "name": engine.name,
@@ -192,8 +194,9 @@ def _report(
         "notes": notes,
         "latency": {k: round(v, 2) for k, v in latency.items()},
         "expected_int8": len(expected),
-        "realized_int8": len(set(expected) & realized) if shipped == CHOSEN else None,
-        "not_realized": sorted(set(expected) - realized) if shipped == CHOSEN else [],
+        "realized_int8": ran.count("int8") if shipped == CHOSEN else None,
+        "not_realized": sorted(a for a, p in zip(expected, ran, strict=False) if p not in ("int8", None)),
+        "not_seen": ran.count(None),
         "kernels": [{"nodes": list(k.nodes), "precision": k.precision, "predicted": k.cost}
                     for k in deployment(form).placement.kernels],
         "layers": [{"name": la.name, "type": la.type, "precision": la.precision, "us": round(la.microseconds, 2)}

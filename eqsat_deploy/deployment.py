@@ -62,12 +62,17 @@ class PlacedKernel:
 
 @dataclass(frozen=True)
 class Placement:
-    """Every quantizer and every kernel of the chosen form, in graph order. `shared` are groups of quantized tensors
-    whose codes meet in one concatenation, which therefore need one grid."""
+    """Every quantizer and every kernel of the chosen form, in graph order.
+
+    `shared` are groups of quantized tensors whose codes meet in a concatenation that a product, a sum or a mean reads,
+    and which therefore need one grid. `joined` are those and, in larger groups, what meets in concatenations that are
+    only scaled and shifted by the channel: they need one grid where the target has one scale for all channels.
+    """
 
     quantizers: tuple[Quantizer, ...] = ()
     kernels: tuple[PlacedKernel, ...] = ()
     shared: tuple[tuple[str, ...], ...] = ()
+    joined: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)

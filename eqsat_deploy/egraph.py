@@ -178,7 +178,7 @@ def _declare(o: Operator) -> list[str]:
     ]
     if o.epilogue:
         lines.append(_declared(facts.anchor(o)))
-    if o.integer in ("compute", "pointwise"):
+    if o.integer in ("compute", "pointwise", "scale"):
         lines.append(_declared(facts.integer_anchor(o)))
     if o.integer == "commute":
         lines.append(_declared(facts.on_codes(o)))

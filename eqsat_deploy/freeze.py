@@ -174,9 +174,13 @@ def _integer_kernels(tables: _Tables, anchors: Anchors, steps: Epilogues) -> Ite
         yield tables.number(out), ENode(QUANTIZE, (value,))
     for (anchor, epilogue), out in tables.rows("QRun"):
         yield tables.number(out), replace(anchors[anchor], steps=steps[epilogue])
+    codes = {tables.number(value): tables.number(out) for (value,), out in tables.rows("Quant")}
     for operator in OPERATORS.values():
         for args, out in tables.applications("Q" + operator.constructor):
-            yield tables.number(out), ENode(operator, args, integer=True)
+            operands, attributes = operator.split(args)
+            read = tuple(codes.get(o, o) for o in operands)  # a list is of tensors
+            if operator.launched and not codes.keys() & set(read):
+                yield tables.number(out), ENode(operator, operator.join(read, attributes), integer=True)
 
 
 def _anchors(tables: _Tables) -> dict[Any, ENode]:

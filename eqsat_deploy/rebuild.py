@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator as python_operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,20 +64,48 @@ class _Proxy(fx.Proxy):
 
 @dataclass
 class _Placed:
-    """Where INT8 is, as it comes out: the graph node that every INT8 class is the codes of, and who reads them."""
+    """Where INT8 is, as it comes out: the graph node that every INT8 class is the codes of, and who reads them.
+
+    `grids` has for every INT8 class the quantized tensors whose codes are found in it, `products` those sets of them
+    that a kernel reads which cannot tell them apart.
+    """
 
     quantizers: dict[int, str] = field(default_factory=dict)
+    grids: dict[int, frozenset[str]] = field(default_factory=dict)
+    products: set[frozenset[str]] = field(default_factory=set)
     readers: dict[str, dict[str, None]] = field(default_factory=dict)
     kernels: list[PlacedKernel] = field(default_factory=list)
 
-    def read(self, number: int, reader: fx.Node) -> None:
+    def quantize(self, number: int, tensor: fx.Node) -> None:
+        self.quantizers[number] = tensor.name
+        self.grids[number] = frozenset((tensor.name,))
+
+    def hand_on(self, number: int, codes: tuple[int, ...]) -> None:
+        self.grids[number] = frozenset().union(*(self.grids[operand] for operand in codes))
+
+    def read(self, number: int, reader: fx.Node, by: Operator) -> None:
+        if number in self.grids and by.integer not in ("scale", "commute"):
+            self.products.add(self.grids[number])
         if number in self.quantizers:
             self.readers.setdefault(self.quantizers[number], {})[reader.name] = None
 
     def placement(self, graph: fx.Graph) -> Placement:
         alive = {node.name for node in graph.nodes}
         quantizers = tuple(Quantizer(tensor, tuple(readers)) for tensor, readers in self.readers.items())
-        return Placement(quantizers, tuple(kernel for kernel in self.kernels if kernel.anchor in alive))
+        kernels = tuple(kernel for kernel in self.kernels if kernel.anchor in alive)
+        tensors = [quantizer.tensor for quantizer in quantizers]
+        shared, joined = (_groups(sets, tensors) for sets in (self.products, self.grids.values()))
+        return Placement(quantizers, kernels, shared, joined)
+
+
+def _groups(sets: Iterable[frozenset[str]], tensors: list[str]) -> tuple[tuple[str, ...], ...]:
+    """Groups of `tensors` that are found in one another's company, in one of the sets or over several."""
+    groups: list[frozenset[str]] = []
+    for found in sets:
+        met = [group for group in groups if group & found]
+        groups = [*(group for group in groups if group not in met), found.union(*met)]
+    ordered = [tuple(t for t in tensors if t in group) for group in groups]
+    return tuple(sorted(group for group in ordered if len(group) > 1))
 
 
 class _Emitter:
@@ -153,18 +181,20 @@ class _Emitter:
         """Write a kernel's nodes, and note where it reads and writes INT8."""
         if node.operator is QUANTIZE:
             self.values[number] = self.value(node.operands[0])
-            self.placed.quantizers[number] = self.values[number].node.name
+            self.placed.quantize(number, self.values[number].node)
             return
         names: list[str] = []
         for step, value in realized(node, self._value_or_number, lambda _: self._anchor(number, node)):
             written = value.node
             names += [*self._written_since(names, written), written.name] if step else [written.name]
             for operand in _codes_read(node, step):
-                self.placed.read(operand, written)
+                self.placed.read(operand, written, node.operator if step is None else binary)
         self.values[number] = self._proxy(written, self._rank(number))
         codes = self.space.classes[number].quantized_of is not None
         if codes and (node.steps or node.operator.integer != "commute"):
-            self.placed.quantizers[number] = written.name
+            self.placed.quantize(number, written)
+        elif codes:
+            self.placed.hand_on(number, node.operands)
         if node.is_launch:
             precision, output = "int8" if node.integer else self.floating, "int8" if codes else self.floating
             self.placed.kernels.append(

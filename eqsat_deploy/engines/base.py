@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from eqsat_deploy import artifact
-from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
+from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, PlacedKernel, Signature
 from eqsat_deploy.engines import measure
 from eqsat_deploy.errors import EngineError, EqsatError, UnknownNameError
 
@@ -33,6 +33,19 @@ class Layer:
     precision: str
     microseconds: float
     nodes: tuple[str, ...] = ()
+
+
+def realized(kernels: Iterable[PlacedKernel], layers: Iterable[Layer]) -> dict[str, str | None]:
+    """The precision that each kernel ran in, by its anchor: that of the first layer which covers its anchor, or another
+    of its nodes (what converts its result comes later); None where none says so, as where several became one."""
+    precisions: dict[str, str] = {}
+    for layer in layers:
+        for node in layer.nodes:
+            precisions.setdefault(node, layer.precision)
+    return {
+        kernel.anchor: next((precisions[node] for node in kernel.nodes if node in precisions), None)
+        for kernel in kernels
+    }
 
 
 class Engine(ABC):

@@ -164,10 +164,11 @@ def _nodes(name: str, op_type: str) -> tuple[str, ...]:
 
 
 def _precision(arguments: Mapping[str, Any]) -> str:
-    """The type of the first input; a conversion counts as float, since what it reads or writes is."""
+    """The type of the first input, which of `QLinearConcat` is a scale; a conversion counts as float, since what it
+    reads or writes is."""
     types: list[str] = [
         TYPES.get(kind, kind) for entry in arguments.get("input_type_shape", ()) for kind in entry
     ]
     if arguments["op_name"] in CONVERSIONS or not types:
         return "float32"
-    return types[0]
+    return "int8" if arguments["op_name"] == "QLinearConcat" else types[0]

@@ -87,6 +87,7 @@ class OpenVINOEngine(Engine):
         model, graph = _converted(_marked(module), signature.wide)
         _name(model, signature, node_origins(graph.graph))
         _reshape(model, signature, ANY)
+        _pad_pools(model)
         return cls(model, signature, weights, options)
 
     def run(self, inputs: Sequence[Tensor], batch: int) -> Sequence[Tensor]:
@@ -198,6 +199,8 @@ def executed_layers(compiled: Any, times: Mapping[str, float]) -> tuple[Layer, .
         if info["layerType"] in PASSIVE or name not in times:
             continue
         precision = PRECISIONS.get(info["runtimePrecision"], info["runtimePrecision"])
+        if info["layerType"] == "Deconvolution" and info["primitiveType"].endswith("_f32"):
+            precision = "float32"  # which reads INT8, and computes on what it converts
         originals = [original.split("/") for original in info["originalLayersNames"].split(",")]
         nodes = tuple(dict.fromkeys(path[0] for path in originals if len(path) > 1))
         executed[int(info["execOrder"])] = Layer(name, info["layerType"], precision, times[name], nodes)
@@ -344,6 +347,9 @@ def _name(model: Any, signature: Signature, origins: Mapping[str, str]) -> None:
     for op in model.get_ordered_ops():
         name = op.get_friendly_name()
         node = origins.get(name.partition("/")[0])
+        if op.get_type_name() == "FakeQuantize":  # of a marker, which has no name of its own here
+            node, _, rest = op.input_value(0).get_node().get_friendly_name().partition("/")
+            node = node if rest else None
         if node is not None:
             op.set_friendly_name(f"{node}/{name}")
     model.set_friendly_name("model")
@@ -366,6 +372,29 @@ def _reshape(model: Any, signature: Signature, batch: int) -> None:
             for port, spec in zip(model.inputs, signature.inputs, strict=True)
         }
     )
+
+
+def _pad_pools(model: Any) -> None:
+    """Give max-pools that round sizes up the padding that has the same windows: the plugin has INT8 kernels and fast
+    float ones (2026.4.1) for those alone that round down."""
+    from openvino import opset14
+
+    for op in model.get_ordered_ops():
+        if op.get_type_name() != "MaxPool" or not op.get_attributes()["rounding_type"].startswith("ceil"):
+            continue
+        attributes = op.get_attributes()
+        axes = [attributes[name] for name in ("strides", "dilations", "pads_begin", "kernel")]
+        sizes, results = ([axis.get_length() if axis.is_static else 0 for axis in list(shape)[2:]]
+                          for shape in (op.get_input_partial_shape(0), op.get_output_partial_shape(0)))  # fmt: skip
+        after = [(result - 1) * stride + dilation * (kernel - 1) + 1 - size - before for
+                 size, result, stride, dilation, before, kernel in zip(sizes, results, *axes, strict=True)]  # fmt: skip
+        if not all(sizes) or min(after) < 0 or op.output(1).get_target_inputs():
+            continue
+        strides, dilations, before, kernel = axes
+        padded = opset14.max_pool(op.input_value(0), strides, dilations, before, after, kernel, "floor")
+        padded.set_friendly_name(op.get_friendly_name())
+        for reader in op.output(0).get_target_inputs():
+            reader.replace_source_output(padded.output(0))
 
 
 def _tensors(inputs: Sequence[Tensor]) -> list[Any]:

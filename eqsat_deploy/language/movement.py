@@ -70,14 +70,18 @@ def slice_(x: torch.Tensor, slot: int, start: int, stop: int, step: int) -> torc
 
 
 @operator(
-    Kind.CONCAT, launched=False, shape=lambda slot, a, b: replace(a, slot, a[slot] + b[slot]), linear=True
+    Kind.CONCAT,
+    launched=False,
+    shape=lambda slot, a, b: replace(a, slot, a[slot] + b[slot]),
+    integer="commute",
+    linear=True,
 )
 def concat(slot: int, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """`a` then `b` along the axis in `slot`. Longer lists nest to the left."""
     return torch.cat([a, b], dim=axis(slot, a.dim()))
 
 
-@operator(Kind.CONCAT, shape=None, linear=True, called=lambda slot: "concat")
+@operator(Kind.CONCAT, shape=None, integer="commute", linear=True, called=lambda slot: "concat")
 def concat_all(slot: int, parts: Tensors) -> torch.Tensor:
     """`parts` one after another along the axis in `slot`: nested concatenations as the one launch that they are."""
     return torch.cat(list(parts), dim=axis(slot, parts[0].dim()))

@@ -48,7 +48,7 @@ def _batch_norm_module(w: Tensor, b: Tensor, mean: Tensor, variance: Tensor, eps
 
 
 @operator(
-    Kind.POINTWISE, requantizes=True,
+    Kind.POINTWISE, requantizes=True, integer="scale",
     shape=lambda x, w, b, mean, variance, eps: x, flops=_per_element(2), epilogue=True,
     module=_batch_norm_module,
 )  # fmt: skip

@@ -69,7 +69,8 @@ class Operator:
         dtype: the result's dtype, from `Known` operands and attributes in order; None where only torch can tell.
         epilogue: whether further pointwise steps may pass over its result before it is written.
         integer: how an INT8 target treats it: `compute` (INT8 operands, float or INT8 result), `pointwise` (INT8 in
-            and out only), `commute` (quantizing its input is quantizing its output), or `never`.
+            and out only), `scale` (as that, after pools and concatenations, with operands after the first that are
+            constant and stay float), `commute` (quantizing its input is quantizing its output), or `never`.
         requantizes: whether a kernel of it that computes in float may write INT8 codes itself.
         linear: whether it is linear in its operands together or in each.
         along: slots of the axes that it acts along, or the attribute that is one; where the others stand, and how many

@@ -11,6 +11,7 @@ from dataclasses import replace
 from math import inf
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, fx, nn
 
 from eqsat_deploy.deployment import (
@@ -35,7 +36,7 @@ from eqsat_deploy.quantization.fake_quantize import (
 from eqsat_deploy.quantization.observers import OBSERVERS, Extremes, Observer
 from eqsat_deploy.quantization.reconstruction import reconstruct
 
-ANY_GRID = IntegerGrid(unsigned=True, asymmetric=True)
+ANY_GRID = IntegerGrid(unsigned=True, asymmetric=True, channels=True)
 EXPECTED = 20.0
 """The SQNR of outputs in dB below which a quantized module is warned of."""
 Effort = Literal["fast", "balanced"]
@@ -87,8 +88,10 @@ def quantize(
             "the module is quantized already: call quantize() on what optimize() returned, which is unchanged"
         )
     plain = comparable(module)
-    forms = [_Watched(f, patterns, _observer_factory(observer)) for f in (module, plain) if f is not None]
     known = deployment(module)
+    grid = grid or known.grid or ANY_GRID
+    make_observer = _observer_factory(observer)
+    forms = [_Watched(form, patterns, grid, make_observer) for form in (module, plain) if form is not None]
     placed = known.placement
     if not placed.quantizers and not any(kernel.precision == "int8" for kernel in placed.kernels):
         warnings.warn(
@@ -97,8 +100,7 @@ def quantize(
             stacklevel=3,
         )
     sample = calibrate([form.module for form in forms], call_of(module), batches)
-    grid = grid or known.grid or ANY_GRID
-    quantized, *others = [form.quantized(grid, effort, sample, learnable) for form in forms]
+    quantized, *others = [form.quantized(effort, sample, learnable) for form in forms]
     if forms[0].sqnr < EXPECTED:
         warnings.warn(
             f"INT8 leaves the outputs {forms[0].sqnr:.1f} dB above the error on calibration data, {EXPECTED} are "
@@ -118,8 +120,10 @@ class _Watched:
         self,
         module: fx.GraphModule,
         floats: Sequence[str],
+        grid: IntegerGrid,
         make_observer: Callable[[int | None], Observer],
     ) -> None:
+        self.grid = grid
         self.module = copy.deepcopy(module).eval()
         self.module.meta = dict(module.meta)
         self.nodes = _Nodes({node.name: node for node in self.module.graph.nodes})
@@ -127,18 +131,16 @@ class _Watched:
         self.placement = _without_float_operands(placement)
         record(self.module, placement=self.placement)
         self.sqnr = inf  # of the outputs in dB, where it was measured
-        self.watches = _insert_watches(self.module, self.nodes, self.placement, make_observer)
+        self.watches = _insert_watches(self.module, self.nodes, _sharing(self.placement, grid), make_observer)
         self.module.recompile()
 
-    def quantized(
-        self, grid: IntegerGrid, effort: Effort, sample: Sequence[Tensor], learnable: bool
-    ) -> fx.GraphModule:
+    def quantized(self, effort: Effort, sample: Sequence[Tensor], learnable: bool) -> fx.GraphModule:
         """The copy, watches replaced by what they have seen."""
         observers = {target: watch.checked() for target, watch in self.watches.items()}
         device = device_of(self.module)
         for target, observer in observers.items():
             # Zero points are worth their price only where the error says so, which `reconstruct` sees.
-            chosen = observer.grid(symmetric=True, unsigned=grid.unsigned)
+            chosen = observer.grid(symmetric=True, unsigned=self.grid.unsigned)
             setattr(self.module, target, FakeQuantize.of_grid(chosen).to(device))
         originals: dict[str, nn.Module] = {}
         for kernel in self.placement.kernels:
@@ -146,7 +148,7 @@ class _Watched:
                 _quantize_weight(self.module, self.nodes[kernel.anchor], kernel.channels, originals)
         if effort != "fast":
             seen = {target: seen for target, seen in observers.items() if isinstance(seen, Extremes)}
-            self.sqnr = reconstruct(self.module, originals, seen, sample, grid)
+            self.sqnr = reconstruct(self.module, originals, seen, sample, self.grid)
         if learnable:
             for fake in [child for child in self.module.modules() if isinstance(child, FakeQuantize)]:
                 fake.learn()
@@ -259,7 +261,10 @@ def _observer_factory(
 
 
 def _channel_axis(module: fx.GraphModule, readers: Iterable[fx.Node]) -> int | None:
-    """Along which axis the layers among `readers` sum over channels; None where they differ, or there is none."""
+    """Along which axis the layers among `readers` sum over channels; None where they differ, there is none, or a
+    concatenation hands on the codes, which then have to be those of the tensor itself."""
+    if any(node.target is torch.cat for node in readers):
+        return None
     layers = [module.get_submodule(str(node.target)) for node in readers if node.op == "call_module"]
     axes = {
         -1 if isinstance(layer, nn.Linear) else 1
@@ -272,15 +277,16 @@ def _channel_axis(module: fx.GraphModule, readers: Iterable[fx.Node]) -> int | N
 def _insert_watches(
     module: fx.GraphModule,
     nodes: _Nodes,
-    placement: Placement,
+    groups: Sequence[Sequence[Quantizer]],
     make_observer: Callable[[int | None], Observer],
 ) -> dict[str, _Watch]:
     """One watch per group of quantizers that share a grid, by the name of its submodule."""
     watches: dict[str, _Watch] = {}
-    for group in _sharing(placement):
+    for group in groups:
         target = f"{group[0].tensor}_quantizer"
         readers = [nodes[name] for quantizer in group for name in quantizer.readers]
-        watches[target] = _Watch(group[0].tensor, make_observer(_channel_axis(module, readers)))
+        axis = _channel_axis(module, readers) if len(group) == 1 else None
+        watches[target] = _Watch(group[0].tensor, make_observer(axis))
         module.add_submodule(target, watches[target])
         for quantizer in group:
             tensor = nodes[quantizer.tensor]
@@ -296,10 +302,11 @@ def _insert_watches(
     return watches
 
 
-def _sharing(placement: Placement) -> list[list[Quantizer]]:
+def _sharing(placement: Placement, grid: IntegerGrid) -> list[list[Quantizer]]:
     """Quantizers in groups that share a grid."""
     groups: dict[str, list[Quantizer]] = {}
-    first = {name: group[0] for group in placement.shared for name in group}
+    meeting = (*placement.shared, *(() if grid.channels else placement.joined))
+    first = {name: group[0] for group in meeting for name in group}
     for tensor, count in Counter(quantizer.tensor for quantizer in placement.quantizers).items():
         if count > 1:
             raise QuantizationError(f"placement: {tensor!r} has {count} quantizers")

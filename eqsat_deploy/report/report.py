@@ -117,4 +117,6 @@ def _engine_line(engine: dict[str, Any]) -> str:
         line += f", {latency[shipped] / 1000:.3f} ms"
     if engine["realized_int8"] is not None:
         line += f"; INT8 realized in {engine['realized_int8']} of {engine['expected_int8']} kernels"
+    if engine.get("not_seen"):
+        line += f" ({engine['not_seen']} became part of others)"
     return line

@@ -64,7 +64,7 @@ def anchor(operator: Operator) -> Constructor:
 
 
 def integer_anchor(operator: Operator) -> Constructor:
-    """A kernel of `operator` on INT8: on the data of a weighted operator, on every operand of a pointwise one."""
+    """A kernel of `operator` on INT8: on every operand of a pointwise operator, on the data of any other."""
     first = first_operand(operator)
     sorts = ["Q" if i == first or (s == "T" and operator.integer == "pointwise") else s
              for i, (_, s) in enumerate(operator.parameters)]  # fmt: skip
@@ -72,7 +72,7 @@ def integer_anchor(operator: Operator) -> Constructor:
 
 
 def on_codes(operator: Operator) -> Constructor:
-    """`operator` on INT8 codes instead of the tensors they stand for."""
+    """`operator` on INT8 codes instead of the tensors they stand for; a list is of tensors whose codes are meant."""
     sorts = tuple("Q" if s == "T" else s for _, s in operator.parameters)
     return Constructor(f"Q{operator.constructor}", sorts, "Q")
 

@@ -8,5 +8,5 @@ OPENVINO = Target(
     engine=OpenVINOEngine,
     cost_models=("openvino_int8", "openvino_fp32"),
     rank=20,
-    grid=IntegerGrid(unsigned=True, asymmetric=True, equalized=True),
+    grid=IntegerGrid(unsigned=True, asymmetric=True, equalized=True, channels=True),
 )

@@ -32,10 +32,10 @@ from eqsat_deploy.rules.facts import (
     Union,
     anchor,
     arguments,
-    first_operand,
     integer_anchor,
     on_codes,
 )  # fmt: skip
+from eqsat_extraction.kernel import Kind
 
 UNCHECKED = (
     "ties INT8 to what it stands in for, which is equal to a tolerance alone: the results of a quantized module are "
@@ -54,24 +54,35 @@ def _operands(operator: Operator) -> list[Variable]:
 
 
 def _quantized(operator: Operator) -> tuple[object, ...]:
-    """All arguments, every operand as its codes."""
+    """All arguments, every operand as its codes (a list says itself that they are meant)."""
     return tuple(QUANT(a) if a.sort == "T" else a for a in arguments(operator))
+
+
+def _on_int8(operator: Operator) -> tuple[Pattern, list[Fact]]:
+    """Its integer kernel, and what that asks for: codes of what runs, constants beside them."""
+    kernel = integer_anchor(operator)
+    codes = [sort == "Q" for sort in kernel.sorts]
+    given = arguments(operator)
+    operands = [(a, read) for a, read in zip(given, codes, strict=True) if a.sort == "T"]
+    return kernel(*(QUANT(a) if read else a for a, read in zip(given, codes, strict=True))), [
+        Row(RUNTIME if read else CONSTANT, (a,)) for a, read in operands
+    ]
 
 
 def _weighted(operator: Operator) -> Part:
     """The kernel reads its data as INT8 and its weight, a constant, with per-channel scales."""
     data, weight = _operands(operator)[:2]
-    first = first_operand(operator)
-    given = tuple(QUANT(a) if i == first else a for i, a in enumerate(arguments(operator)))
+    kernel, _ = _on_int8(operator)
     facts = (
         Match(E, RUN(anchor(operator)(*arguments(operator)), STEPS)), Row(RUNTIME, (data,)), Row(CONSTANT, (weight,)),
         Row(QUANTIZED_STEPS, (STEPS, ON_INT8)),
     )  # fmt: skip
-    return facts, (Row(INTEGER_KERNEL, (E, integer_anchor(operator)(*given), ON_INT8)),)
+    return facts, (Row(INTEGER_KERNEL, (E, kernel, ON_INT8)),)
 
 
 def _both_ways(operator: Operator) -> Part:
     """The kernel exists with INT8 operands and an INT8 result only."""
+    kernel, conditions = _on_int8(operator)
     found: tuple[Fact, ...] = (Match(E, Pattern(operator, arguments(operator))),)
     steps: object = NO_STEPS()
     if operator.epilogue:
@@ -80,8 +91,17 @@ def _both_ways(operator: Operator) -> Part:
             Row(QUANTIZED_STEPS, (STEPS, ON_INT8)),
         )
         steps = ON_INT8
-    facts = (Match(CODES, QUANT(E)), *found, *(Row(RUNTIME, (a,)) for a in _operands(operator)))
-    return facts, (Union(CODES, QUANT_RUN(integer_anchor(operator)(*_quantized(operator)), steps)),)
+    facts = (Match(CODES, QUANT(E)), *found, *conditions)
+    return facts, (Union(CODES, QUANT_RUN(kernel, steps)),)
+
+
+def _scaled(operator: Operator) -> list[Part]:
+    """As `_both_ways`, of what pools and concatenations hand on: a product takes its scales and shifts itself."""
+    facts, actions = _both_ways(operator)
+    data = _operands(operator)[0]
+    givers = [o for o in OPERATORS.values() if o.kind in (Kind.POOL, Kind.CONCAT) and o.shape is not None]
+    of = [tuple(Variable(sort, f"b{i}") for i, (_, sort) in enumerate(o.parameters)) for o in givers]
+    return [((*facts, Match(data, Pattern(o, given))), actions) for o, given in zip(givers, of, strict=True)]
 
 
 def _commuting(operator: Operator) -> Part:
@@ -138,7 +158,10 @@ written = _rule(
 )
 
 pointwise = _rule(
-    "integer-pointwise", "Pools, means and sums on INT8 that return INT8.", *_each("pointwise", _both_ways)
+    "integer-pointwise",
+    "Pools, means, sums, and scales and shifts of pools and concatenations, on INT8 that return INT8.",
+    *_each("pointwise", _both_ways),
+    *(part for o in OPERATORS.values() if o.integer == "scale" for part in _scaled(o)),
 )
 
 commuting = _rule(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from eqsat_deploy.deployment import deployment
 from tests.support.models import (
     Aliasing,
     Attends,
@@ -186,3 +187,31 @@ def test_two_processes_give_the_same_bytes(request):
                               cwd=root, check=True)  # fmt: skip
         digests.append(done.stdout.split()[-1])
     assert digests[0] == digests[1]
+
+
+class Branches(nn.Module):
+    """A concatenation of a pool and a convolution that a convolution reads, nested in one that a BatchNorm reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first, self.second = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 1), nn.Conv2d(32, 32, 1)
+        self.mixed, self.third, self.last = nn.Conv2d(64, 32, 3), nn.Conv2d(32, 32, 3), nn.Conv2d(96, 32, 3)
+        self.norm = nn.BatchNorm2d(96)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        inner = torch.cat([nn.functional.max_pool2d(self.first(x), 3, 1, 1), torch.relu(self.second(x))], 1)
+        outer = torch.cat([inner, self.third(nn.functional.pad(x, (1, 1, 1, 1)))], 1)
+        return self.mixed(inner), self.last(torch.relu(self.norm(outer)))
+
+
+def test_tensors_whose_codes_meet_are_placed_on_one_grid():
+    placement = deployment(
+        optimized(randomized(Branches()), image(2, 3, 24, 24), cost="openvino_int8")
+    ).placement
+    (shared,), (joined,) = placement.shared, placement.joined
+    assert [len(shared), len(joined)] == [2, 3]
+    assert set(shared) < set(joined)
+    assert set(joined) <= {quantizer.tensor for quantizer in placement.quantizers}
+    concatenations = [kernel for kernel in placement.kernels if kernel.anchor.startswith("cat")]
+    assert {(kernel.precision, kernel.output) for kernel in concatenations} == {("int8", "int8")}

@@ -211,3 +211,55 @@ def test_an_unknown_operator_is_priced_by_its_kind(kind: Kind, row: str) -> None
     kernel = Kernel("of_a_plugin", kind, (spec(1, 8, 16),), spec(1, 8, 16))
     assert kind_of(kernel) == row
     assert 0 < openvino_int8().price(kernel) < inf
+
+
+def concatenation(
+    parts: int, channels: int = 64, side: int = 28, dtype: str = "int8", slot: int = 4
+) -> Kernel:
+    inputs = (spec(1, channels // parts, side, side, dtype=dtype),) * parts
+    return Kernel(
+        "concat", Kind.CONCAT, inputs, spec(1, channels, side, side, dtype=dtype), (("slot", slot),)
+    )
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float32"])
+def test_a_concatenation_costs_more_of_more_parts_of_as_many_bytes(dtype: str) -> None:
+    two, four = (openvino_int8().price(concatenation(parts, dtype=dtype)) for parts in (2, 4))
+    assert 0 < two < four
+    assert openvino_int8().price(concatenation(2, 128, dtype=dtype)) > two
+
+
+def test_rows_of_images_are_copied_whole_and_channels_pixel_by_pixel() -> None:
+    (channels,), (rows,) = (launches(concatenation(2, slot=slot)) for slot in (4, 5))
+    assert channels.operations == 2 * 28 * 28
+    assert rows.operations == 2 * 64
+
+
+def test_a_concatenation_of_codes_is_cheaper_than_one_of_floats() -> None:
+    codes, floats = (openvino_int8().price(concatenation(2, 256, dtype=d)) for d in ("int8", "float32"))
+    assert codes < floats / 2
+
+
+@pytest.mark.parametrize(
+    ("window", "stride", "groups", "reason"),
+    [
+        (2, 2, 1, None),
+        (3, 3, 1, None),
+        (4, 2, 8, "with groups"),
+        (4, 2, 32, "with groups"),
+        (4, 4, 1, "stride"),
+        (1, 2, 1, "stride"),
+    ],
+)
+def test_which_transposed_convolutions_compute_in_integers(
+    window: int, stride: int, groups: int, reason: str | None
+) -> None:
+    def kernel(dtype: str) -> Kernel:
+        weight = spec(32, 32 // groups, window, window, constant=True)
+        attributes = (("stride", (stride, stride)), ("groups", groups))
+        inputs = (spec(1, 32, 8, 8, dtype=dtype), weight, spec(32, constant=True))
+        return Kernel("conv_transpose2d", Kind.CONVOLUTION, inputs, spec(1, 32, 16, 16), attributes)
+
+    found = openvino_int8().refusal(kernel("int8"))
+    assert found is None if reason is None else reason in str(found)
+    assert openvino_int8().refusal(kernel("float32")) is None

@@ -31,6 +31,21 @@ def torchvision_model(name: str) -> Any:
     return load(f"torchvision:{name}")
 
 
+class Fire(nn.Module):
+    """Parts with and without negative elements, joined, pooled with sizes rounded up, and read by a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, stride=2, padding=1)
+        self.one, self.two = nn.Conv2d(32, 32, 1), nn.Conv2d(32, 32, 3, padding=1)
+        self.last = nn.Conv2d(64, 32, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        joined = torch.cat([F.relu(self.one(x)), self.two(x)], 1)
+        return self.last(F.max_pool2d(joined, 3, 2, ceil_mode=True))
+
+
 class Residual(nn.Module):
     """Convolutions with BatchNorm, a residual, in-place activations, dropout, a pool and a head."""
 

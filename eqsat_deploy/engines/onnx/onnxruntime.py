@@ -33,6 +33,7 @@ def finalize(exported: Exported) -> None:
     _split_bias(exported)
     quantize_weights(exported, np.float32)
     quantize_activations(exported, _unsigned, np.float32)
+    _quantize_concatenations(exported.graph)
     if edges := _quantize_residual_edges(exported.graph):
         exported.changes.append(f"{edges} convolutions were quantized where they meet a residual sum")
 
@@ -74,6 +75,24 @@ def _split_bias(exported: Exported) -> None:
             replace(node, result)
 
 
+def _quantize_concatenations(graph: ir.Graph) -> None:
+    """Says of concatenations of codes that their results are codes, too: ONNX Runtime has integer concatenations of
+    that form alone. Parts that share a grid differ in their zero points; the lowest covers them all."""
+    for node in list(graph):
+        if node.op_type != "Concat" or _encoding_after(node.outputs[0]) is not None:
+            continue
+        encodings = [_encoding_before(value) for value in node.inputs]
+        uses = [(use.node, use.idx) for use in node.outputs[0].uses()]
+        if None in encodings or not uses:
+            continue
+        encoding = min((e for e in encodings if e is not None), key=lambda e: e.low)
+        readers = {reader for reader, _ in uses}
+        first = next(later for later in graph if later in readers)
+        joined = insert_pair(graph, node.outputs[0], encoding, first, np.float32)
+        for reader, position in uses:
+            reader.replace_input_with(position, joined)
+
+
 def _quantize_residual_edges(graph: ir.Graph) -> int:
     """Quantizes convolutions that add to a quantized tensor where the sum is quantized, too; how many there were.
 
@@ -112,7 +131,11 @@ def _encoding_after(value: ir.Value) -> Encoding | None:
 
 
 def _encoding_before(value: ir.Value | None) -> Encoding | None:
+    """The encoding that `value` is read from, at once or moved about."""
     producer = value.producer() if value is not None else None
+    while producer is not None and producer.op_type in MOVEMENT:
+        moved = producer.inputs[0]
+        producer = moved.producer() if moved is not None else None
     return (
         _read_encoding(producer) if producer is not None and producer.op_type == "DequantizeLinear" else None
     )

@@ -48,6 +48,8 @@ JOINS = frozenset({"add", "sub", "mul", "div", "maximum", "minimum", "pow"})
 LANES, DOT = 16, 4
 STEM_CHANNELS = 4
 CACHE_LINE = 64
+TRANSPOSED_STRIDE = 3  # the greatest with INT8 kernels of transposed convolutions
+SLOTS = 7  # an axis is counted in a frame of so many, to whose right end shapes are aligned
 # The table's attentions scale their queries in a pass of its own, which OpenVINO 2026.4 leaves out where the scale is
 # 1: 0.95 to 0.99 of the time at (heads, positions, size) = (12, 197, 64) and (192, 49, 32) on one core.
 UNSCALED = 0.97
@@ -57,7 +59,8 @@ UNSCALED = 0.97
 class Work:
     """What a kernel does, in the terms of its price: the features that the table's coefficients multiply.
 
-    `operations` counts multiplications and additions of the anchor, channels padded to whole vectors;
+    `operations` counts multiplications and additions of the anchor, channels padded to whole vectors, and what a
+    concatenation copies piece by piece;
     `traffic` bytes of activations, `weights` those of constants; `elements` those of the result; `steps` the
     fused epilogue's functions.
     """
@@ -123,6 +126,8 @@ class OpenVINOModel:
             return "this model prices float32 only"
         if integer and kernel.kind in (Kind.NORMALIZATION, Kind.ATTENTION):
             return f"{kernel.op} computes in float"
+        if integer and kernel.op == "conv_transpose2d":
+            return _transposed_in_float(kernel)
         return None
 
     def _price(self, work: Work) -> float:
@@ -130,6 +135,17 @@ class OpenVINOModel:
         rates = known.get(work.precision) or known["float32"]
         added = sum(self.steps.get(step, self.steps["other"]) for step in work.steps)
         return rates.price(work) + work.elements * added / 1e6
+
+
+def _transposed_in_float(kernel: Kernel) -> str | None:
+    """Why a transposed convolution computes in float (OpenVINO 2026.4.1, as its executed graph says)."""
+    stride, window = kernel.attribute("stride"), kernel.inputs[1].shape[2:]
+    assert isinstance(stride, tuple)
+    if kernel.attribute("groups") != 1:
+        return "transposed convolutions with groups compute in float"
+    if max(stride) > TRANSPOSED_STRIDE or any(k < s for k, s in zip(window, stride, strict=True)):
+        return f"transposed convolutions of stride {stride} and window {window} compute in float"
+    return None
 
 
 def launches(kernel: Kernel) -> tuple[Work, ...]:
@@ -232,6 +248,8 @@ def operations(kernel: Kernel) -> float:
     if kernel.kind is Kind.ATTENTION:
         query, key, value = (spec.shape for spec in kernel.inputs[:3])
         return 2.0 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    if kernel.kind is Kind.CONCAT:
+        return float(_runs(kernel))
     return kernel.flops - kernel.output.numel * len(kernel.epilogue)
 
 
@@ -239,6 +257,14 @@ def _weights(kernel: Kernel) -> float:
     """Bytes of constants the anchor reads; those of integer kernels are stored as INT8."""
     integer = precision_of(kernel) == "int8"
     return sum(s.numel if integer and len(s.shape) > 1 else s.bytes for s in kernel.inputs if s.constant)
+
+
+def _runs(kernel: Kernel) -> int:
+    """How many pieces a concatenation copies one by one: what lies together of a part, in images the channels."""
+    shape, slot = kernel.output.shape, dict(kernel.attributes).get("slot")
+    axis = slot - SLOTS if isinstance(slot, int) else -len(shape)
+    image = len(shape) == 4 and axis == -3
+    return len(kernel.inputs) * (shape[0] * prod(shape[2:]) if image else prod(shape[:axis]))
 
 
 def _gathers(kernel: Kernel) -> bool:

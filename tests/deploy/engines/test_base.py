@@ -22,12 +22,14 @@ from eqsat_deploy.calling import CallSpec, Fixed
 from eqsat_deploy.deployment import (
     Batch,
     InputSpec,
+    PlacedKernel,
     Signature,
     comparable,
     deployment,
     flat_outputs,
     record,
 )
+from eqsat_deploy.engines.base import Layer, realized
 from eqsat_deploy.engines.openvino import OpenVINOEngine
 from eqsat_deploy.engines.program import flat_module
 from eqsat_deploy.errors import InputError
@@ -251,3 +253,16 @@ def test_the_forms_know_how_they_are_called_and_real_inputs(nested: Any) -> None
     assert all(torch.equal(a, b) for a, b in zip(known[0].samples, known[1].samples, strict=True))
     assert len(known[1].samples) == len(known[1].inputs)
     assert all(len(repr(each)) < 400 for each in known)
+
+
+def test_a_kernel_ran_as_the_first_layer_that_covers_it_or_another_of_its_nodes() -> None:
+    kernels = [
+        PlacedKernel(nodes[0], nodes, "int8", "int8", 1.0)
+        for nodes in (("conv", "relu"), ("norm", "silu"), ("cut",))
+    ]
+    layers = [
+        Layer("a", "Convolution", "int8", 1.0, ("conv", "relu")),
+        Layer("b", "Subgraph", "float32", 1.0, ("relu", "silu")),
+        Layer("c", "Reorder", "float32", 1.0, ("conv",)),
+    ]
+    assert realized(kernels, layers) == {"conv": "int8", "norm": "float32", "cut": None}

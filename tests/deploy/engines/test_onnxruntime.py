@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 import eqsat_deploy.engines.onnxruntime as home
+from eqsat_deploy.deployment import PlacedKernel, Placement, Quantizer, record
 from eqsat_deploy.engines import Batch
 from eqsat_deploy.engines.onnxruntime import ONNXRuntimeEngine
 from eqsat_deploy.errors import EngineError, InputError, UnknownNameError
 from eqsat_deploy.quantization import quantize
 from tests.deploy.placing import ADDS, WEIGHTED, Attention, Residual, images, int8, traced
+from tests.support.models import Fire, randomized
 
 pytest.importorskip("onnxruntime")
 OPTIONS = {"threads": 1}
@@ -62,6 +64,20 @@ def test_a_quantized_module_runs_in_integers_where_onnxruntime_can(make: type[nn
 
 def target(model, node) -> nn.Module | None:
     return model.get_submodule(node.target) if node.op == "call_module" else None
+
+
+def test_a_concatenation_of_codes_runs_in_integers() -> None:
+    model, x = traced(randomized(Fire()), torch.zeros(1, 3, 30, 30)), images(1, size=30)[0]
+    reads = {"x": ("stem",), "relu": ("one", "two"), "relu_1": ("cat",), "two": ("cat",)}
+    quantizers = tuple(Quantizer(name, readers) for name, readers in reads.items())
+    kernels = tuple(PlacedKernel(n, (n,), "int8", "float32", 0.0) for n in ("stem", "one", "two", "last"))
+    record(model, placement=Placement(quantizers, kernels, (("relu_1", "two"),)))
+    quantized = quantize(model, images(3, size=30))
+    engine = ONNXRuntimeEngine.build(quantized, options=OPTIONS)
+    layers = {layer.type: layer.precision for layer in engine.layers(x)}
+    assert layers["QLinearConcat"] == layers["QLinearConv"] == "int8"
+    with torch.no_grad():
+        assert sqnr(quantized(x), engine(x)) > 25
 
 
 def test_an_engine_survives_its_files(tmp_path: Path) -> None:

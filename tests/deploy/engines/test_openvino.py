@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+import eqsat_deploy
 from eqsat_deploy.deployment import DEFAULT_BATCH, deployment
 from eqsat_deploy.engines import Batch, Layer
+from eqsat_deploy.engines.base import realized
 from eqsat_deploy.engines.openvino import OpenVINOEngine
 from eqsat_deploy.errors import InputError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
@@ -25,6 +28,7 @@ from tests.deploy.placing import (
     torchvision_model,
     traced,
 )
+from tests.support.models import Fire, randomized
 
 OPTIONS = {"threads": 1}
 
@@ -130,6 +134,78 @@ def test_transposed_convolutions_run_in_int8() -> None:
     with torch.no_grad():
         assert sqnr(quantized(x), engine(x)) > 30
     assert {layer.precision for layer in kernels(engine.layers(), "Deconvolution")} == {"int8"}
+
+
+@pytest.mark.parametrize(
+    ("window", "stride", "precision"), [(4, 4, "float32"), (1, 2, "float32"), (3, 3, "int8")]
+)
+def test_a_transposed_convolution_that_converts_its_codes_is_reported_in_float(
+    window: int, stride: int, precision: str
+) -> None:
+    torch.manual_seed(0)
+    up = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.ConvTranspose2d(16, 16, window, stride))
+    engine = build(quantize(int8(traced(up, torch.zeros(1, 3, 16, 16))), images(2, size=16)))
+    assert [layer.precision for layer in kernels(engine.layers(), "Deconvolution")] == [precision]
+
+
+class Dense(nn.Module):
+    """Features that grow by concatenation, each read by a BatchNorm and the next concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first = nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(32 * n) for n in (1, 2, 3, 4))
+        self.convolutions = nn.ModuleList(nn.Conv2d(32 * n, 32, 3, padding=1) for n in (1, 2, 3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(F.relu(self.stem(x))))
+        *grow, last = zip(self.norms, self.convolutions, strict=True)
+        for norm, convolution in grow:
+            x = torch.cat([x, convolution(F.relu(norm(x)))], 1)
+        return last[1](F.relu(last[0](x)))
+
+
+@pytest.mark.parametrize(
+    ("make", "types"), [(Fire, {"Concatenation": 1, "Pooling": 1}), (Dense, {"Concatenation": 3})]
+)
+def test_concatenations_and_what_reads_them_run_in_int8(
+    make: Callable[[], nn.Module], types: dict[str, int]
+) -> None:
+    model, x = randomized(make()), images(1, size=56)[0]
+    module = eqsat_deploy.optimize(model, x, cost="openvino_int8").quantize(images(3, size=56), effort="fast")
+    engine = build(module)
+    layers = engine.layers()
+    for kind, count in types.items():
+        assert [layer.precision for layer in kernels(layers, kind)] == ["int8"] * count
+    ran = realized(deployment(module).placement.kernels, layers)
+    assert {
+        kernel.anchor for kernel in deployment(module).placement.kernels if kernel.precision == "int8"
+    } == {anchor for anchor, precision in ran.items() if precision == "int8"}
+    with torch.no_grad():
+        assert sqnr(module(x), engine(x)) > 30
+        assert sqnr(model(x), module(x)) > 20
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "stride", "padding", "dilation"),
+    [(8, 3, 2, 0, 1), (8, 3, 2, 1, 1), (7, 2, 2, 0, 1), (9, 2, 3, 1, 1), (10, 3, 2, 1, 2)],
+)
+def test_pools_that_round_up_are_pools_that_round_down(
+    size: int, window: int, stride: int, padding: int, dilation: int
+) -> None:
+    class Pool(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.max_pool2d(x, window, stride, padding, dilation, ceil_mode=True)
+
+    engine = build(traced(Pool(), torch.zeros(1, 4, size, size)))
+    x = torch.randn(2, 4, size, size) - 3  # zeros around it would be seen
+    torch.testing.assert_close(engine(x), Pool()(x), rtol=0, atol=0)
+    rounding = {
+        op.get_attributes()["rounding_type"]
+        for op in engine.model.get_ops()
+        if op.get_type_name() == "MaxPool"
+    }
+    assert rounding == {"floor"}
 
 
 class Structured(nn.Module):

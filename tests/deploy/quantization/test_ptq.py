@@ -321,6 +321,37 @@ def test_tensors_that_meet_in_a_concatenation_share_a_grid() -> None:
     assert not quantized.get_submodule("relu_quantizer").unsigned
 
 
+@pytest.mark.parametrize(("channels", "grids"), [(True, 2), (False, 1)])
+def test_parts_that_are_only_scaled_keep_their_grids_where_channels_have_scales(
+    channels: bool, grids: int
+) -> None:
+    module = traced(Joined(), torch.zeros(1, 4))
+    quantizers = (Quantizer("relu", ("cat",)), Quantizer("mul", ("cat",)))
+    record(module, placement=Placement(quantizers, joined=(("relu", "mul"),)))
+    grid = IntegerGrid(unsigned=True, channels=channels)
+    quantized = quantize(module, [torch.randn(16, 4)], grid=grid)
+    assert len({n.target for n in quantized.graph.nodes if n.name.endswith("_quantizer")}) == grids
+
+
+def test_channels_of_what_a_concatenation_hands_on_are_not_scaled() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.one, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(16, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.relu(self.stem(x)) * torch.logspace(-3, 0, 8).reshape(8, 1, 1)
+            return self.last(torch.cat([x, F.relu(self.one(x))], 1))
+
+    torch.manual_seed(0)
+    module = traced(Both(), torch.zeros(1, 3, 8, 8))
+    quantizers = (Quantizer("mul", ("one", "cat")), Quantizer("relu_1", ("cat",)))
+    kernels = tuple(PlacedKernel(name, (name,), "int8", "float32", 0.0) for name in ("one", "last"))
+    record(module, placement=Placement(quantizers, kernels))
+    quantized = quantize(module, images(3, size=8), grid=IntegerGrid(unsigned=True, equalized=True))
+    assert {node.name for node in quantized.graph.nodes if "divided" in node.name} == set()
+
+
 def test_functional_calls_round_their_weights_per_channel() -> None:
     class Functional(nn.Module):
         def __init__(self) -> None:
