@@ -6,6 +6,7 @@ from eqsat_deploy.quantization.fake_quantize import (
     QuantizedConvTranspose2d,
     QuantizedLinear,
 )
+from eqsat_deploy.quantization.finetune import finetune
 from eqsat_deploy.quantization.observers import Entropy, Grid, MinMax, Mse, Observer, Percentile
 from eqsat_deploy.quantization.ptq import quantize
 from eqsat_deploy.quantization.sensitivity import Sensitivities, Sensitivity, sensitivity
@@ -23,6 +24,7 @@ __all__ = [
     "QuantizedLinear",
     "Sensitivities",
     "Sensitivity",
+    "finetune",
     "quantize",
     "sensitivity",
 ]
