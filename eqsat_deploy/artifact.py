@@ -1,21 +1,25 @@
 """An engine on disk: a directory of its files, the module's weights and a manifest; no pickle in it.
 
 model.eqsat/
-    manifest.json         format, engine, versions, device, how it is called, report, hash of every other file
+    manifest.json         format, engine, versions, device, how it is called, report, size and hash of every other file
+    manifest.json.sha256  its own hash, as `sha256sum -c` reads it
     weights.safetensors   parameters and buffers of the module the engine was built from
     engine/               what the engine itself wrote
+
+Hashes find what was damaged or mixed up on the way, not what somebody changed on purpose who changed them, too.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
@@ -27,11 +31,12 @@ from torch import Tensor
 
 from eqsat_deploy.deployment import Signature
 from eqsat_deploy.errors import ArtifactError, EqsatError
+from eqsat_deploy.manifest import ENGINE, FORMAT, WEIGHTS, File, Manifest, decode, encode
 
-FORMAT = 2
 MANIFEST = "manifest.json"
-WEIGHTS = "weights.safetensors"
-ENGINE = "engine"
+SUM = "manifest.json.sha256"
+LARGEST_MANIFEST = 64 << 20
+AGAIN = "copy or save the artifact again"
 
 
 class Saved(Protocol):
@@ -90,11 +95,9 @@ def save(engine: Saved, path: str | Path) -> None:
                 if file.is_file()
             },
         }
-        try:
-            text = json.dumps(manifest, indent=2, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ArtifactError(f"{path}: the report or an option is not JSON: {error}") from error
-        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+        text = encode(manifest, path / MANIFEST)
+        (folder / MANIFEST).write_bytes(text)
+        (folder / SUM).write_text(_sum(text))
 
 
 def check_target(path: Path) -> None:
@@ -107,39 +110,81 @@ def check_target(path: Path) -> None:
         )
 
 
-def read_manifest(path: str | Path) -> dict[str, Any]:
-    """The manifest of the artifact at `path`; `ArtifactError` if there is none that this version can read."""
-    file = Path(path) / MANIFEST
-    try:
-        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtifactError(f"{path} is not an artifact: {error}; save one with engine.save(path)") from error
-    except ValueError as error:
-        raise ArtifactError(f"{file} is damaged ({error}): copy or save the artifact again") from error
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != FORMAT:
-        raise ArtifactError(
-            f"{file} has format {found}, this version reads {FORMAT}: "
-            "load it with the eqsat-deploy that saved it, or save it again"
-        )
-    return manifest
+@dataclass(frozen=True)
+class Artifact:
+    """What an artifact says of itself, checked; its files are those that it lists."""
+
+    path: Path
+    manifest: Manifest
+    signature: Signature
 
 
-def verify(path: str | Path, manifest: dict[str, Any]) -> None:
-    """Check every file against the manifest; `ArtifactError` names one that is missing or changed."""
+def read(path: str | Path) -> Artifact:
+    """The artifact at `path`: everything that can be known of it without its engine, checked.
+
+    Sizes are compared before anything is hashed, and hashes before anything is read. Files beside those of an
+    artifact are ignored and never read; one that is not listed among the engine's own is an error.
+
+    Raises:
+        ArtifactError: no artifact, damaged, incomplete, or of another format; the message has the file and the key.
+    """
     path = Path(path)
-    for name, expected in manifest["files"].items():
-        file = path / name
-        if not file.resolve().is_relative_to(path.resolve()):
-            raise ArtifactError(f"{path / MANIFEST} names {name!r}, which is outside the artifact")
-        if not file.is_file():
-            raise ArtifactError(f"{file} is missing: copy the whole directory again")
-        if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+    try:
+        manifest, signature = decode(_manifest(path), path / MANIFEST)
+        _check_files(path, manifest.files)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error}; {AGAIN}") from error
+    try:
+        return Artifact(path, manifest, Signature.from_json(signature))
+    except Exception as error:  # a class that the schema knows by name only refuses what it is given
+        raise ArtifactError(f"{path / MANIFEST}: signature: {error}; save the artifact again") from error
+
+
+def _manifest(path: Path) -> bytes:
+    file = path / MANIFEST
+    if not path.is_dir() or not file.exists():
+        raise ArtifactError(
+            f"{path} is not an artifact: it has no {MANIFEST}; save one with engine.save(path)"
+        )
+    if _size(file) > LARGEST_MANIFEST:
+        raise ArtifactError(f"{file} is damaged (over {LARGEST_MANIFEST >> 20} MiB): {AGAIN}")
+    text = file.read_bytes()
+    if not (path / SUM).exists():
+        raise ArtifactError(
+            f"{path} has no {SUM}: it is incomplete, or of a format before {FORMAT}; save the artifact again"
+        )
+    if _size(path / SUM) != len(_sum(b"")) or (path / SUM).read_bytes() != _sum(text).encode():
+        raise ArtifactError(f"{file} is damaged (it is not what {SUM} says): {AGAIN}")
+    return text
+
+
+def _check_files(path: Path, files: Mapping[str, File]) -> None:
+    for name, expected in files.items():
+        if not os.path.lexists(path / name):
+            raise ArtifactError(f"{path / name} is missing: copy the whole directory again")
+        if (size := _size(path / name)) != expected.bytes:
             raise ArtifactError(
-                f"{file} is not what was saved (SHA-256 differs): copy or save the artifact again"
+                f"{path / name} is not what was saved ({size} bytes, not {expected.bytes}): {AGAIN}"
             )
-    if WEIGHTS not in manifest["files"]:
-        raise ArtifactError(f"{path / MANIFEST} lists no {WEIGHTS}: save the artifact again")
+    for found in (path / ENGINE, *(path / ENGINE).rglob("*")):
+        listed = found.is_dir() or found.relative_to(path).as_posix() in files
+        if found.is_symlink() or not listed:
+            raise ArtifactError(f"{found} is a link or not listed in {MANIFEST}: remove it, or {AGAIN}")
+    for name, expected in files.items():
+        if _sha256(path / name) != expected.sha256:
+            raise ArtifactError(f"{path / name} is not what was saved (SHA-256 differs): {AGAIN}")
+
+
+def _size(file: Path) -> int:
+    """Bytes of a plain file; `ArtifactError` for a link, a folder, a pipe or a device."""
+    found = file.lstat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ArtifactError(f"{file} is a link or no file: {AGAIN}, with the file itself in its place")
+    return found.st_size
+
+
+def _sum(text: bytes) -> str:
+    return f"{hashlib.sha256(text).hexdigest()}  {MANIFEST}\n"
 
 
 def _versions(engine: Saved) -> dict[str, str]:

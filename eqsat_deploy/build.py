@@ -80,7 +80,8 @@ def build(
             latency = _race(built, sizes)
     shipped = min(latency or built, key=lambda name: latency.get(name, 0.0))
     result = built[shipped]
-    result.report = _report(module, result, shipped, latency, notes, stages)
+    form = module if shipped == CHOSEN or plain is None else plain
+    result.report = _report(module, form, result, shipped, latency, notes, stages)
     return result
 
 
@@ -170,13 +171,14 @@ def _race(built: Mapping[str, Engine], sizes: Batch) -> dict[str, float]:
 
 def _report(
     module: fx.GraphModule,
+    form: fx.GraphModule,
     engine: Engine,
     shipped: str,
     latency: dict[str, float],
     notes: list[str],
     stages: Stages,
 ) -> dict[str, Any]:
-    """The optimization's report with what the engine made of it."""
+    """The optimization's report with what the engine made of `form`, which is shipped."""
     known = deployment(module).report
     assert known is not None
     layers = engine.layers()
@@ -195,6 +197,8 @@ def _report(
         "realized_int8": ran.count("int8") if shipped == CHOSEN else None,
         "not_realized": sorted(a for a, p in zip(expected, ran, strict=False) if p not in ("int8", None)),
         "not_seen": ran.count(None),
+        "kernels": [{"nodes": list(k.nodes), "precision": k.precision, "predicted": k.cost}
+                    for k in deployment(form).placement.kernels],
         "layers": [{"name": la.name, "type": la.type, "precision": la.precision, "us": round(la.microseconds, 2)}
                    for la in layers],
         "seconds": {k: round(v, 3) for k, v in stages.seconds.items()},

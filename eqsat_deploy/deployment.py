@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 from zlib import crc32
 
@@ -125,6 +126,11 @@ class Signature:
     def inputs(self) -> tuple[InputSpec, ...]:
         """The tensors that it takes, in order."""
         return self.call.inputs
+
+    @cached_property
+    def results(self) -> int:
+        """How many flat outputs there are."""
+        return len({output for output in self.outputs if isinstance(output, int)})
 
     def check(self, inputs: Sequence[Tensor]) -> int:
         """The batch size of `inputs` (`typical` where none has a batch axis); `InputError` on a misfit."""

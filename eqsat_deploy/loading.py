@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file
 
-from eqsat_deploy.artifact import ENGINE, WEIGHTS, read_manifest, verify
-from eqsat_deploy.deployment import Signature
+from eqsat_deploy.artifact import Artifact, read
 from eqsat_deploy.engines.base import Engine
-from eqsat_deploy.errors import ArtifactError, EngineError, RegistrationError, UnknownNameError
+from eqsat_deploy.errors import ArtifactError
+from eqsat_deploy.manifest import ENGINE, WEIGHTS
 from eqsat_deploy.targets import find_engine
 
 
@@ -25,39 +24,43 @@ def load(path: str | Path, engine: type[Engine] | None = None) -> Engine:
     `ArtifactError`: not an artifact, a file missing or changed, made for another device or version by an
     engine that cannot move between them, or an engine this machine cannot run. An engine that can move warns.
     """
-    path = Path(path)
-    manifest = read_manifest(path)
-    verify(path, manifest)
+    saved = read(path)
+    manifest = saved.manifest
     try:
-        kind = engine or find_engine(manifest["engine"])
-        loaded = kind.load_files(
-            path / ENGINE, Signature.from_json(manifest["signature"]), manifest.get("options", {})
-        )
-    except (EngineError, RegistrationError, UnknownNameError) as error:
+        weights = load_file(saved.path / WEIGHTS)
+    except Exception as error:  # safetensors' own, and what a header of nonsense makes torch raise
         raise ArtifactError(
-            f"{path} needs engine {manifest['engine']!r} ({manifest['versions']['engine']}, built on "
-            f"{manifest['device']}): {error}"
+            f"{saved.path / WEIGHTS} cannot be read: {error}; save the artifact again"
         ) from error
-    _check_origin(path, manifest, loaded)
-    loaded.weights = load_file(path / WEIGHTS)
-    loaded.report = manifest["report"]
+    try:
+        loaded = (engine or find_engine(manifest.engine)).load_files(
+            saved.path / ENGINE, saved.signature, manifest.options
+        )
+    except Exception as error:  # whatever a runtime raises for files that it did not write
+        raise ArtifactError(
+            f"{saved.path} needs engine {manifest.engine!r} ({manifest.versions.engine}, built on "
+            f"{manifest.device}): {error}"
+        ) from error
+    _check_origin(saved, loaded)
+    loaded.weights = weights
+    loaded.report = manifest.report
     return loaded
 
 
-def _check_origin(path: Path, manifest: dict[str, Any], engine: Engine) -> None:
+def _check_origin(saved: Artifact, engine: Engine) -> None:
+    manifest = saved.manifest
     differences = [
-        f"{what}: saved {saved}, here {here}"
-        for what, saved, here in (
-            ("device", manifest["device"], engine.device),
-            ("runtime", manifest["versions"]["engine"], engine.version),
+        f"{what}: saved {then}, here {now}"
+        for what, then, now in (
+            ("device", manifest.device, engine.device),
+            ("runtime", manifest.versions.engine, engine.version),
         )
-        if saved != here
+        if then != now
     ]
     if not differences:
         return
-    message = f"{path} was built elsewhere ({'; '.join(differences)})"
+    message = f"{saved.path} was built elsewhere ({'; '.join(differences)})"
+    rebuild = f"build it again on this machine with `{manifest.rebuild(saved.path)}`"
     if not engine.portable:
-        raise ArtifactError(
-            f"{message}: build it again on this machine, or install the version it was built with"
-        )
-    warnings.warn(f"{message}: it runs, but was not tuned for this machine", stacklevel=3)
+        raise ArtifactError(f"{message}: {rebuild}, or install the version it was built with")
+    warnings.warn(f"{message}: it runs, but was not tuned for this machine; {rebuild}", stacklevel=3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from eqsat_deploy.deployment import deployment
 from eqsat_deploy.report import Report
 
 if TYPE_CHECKING:
+    from eqsat_deploy.export import Export
     from eqsat_deploy.quantization import Sensitivities
 
 
@@ -83,6 +85,17 @@ class OptimizedModule(fx.GraphModule):
         from eqsat_deploy.build import build
 
         return build(self, engine, **options)
+
+    def export(self, path: str | Path, target: str = "tensorrt", **options: Any) -> Export:
+        """Write the file that `target` builds its engine from elsewhere; see `export.export`.
+
+        Raises:
+            InputError: the target reads no such file.
+            EngineError: the module has no form there, or the file cannot be written.
+        """
+        from eqsat_deploy.export import export
+
+        return export(self, path, target, **options)
 
 
 _Written = tuple[str, str, Any, Any, Any]

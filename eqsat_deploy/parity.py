@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import inf
 
 import torch
@@ -155,15 +156,22 @@ class _Probes:
         self.flat = flat
 
     def __iter__(self) -> Iterator[Reference]:
-        for seed in range(PROBES):
-            doubled = copy.deepcopy(self.flat)
-            generator = torch.Generator().manual_seed(seed)
-            for tensor in (*doubled.parameters(), *doubled.buffers()):
-                if tensor.is_floating_point():
-                    off = 2 * torch.finfo(tensor.dtype).eps
-                    noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1
-                    tensor.data = tensor.data.double() * (1 + (off * noise if seed else 0.0))
-            yield _doubled(_runner(doubled))
+        return iter(self._references)
+
+    @cached_property
+    def _references(self) -> list[Reference]:
+        """Made once, where anything is in doubt."""
+        return [self._reference(seed) for seed in range(PROBES)]
+
+    def _reference(self, seed: int) -> Reference:
+        doubled = copy.deepcopy(self.flat)
+        generator = torch.Generator().manual_seed(seed)
+        for tensor in (*doubled.parameters(), *doubled.buffers()):
+            if tensor.is_floating_point():
+                off = 2 * torch.finfo(tensor.dtype).eps
+                noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1
+                tensor.data = tensor.data.double() * (1 + (off * noise if seed else 0.0))
+        return _doubled(_runner(doubled))
 
 
 def _doubled(run: Reference) -> Reference:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ def optimize(args: argparse.Namespace) -> int:
         quantized = _quantize(args, model, optimized)
         engine = quantized.build(args.engine, batch=args.batch, baseline=not args.no_baseline)
         result = engine.report
+        result["command"] = shlex.join(["eqsat-deploy", *args.words])
         report.engine = result["engine"]
         if args.out is not None:
             engine.save(args.out)
@@ -42,6 +44,30 @@ def optimize(args: argparse.Namespace) -> int:
         result["code"] = optimized.code.strip()
     saved = f"saved to {args.out}" if args.out is not None else None
     show(args, result, report, *filter(None, (args.code and result["code"], saved)))
+    return OK
+
+
+def export(args: argparse.Namespace) -> int:
+    """Optimize, quantize, and write the file that a target builds its engine from elsewhere."""
+    from eqsat_deploy.targets import find_target
+
+    _check_calibration(args)
+    target = find_target(args.target)
+    if not args.out.parent.is_dir():
+        raise InputError(f"--out {args.out}: there is no folder {args.out.parent}")
+    if args.cost == "auto":
+        args.cost = target.cost_models[0]
+    model, inputs = _load(args)
+    optimized = _optimize(args, model, inputs)
+    made = _quantize(args, model, optimized).export(args.out, target.name, batch=args.batch, opset=args.opset)
+    result = {
+        "files": list(map(str, made.files)),
+        "target": made.target,
+        "inputs": list(map(str, made.inputs)),
+        "command": made.command,
+        "changes": list(made.changes),
+    }
+    show(args, result, made)
     return OK
 
 
@@ -185,9 +211,17 @@ def _searched(args: argparse.Namespace) -> dict[str, Any]:
 def _check_build(args: argparse.Namespace) -> None:
     """What can be known before the work: calibration data, engine and a place for the artifact."""
     from eqsat_deploy.artifact import check_target
+    from eqsat_deploy.targets import find_engine
+
+    _check_calibration(args)
+    find_engine(args.engine)
+    if getattr(args, "out", None) is not None:
+        check_target(args.out)
+
+
+def _check_calibration(args: argparse.Namespace) -> None:
     from eqsat_deploy.calibration import check_source
     from eqsat_deploy.quantization.observers import OBSERVERS
-    from eqsat_deploy.targets import find_engine
 
     if args.calibration is None and not args.float:
         raise QuantizationError(
@@ -197,11 +231,8 @@ def _check_build(args: argparse.Namespace) -> None:
         raise InputError("--float and --calibration exclude each other")
     if args.calibration is not None:
         check_source(args.calibration)
-    find_engine(args.engine)
     if args.observer is not None and args.observer not in OBSERVERS:
         raise UnknownNameError("observer", args.observer, OBSERVERS)
-    if getattr(args, "out", None) is not None:
-        check_target(args.out)
 
 
 def _quantize(args: argparse.Namespace, model: Any, optimized: Any) -> Any:

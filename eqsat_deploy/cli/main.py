@@ -18,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json, debug = "--json" in arguments, "--debug" in arguments
     try:
         args = parse(arguments)
+        args.words = arguments
         with notes(args.quiet, debug), results_alone(args.quiet) as args.results:
             code: int = args.run(args)
         return code

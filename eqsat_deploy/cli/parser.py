@@ -10,11 +10,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
+from eqsat_deploy.cli.artifacts import inspect, verify
 from eqsat_deploy.cli.codes import EXIT_CODES
-from eqsat_deploy.cli.commands import bench, doctor, explain, optimize, orderings, rules
-from eqsat_deploy.errors import (
-    InputError,
-)
+from eqsat_deploy.cli.commands import bench, doctor, explain, export, optimize, orderings, rules
+from eqsat_deploy.errors import InputError
 
 MODEL = """\
 SPEC names the model: torchvision:NAME, timm:NAME, transformers:NAME (a hub name, a local folder, or a model type such
@@ -79,7 +78,8 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "Optimize a model; with --out, quantize, build and save an engine.",
         _model,
         _search,
-        _build,
+        _calibration,
+        _engine,
     )
     made.add_argument(
         "--out", type=Path, metavar="DIR", help="save the engine there; an artifact that is there is replaced"
@@ -106,7 +106,8 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "Time torch, the plain form and the chosen form against each other.",
         _model,
         _search,
-        _build,
+        _calibration,
+        _engine,
     )
     made.add_argument(
         "--seconds", type=_positive, default=5.0, metavar="S", help="how long to race (default 5)"
@@ -128,8 +129,35 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     made.add_argument(
         "--sample", type=_count, metavar="N", help="try N orders drawn at random instead of all"
     )
+    made = command(
+        "export",
+        export,
+        "Write the chosen form as the file that an engine is built from elsewhere, and say how.",
+        _model,
+        _search,
+        _calibration,
+    )
+    made.add_argument("--out", type=Path, required=True, metavar="FILE", help="the ONNX file to write")
+    made.add_argument(
+        "--target", default="tensorrt", metavar="NAME", help="tensorrt (default) or onnxruntime"
+    )
+    made.add_argument("--opset", type=_count, metavar="N", help="of ONNX (default 21)")
+    made = command(
+        "inspect", inspect, "Say what a saved engine is, what it expects and what was measured.", _artifact
+    )
+    made = command(
+        "verify", verify, "Load a saved engine and run it on data, beside expected outputs.", _artifact
+    )
+    made.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE.npz",
+                      help="arrays by input name, samples first; output_0, output_1, ... where known")  # fmt: skip
+    made.add_argument("--decibels", type=_positive, default=40.0, metavar="DB",
+                      help="how well an output has to agree with what is expected (default 40)")  # fmt: skip
     command("doctor", doctor, "Say what this machine can do, and why not more.")
     return parser, commands
+
+
+def _artifact(parser: Parser) -> None:
+    parser.add_argument("artifact", type=Path, metavar="DIR", help="what engine.save or --out wrote")
 
 
 def _model(parser: Parser) -> None:
@@ -164,8 +192,8 @@ def _search(parser: Parser) -> None:
     )
 
 
-def _build(parser: Parser) -> None:
-    group = parser.add_argument_group("build")
+def _calibration(parser: Parser) -> None:
+    group = parser.add_argument_group("quantization")
     group.add_argument("--calibration", metavar="DATA",
                        help="an .npy, .npz, .safetensors or .pt file, a folder of images, or random:N")  # fmt: skip
     group.add_argument("--float", action="store_true", help="do not quantize")
@@ -180,6 +208,10 @@ def _build(parser: Parser) -> None:
         metavar="NAME",
         help="take every range from it alone: minmax, percentile, entropy or mse",
     )
+
+
+def _engine(parser: Parser) -> None:
+    group = parser.add_argument_group("build")
     group.add_argument(
         "--engine", default="auto", metavar="NAME", help="openvino, tensorrt, onnxruntime (default auto)"
     )
@@ -207,7 +239,7 @@ def _positive(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"a number of seconds above 0 is expected, not {text!r}")
+        raise argparse.ArgumentTypeError(f"a number above 0 is expected, not {text!r}")
     return value
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from eqsat_deploy import artifact
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, PlacedKernel, Signature
-from eqsat_deploy.errors import UnknownNameError
+from eqsat_deploy.engines import measure
+from eqsat_deploy.errors import EngineError, EqsatError, UnknownNameError
 
 if TYPE_CHECKING:
     from eqsat_deploy.engines.onnx import Lane
@@ -153,9 +154,50 @@ class Engine(ABC):
         return f"{type(self).__name__}({'; '.join(parts + [f'{shipped} form'] * (shipped is not None))})"
 
     def flat(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The flat outputs, in the order of `flat_outputs`, for tensors in the order of `signature.inputs`."""
+        """The flat outputs, in the order of `flat_outputs`, for tensors in the order of `signature.inputs`.
+
+        Raises:
+            InputError: they do not fit.
+            EngineError: the runtime fails on inputs that fit.
+        """
         batch = self.signature.check(inputs)
-        return self.signature.narrowed(self.run(self.signature.widened(inputs), batch))
+        try:
+            found = self.run(self.signature.widened(inputs), batch)
+        except EqsatError:
+            raise
+        except Exception as error:  # runtimes' errors have no common base
+            raise EngineError(
+                f"{self.version} fails on {self.signature.call} at batch {batch}: {error}"
+            ) from error
+        if len(found) != self.signature.results:
+            raise EngineError(f"{self.version} computes {len(found)} outputs, not {self.signature.results}")
+        return self.signature.narrowed(found)
+
+    def warm(self, batches: Iterable[Any]) -> None:
+        """Call it once on each batch, or on zeros of each size, so that no later call of these sizes compiles."""
+        for batch in batches:
+            args, kwargs = measure.call_of(self, batch)
+            self(*args, **kwargs)
+
+    def benchmark(self, batch: Any = None, seconds: float = 2.0) -> measure.Benchmark:
+        """Call it over and over for `seconds`, one call at a time, after a few that do not count.
+
+        `batch` is given as example inputs are, or a size of zeros; the typical size where it is None. To compare
+        engines with each other, time them in turns (`engines.race`).
+        """
+        return measure.benchmark(self, batch, seconds)
+
+    def compare(self, module: nn.Module, batches: Iterable[Any]) -> measure.Comparison:
+        """Its outputs beside those of `module` (the original, or an optimized one) on batches given as example inputs.
+
+        Raises:
+            InputError: there are none, one does not fit, or the module returns something else.
+        """
+        return measure.compare(self, module, batches)
+
+    def profile(self, *inputs: Tensor) -> measure.Profile:
+        """`layers`, joined by node names to the kernels that the cost model priced: predicted beside measured."""
+        return measure.profile(self, inputs)
 
     def save(self, path: str | Path) -> None:
         """Write an artifact directory (`eqsat_deploy.artifact.save`)."""

@@ -14,14 +14,15 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.export import ExportedProgram, default_decompositions
+from torch.export import default_decompositions
 
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
 from eqsat_deploy.engines.base import Engine, Layer, check_options
-from eqsat_deploy.engines.program import export_program, node_origins, prepared
+from eqsat_deploy.engines.program import export_program, node_origins, prepared, traced
 from eqsat_deploy.errors import EngineError, UnknownNameError
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize
 
+aten = torch.ops.aten
 OPTIONS = ("threads", "precision", "shapes")
 SHAPES = ("static", "dynamic")
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -78,18 +79,13 @@ class OpenVINOEngine(Engine):
         cls, module: fx.GraphModule, *, batch: Batch = DEFAULT_BATCH, options: Mapping[str, Any] | None = None
     ) -> Self:
         """Convert and compile `module`; `EngineError` when torch or OpenVINO refuses it."""
-        import openvino
 
         options = check_options(cls.name, options, OPTIONS)
         weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
         # A copy: OpenVINO shares the parameters' memory, and the caller may go on training.
         module, signature = prepared(module, batch)
-        program = _decomposed(export_program(_marked(module), signature.wide))
-        try:
-            model = openvino.convert_model(_decoder(program), extension=[_extension()])
-        except Exception as error:  # the frontend's errors have no common base
-            raise EngineError(f"OpenVINO cannot convert the module: {error}") from error
-        _name(model, signature, node_origins(program))
+        model, graph = _converted(_marked(module), signature.wide)
+        _name(model, signature, node_origins(graph.graph))
         _reshape(model, signature, ANY)
         _pad_pools(model)
         return cls(model, signature, weights, options)
@@ -263,26 +259,57 @@ def _marked_children(module: nn.Module) -> dict[str, nn.Module | None]:
     return children
 
 
-def _decomposed(program: ExportedProgram) -> ExportedProgram:
-    """`program` in the operators OpenVINO's frontend knows.
+def _converted(module: fx.GraphModule, signature: Signature) -> tuple[Any, fx.GraphModule]:
+    """OpenVINO's model of `module`, and the graph of operators known to its frontend that it was made from.
 
-    `convert_model` would do this too, but then its names could not be traced back to the module's.
+    `convert_model` would take operators apart, too, but then names could not be traced back to the module's. One
+    tracing does for what the language knows; `torch.export`, three times as long, for what opaque calls may do.
     """
+    import openvino
+
+    errors = []
+    for lowered in (_traced, _exported):
+        try:
+            graph = lowered(module, signature, _decompositions())
+            return openvino.convert_model(_decoder(graph), extension=[_extension()]), graph
+        except EngineError as error:
+            errors.append(str(error))
+        except Exception as error:  # neither the tracing's nor the frontend's errors have a common base
+            errors.append(f"OpenVINO cannot convert the module: {error}")
+    raise EngineError(errors[-1])
+
+
+def _decompositions() -> Any:
+    """Of all operators that the frontend does not know."""
     from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
 
     table: Any = default_decompositions()
     for operator in ops_to_not_decompose():
         table.pop(operator, None)
+    return table
+
+
+def _traced(module: fx.GraphModule, signature: Signature, table: Any) -> fx.GraphModule:
+    return traced(module, signature, {**dict(table.items()), aten.reshape.default: _as_view})
+
+
+def _exported(module: fx.GraphModule, signature: Signature, table: Any) -> fx.GraphModule:
+    program = export_program(module, signature)
     with warnings.catch_warnings():  # torch copies pytree leaves in a way that it deprecates itself
         warnings.simplefilter("ignore", FutureWarning)
-        decomposed: ExportedProgram = program.run_decompositions(table)
+        decomposed: fx.GraphModule = program.run_decompositions(table).module()
     return decomposed
 
 
-def _decoder(program: ExportedProgram) -> Any:
+def _as_view(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """The one spelling of a reshape that the frontend knows."""
+    return aten.view(values.contiguous(), shape)  # type: ignore[no-any-return]
+
+
+def _decoder(graph: fx.GraphModule) -> Any:
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
-    return TorchFXPythonDecoder(program.module(), dynamic_shapes=True)
+    return TorchFXPythonDecoder(graph, dynamic_shapes=True)
 
 
 def _extension() -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,9 +12,15 @@ from typing import Any
 import torch
 import torch.fx.traceback
 from torch import Tensor, fx, nn
+from torch._dynamo.source import ConstantSource
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.fx.graph import CodeGen
 
-from eqsat_deploy.deployment import HALVES, Batch, Signature, flat_outputs
+from eqsat_deploy.deployment import HALVES, Batch, InputSpec, Signature, flat_outputs
 from eqsat_deploy.errors import EngineError
 
 
@@ -23,11 +29,7 @@ def export_program(module: fx.GraphModule, signature: Signature) -> ExportedProg
 
     Parameters are shared with `module`. Raises `EngineError` when torch cannot export the module.
     """
-    flat = flat_module(module)
-    for node in flat.graph.nodes:
-        node.meta = {
-            "custom": {"node": node.name}
-        }  # "custom" is what torch copies to the nodes traced from it
+    flat = _marked_nodes(module)
     batch = Dim.DYNAMIC
     dynamic = tuple(
         {axis: batch for axis, size in enumerate(spec.shape) if size is None} for spec in signature.inputs
@@ -40,6 +42,66 @@ def export_program(module: fx.GraphModule, signature: Signature) -> ExportedProg
             return torch.export.export(_Interpreted(flat), examples, dynamic_shapes=(dynamic,), strict=False)
     except Exception as error:  # torch.export raises whatever an operator's tracing raises
         raise EngineError(f"torch.export cannot export the module: {error}") from error
+
+
+def traced(
+    module: fx.GraphModule, signature: Signature, decompositions: Mapping[Any, Callable[..., Any]]
+) -> fx.GraphModule:
+    """`module` as a graph of aten operators, those in `decompositions` taken apart, with a symbolic batch.
+
+    It returns the tuple of its `flat_outputs`; see `node_origins`. Parameters are shared with `module`. What
+    `torch.export` and its decompositions come to for a module without state, in one tracing instead of three.
+    Raises whatever an operator's tracing raises, and what changes tensors in place is refused.
+    """
+    root = _Interpreted(_marked_nodes(module))
+    fakes = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    state = {**dict(root.named_parameters()), **dict(root.named_buffers())}
+    held = [fakes.from_tensor(value.detach(), static_shapes=True) for value in state.values()]
+    # Two: torch specializes a dimension whose example is 0 or 1.
+    examples = [
+        fakes.from_tensor(value, source=ConstantSource(spec.name), symbolic_context=_sizes(spec))
+        for spec, value in zip(signature.inputs, signature.zeros(2), strict=True)
+    ]
+
+    def call(held: Sequence[Tensor], examples: Sequence[Tensor]) -> Any:
+        return torch.func.functional_call(root, dict(zip(state, held, strict=True)), tuple(examples))
+
+    with torch.no_grad(), torch.fx.traceback.preserve_node_meta(), _whole_attention():
+        graph: fx.GraphModule = make_fx(
+            call, dict(decompositions), pre_dispatch=True, _allow_non_fake_inputs=True
+        )(held, examples)
+    for node in graph.graph.nodes:
+        if isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
+            raise EngineError(f"{node.name!r} changes a tensor in place")
+    _hold(graph, state)
+    return graph
+
+
+def _hold(graph: fx.GraphModule, state: Mapping[str, Tensor]) -> None:
+    """Turn the first placeholders of `graph` into the tensors of `state`, held as buffers."""
+    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    for placeholder, (name, value) in zip(placeholders, state.items(), strict=False):
+        if placeholder.users:
+            graph.register_buffer(target := name.replace(".", "_"), value.detach())
+            with graph.graph.inserting_before(placeholder):
+                placeholder.replace_all_uses_with(graph.graph.get_attr(target))
+        graph.graph.erase_node(placeholder)
+    graph.graph.set_codegen(CodeGen())
+    graph.recompile()
+
+
+def _sizes(spec: InputSpec) -> StatelessSymbolicContext[Any, Any]:
+    return StatelessSymbolicContext(
+        dynamic_sizes=[DimDynamic.DYNAMIC if size is None else DimDynamic.STATIC for size in spec.shape]
+    )
+
+
+def _marked_nodes(module: fx.GraphModule) -> fx.GraphModule:
+    """`flat_module` whose nodes carry their names in what torch copies to the nodes traced from them."""
+    flat = flat_module(module)
+    for node in flat.graph.nodes:
+        node.meta = {"custom": {"node": node.name}}
+    return flat
 
 
 def prepared(module: fx.GraphModule, batch: Batch) -> tuple[fx.GraphModule, Signature]:
@@ -66,11 +128,12 @@ def _wider(argument: Any) -> Any:
     return torch.float32 if isinstance(argument, torch.dtype) and argument in HALVES else argument
 
 
-def node_origins(program: ExportedProgram) -> dict[str, str]:
-    """For every computing node of an `export_program`, decomposed or not, the module's node it is from."""
+def node_origins(graph: fx.Graph) -> dict[str, str]:
+    """For every computing node of an `export_program`, decomposed or not, or of what was `traced`, the module's node
+    it is from."""
     return {
         node.name: str(node.meta["custom"]["node"])
-        for node in program.graph.nodes
+        for node in graph.nodes
         if "node" in (node.meta.get("custom") or {})
     }
 

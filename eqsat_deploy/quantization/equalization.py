@@ -45,7 +45,7 @@ class ChannelScale(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """`values` scaled, same shape and dtype."""
-        return values * self.factor
+        return values * self.factor.to(values.dtype)
 
 
 def divisor(peaks: Tensor, readers: Sequence[Layer]) -> Tensor:

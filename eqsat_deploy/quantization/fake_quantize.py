@@ -70,7 +70,8 @@ class FakeQuantize(nn.Module):
         With that scale code -128 is never reached, so the range is narrow in effect, as symmetric kernels
         want it, while the bounds stay those of the INT8 type, which is what exporters accept.
         """
-        peak = weight.detach().abs().amax(dim=[d for d in range(weight.dim()) if d != axis % weight.dim()])
+        others = [d for d in range(weight.dim()) if d != axis % weight.dim()]
+        peak = weight.detach().abs().amax(dim=others).float()
         # A channel of zeros is represented by any scale.
         scale = torch.where(peak > 0, (peak / 127).clamp_min(1e-12), torch.ones_like(peak))
         return cls(scale, axis=axis % weight.dim(), learnable=learnable)
@@ -97,8 +98,10 @@ class FakeQuantize(nn.Module):
         return int(self.low) == 0
 
     def forward(self, values: Tensor) -> Tensor:
-        """`values` rounded, same shape and dtype."""
+        """`values` rounded, same shape and dtype; half precision, which has no 256 exact codes, in float32."""
         scale, zero_point = self._scale(), self.zero_point
+        dtype = values.dtype
+        values = values.to(torch.promote_types(dtype, scale.dtype))
         if self.training and self.log_scale is not None:
             # LSQ section 2.2: keeps the step's updates in proportion to the weights'.
             factor = (values.numel() / scale.numel() * int(self.high)) ** -0.5
@@ -108,7 +111,7 @@ class FakeQuantize(nn.Module):
             scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
         codes = torch.clamp(values / scale, self.low - zero_point, self.high - zero_point)
         rounded = codes.round()
-        return (codes + (rounded - codes).detach() if codes.requires_grad else rounded) * scale
+        return ((codes + (rounded - codes).detach() if codes.requires_grad else rounded) * scale).to(dtype)
 
     def _scale(self) -> Tensor:
         if self.log_scale is not None:

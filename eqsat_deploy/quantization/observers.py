@@ -120,7 +120,7 @@ class Extremes(MinMax):
             least, greatest = torch.aminmax(values.reshape(len(values) if values.dim() else 1, -1), dim=1)
         else:
             channels = values.movedim(self.axis, 1).flatten(2) if values.dim() > 2 else values[..., None]
-            least, greatest = channels.amin(2), channels.amax(2)
+            least, greatest = channels.amin(2).float(), channels.amax(2).float()
             self.lows = torch.minimum(least.amin(0), self.lows) if self.samples else least.amin(0)
             self.highs = torch.maximum(greatest.amax(0), self.highs) if self.samples else greatest.amax(0)
             below, above = self.channel_sums

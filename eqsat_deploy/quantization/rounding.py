@@ -28,12 +28,14 @@ class Rounding:
 
     def codes(self, values: Tensor) -> Tensor:
         """What `layers` read of the tensor `values`."""
-        read: Tensor = self.quantizer(values if self.divided is None else values * (1 / self.divided))
+        read: Tensor = self.quantizer(
+            values if self.divided is None else values * (1 / self.divided).to(values.dtype)
+        )
         return read
 
     def restored(self, codes: Tensor) -> Tensor:
         """What other readers read of it."""
-        return codes if self.divided is None else codes * self.divided
+        return codes if self.divided is None else codes * self.divided.to(codes.dtype)
 
     def error(self, given: Tensor, expected: Mapping[str, Tensor], *, read_whole: bool) -> float:
         """The variance of the error at each reader, as a part of its output's, summed; biases take back its mean.

@@ -1,77 +1,25 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
 
+from benchmarks.fuzz_artifacts import fuzzed, read
 from eqsat_deploy import load
-from eqsat_deploy.deployment import DEFAULT_BATCH
-from eqsat_deploy.engines import Batch, Engine, Layer, Signature
+from eqsat_deploy.engines import Batch, Signature
 from eqsat_deploy.engines.openvino import OpenVINOEngine
 from eqsat_deploy.errors import ArtifactError, EngineError
 from eqsat_deploy.quantization import quantize
 from tests.deploy.placing import Residual, images, int8, traced
-
-
-class Fake(Engine):
-    """Doubles its input; its file says so."""
-
-    name = "fake"
-    here = ("machine A", "runtime 1")
-
-    @classmethod
-    def unavailable(cls) -> str | None:
-        return None
-
-    @classmethod
-    def build(
-        cls,
-        module: fx.GraphModule,
-        *,
-        batch: Batch = DEFAULT_BATCH,
-        options: Mapping[str, Any] | None = None,
-    ) -> Self:
-        return cls(Signature.of(module, batch), module.state_dict())
-
-    def run(self, inputs: Sequence[Tensor], batch: int) -> Sequence[Tensor]:
-        return [2 * inputs[0]]
-
-    def save_files(self, folder: Path) -> None:
-        (folder / "program").mkdir()
-        (folder / "program" / "code.txt").write_text("double")
-
-    @classmethod
-    def load_files(cls, folder: Path, signature: Signature, options: Mapping[str, Any]) -> Self:
-        if (folder / "program" / "code.txt").read_text() != "double":
-            raise EngineError("not a program")
-        return cls(signature, options=options)
-
-    def layers(self, *inputs: Tensor) -> tuple[Layer, ...]:
-        return ()
-
-    @property
-    def device(self) -> str:
-        return self.here[0]
-
-    @property
-    def version(self) -> str:
-        return self.here[1]
-
-
-class Double(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.one = nn.Parameter(torch.ones(3))
-        self.tied = self.one
-
-    def forward(self, x: Tensor) -> tuple[Tensor]:
-        return (2 * x * self.one * self.tied,)
+from tests.support.engines import Double, Fake
 
 
 @pytest.fixture
@@ -101,10 +49,15 @@ def test_what_is_saved_loads(engine: Fake, saved: Path) -> None:
 
 def test_it_is_a_plain_directory_beside_nothing_else(saved: Path) -> None:
     names = sorted(file.relative_to(saved).as_posix() for file in saved.rglob("*") if file.is_file())
-    assert names == ["engine/program/code.txt", "manifest.json", "weights.safetensors"]
+    assert names == [
+        "engine/program/code.txt",
+        "manifest.json",
+        "manifest.json.sha256",
+        "weights.safetensors",
+    ]
     assert [entry.name for entry in saved.parent.iterdir()] == ["model.eqsat"]
     manifest = json.loads((saved / "manifest.json").read_text())
-    assert set(manifest["files"]) == set(names) - {"manifest.json"}
+    assert set(manifest["files"]) == set(names) - {"manifest.json", "manifest.json.sha256"}
     assert manifest["versions"]["engine"] == "runtime 1"
 
 
@@ -128,12 +81,49 @@ def flip(path: Path) -> None:
     (path / "weights.safetensors").write_bytes(bytes(data))
 
 
-def edit(**changes: Any) -> Callable[[Path], None]:
+def seal(path: Path, text: str) -> None:
+    """A manifest with the hash that goes with it."""
+    (path / "manifest.json").write_text(text)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    (path / "manifest.json.sha256").write_text(f"{digest}  manifest.json\n")
+
+
+def sealed(text: str) -> Callable[[Path], None]:
+    return lambda path: seal(path, text)
+
+
+def edit(*keys: str | int, to: Any) -> Callable[[Path], None]:
+    """One value of the manifest replaced, `...` removes it; a string of JSON where `to` is bytes."""
+
     def apply(path: Path) -> None:
-        manifest = json.loads((path / "manifest.json").read_text())
-        (path / "manifest.json").write_text(json.dumps(manifest | changes))
+        inner = manifest = json.loads((path / "manifest.json").read_text())
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = "HERE" if isinstance(to, bytes) else to
+        if to is ...:
+            del inner[keys[-1]]
+        text = json.dumps(manifest)
+        seal(path, text.replace('"HERE"', to.decode()) if isinstance(to, bytes) else text)
 
     return apply
+
+
+def linked(name: str) -> Callable[[Path], None]:
+    """`name` moved out of the artifact, a link left in its place."""
+
+    def apply(path: Path) -> None:
+        (path / name).rename(path.parent / "moved")
+        (path / name).symlink_to(path.parent / "moved")
+
+    return apply
+
+
+def piped(path: Path) -> None:
+    (path / "weights.safetensors").unlink()
+    os.mkfifo(path / "weights.safetensors")
+
+
+INPUT = ("signature", "call", "arguments", 0, "leaves", 0)
 
 
 @pytest.mark.parametrize(
@@ -142,17 +132,129 @@ def edit(**changes: Any) -> Callable[[Path], None]:
         (flip, r"weights.safetensors is not what was saved .SHA-256"),
         (lambda path: (path / "engine/program/code.txt").unlink(), r"code.txt is missing"),
         (lambda path: (path / "manifest.json").unlink(), r"is not an artifact: .*manifest.json"),
-        (lambda path: (path / "manifest.json").write_text("{"), r"manifest.json is damaged"),
-        (lambda path: (path / "manifest.json").write_text("[]"), r"has format None"),
-        (edit(format=99), r"has format 99, this version reads 2"),
-        (edit(device="machine B"), r"device: saved machine B, here machine A.*build it again"),
-        (edit(files={"../outside": {"bytes": 0, "sha256": ""}}), r"'../outside', which is outside"),
-        (edit(files={}), r"lists no weights.safetensors"),
+        (lambda path: (path / "manifest.json.sha256").unlink(), r"has no manifest.json.sha256"),
+        (lambda path: (path / "manifest.json").write_bytes(b"{"), r"manifest.json is damaged"),
+        (lambda path: (path / "manifest.json").open("a").write(" "), r"damaged .it is not what"),
+        (lambda path: (path / "engine/more.bin").write_text("x"), r"more.bin is a link or not listed"),
+        (linked("weights.safetensors"), r"weights.safetensors is a link"),
+        (linked("manifest.json"), r"manifest.json is a link"),
+        (linked("engine"), r"engine is a link"),
+        (piped, r"weights.safetensors is a link or no file"),
+        (sealed("{"), r"manifest.json is damaged"),
+        (sealed("[]"), r"has format None"),
+        (sealed("[" * 100_000), r"damaged .*recursion"),
+        (sealed('{"format": 3, "format": 3}'), r"the key 'format' is there twice"),
+        (sealed('{"format": NaN}'), r"NaN is no JSON"),
+        (sealed('{"format": ' + "9" * 5000 + "}"), r"damaged .*digits"),
+        (edit("report", to=b"[" * 300 + b"]" * 300), r"nested 30. deep"),
+        (edit("format", to=99), r"has format 99, this version reads 3"),
+        (edit("format", to="3" * 99), r"has format '3{30}"),
+        (
+            edit("device", to="machine B"),
+            r"saved machine B, here machine A.*again on this machine with `eqd.opt",
+        ),
+        (edit("files", "../outside", to={"bytes": 0, "sha256": "0" * 64}), r"files: '../outside' is neither"),
+        (
+            edit("files", "engine/../x", to={"bytes": 0, "sha256": "0" * 64}),
+            r"files: 'engine/../x' is neither",
+        ),
+        (
+            edit("files", "/etc/passwd", to={"bytes": 0, "sha256": "0" * 64}),
+            r"files: '/etc/passwd' is neither",
+        ),
+        (edit("files", to={}), r"lists no weights.safetensors"),
+        (edit("files", "weights.safetensors", "bytes", to=2**60), r"int` <= .*\$.files\[...\].bytes"),
+        (edit("files", "weights.safetensors", "bytes", to=10**30), r"\$.files\[...\].bytes"),
+        (edit("files", "weights.safetensors", "bytes", to=9), r"not what was saved .\d+ bytes, not 9"),
+        (edit("files", "weights.safetensors", "sha256", to="0"), r"\$.files\[...\].sha256"),
+        (edit("engine", to=...), r"missing required field `engine`"),
+        (edit("engine", to="../x"), r"\$.engine"),
+        (edit("more", to=1), r"unknown field `more`"),
+        (edit("versions", "torch", to=None), r"got `null` - at `\$.versions.torch`"),
+        (edit("report", to=[]), r"\$.report"),
+        (edit("report", to={"engine": 5}), r"report.engine"),
+        (edit("report", to={"engine": {"layers": [{}]}}), r"report.engine: .*layers\[0\]"),
+        (edit("options", to=None), r"\$.options"),
+        (edit("signature", to={}), r"missing required field `call` - at `\$.signature`"),
+        (edit(*INPUT, "dtype", to="save"), r"'save' is no dtype of torch - at `\$.signature.*leaves\[0\]"),
+        (edit(*INPUT, "shape", to=[None, -1]), r"shape\[1\]"),
+        (edit(*INPUT, "shape", to=[None, 2.5]), r"shape\[1\]"),
+        (edit(*INPUT, "shape", to=[2**31 - 1] * 3), r"inputs of more than 1 TiB"),
+        (edit(*INPUT, "value", to=1), r"needs a shape and a dtype, or a value"),
+        (edit("signature", "call", "arguments", 0, "name", to="z"), r"arguments \['z'\] for the parameters"),
+        (edit("signature", "call", "arguments", 0, "structure", to={"tuple": []}), r"1 leaves for .* of 0"),
+        (
+            edit("signature", "call", "parameters", 0, "name", to="not a name"),
+            r"parameter - at `\$.signature.call",
+        ),
+        (edit("signature", "call", "parameters", 0, "name", to=""), r"'' is no name of a parameter"),
+        (edit("signature", "outputs", to=[7]), r"outputs are numbered from 0"),
+        (edit("signature", "outputs", to=[{"name": "a", "value": {"dtype": "load"}}]), r"'load' is no dtype"),
+        (edit("signature", "narrow", to=["save"]), r"'save' is no dtype"),
+        (edit("signature", "batch", "typical", to=True), r"\$.signature.batch.typical"),
+        (edit("signature", "batch", "typical", to=99), r"minimum <= typical <= maximum"),
     ],
 )
 def test_what_changed_since_is_an_error(saved: Path, damage: Callable[[Path], None], message: str) -> None:
     damage(saved)
-    with pytest.raises(ArtifactError, match=message):
+    with pytest.raises(ArtifactError, match=message) as raised:
+        load(saved, Fake)
+    assert str(saved) in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "manifest.json.sha256", "weights.safetensors"])
+def test_every_byte_counts(saved: Path, name: str) -> None:
+    intact = (saved / name).read_bytes()
+    for place in range(0, len(intact), max(1, len(intact) // 100)):
+        (saved / name).write_bytes(intact[:place] + bytes([intact[place] ^ 1]) + intact[place + 1 :])
+        with pytest.raises(ArtifactError):
+            load(saved, Fake)
+    (saved / name).write_bytes(intact)
+    load(saved, Fake)
+
+
+def test_damage_and_forgeries_are_refused_or_read(saved: Path, tmp_path: Path) -> None:
+    found = Counter(read(*fuzzed([saved], tmp_path / "fuzzed", seed)[:2], seed) for seed in range(400))
+    assert set(found) == {"read", "refused"}
+    assert found["read"] < 150
+
+
+def test_what_lies_beside_an_artifact_is_not_read(saved: Path) -> None:
+    (saved / ".DS_Store").write_text("x")
+    (saved / "lost+found").mkdir()
+    load(saved, Fake)
+
+
+def test_its_own_command_is_what_makes_it_again(engine: Fake, saved: Path) -> None:
+    engine.report = {"command": "eqsat-deploy optimize net.py:net --out here"}
+    engine.save(saved)
+    edit("device", to="machine B")(saved)
+    with pytest.raises(ArtifactError, match=r"with `eqsat-deploy optimize net\.py:net --out here`"):
+        load(saved, Fake)
+
+
+def test_keys_that_are_no_strings_are_not_made_strings(engine: Fake, saved: Path) -> None:
+    engine.report = {"errors": [{1: 0.5}]}
+    with pytest.raises(ArtifactError, match=r"manifest.report.errors\[0\] has the key 1, which is no string"):
+        engine.save(saved)
+
+
+def test_weights_of_nonsense_are_an_error_that_names_them(saved: Path) -> None:
+    data = b"\xff" * 64
+    (saved / "weights.safetensors").write_bytes(data)
+    edit("files", "weights.safetensors", to={"bytes": 64, "sha256": hashlib.sha256(data).hexdigest()})(saved)
+    with pytest.raises(ArtifactError, match=r"weights.safetensors cannot be read"):
+        load(saved, Fake)
+
+
+def test_whatever_a_runtime_raises_is_said_with_the_artifact(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path, signature: Signature, options: Mapping[str, Any]) -> Fake:
+        raise ZeroDivisionError("in the reader")
+
+    monkeypatch.setattr(Fake, "load_files", refuse)
+    with pytest.raises(ArtifactError, match=r"needs engine 'fake' .*in the reader"):
         load(saved, Fake)
 
 

@@ -4,15 +4,17 @@ from eqsat_deploy.engines.onnx.export import (
     ATTENTION_OPSET,
     OPSET,
     OnnxFile,
+    SavedOnnx,
     export_onnx,
     missing_packages,
     nodes_of,
+    save_onnx,
 )
 from eqsat_deploy.engines.onnx.lane import Lane
 from eqsat_deploy.engines.onnx.onnxruntime import ONNXRUNTIME
 from eqsat_deploy.engines.onnx.tensorrt import TENSORRT
 
 __all__ = [
-    "ATTENTION_OPSET", "ONNXRUNTIME", "OPSET", "TENSORRT", "Lane", "OnnxFile", "export_onnx", "missing_packages",
-    "nodes_of",
+    "ATTENTION_OPSET", "ONNXRUNTIME", "OPSET", "TENSORRT", "Lane", "OnnxFile", "SavedOnnx", "export_onnx",
+    "missing_packages", "nodes_of", "save_onnx",
 ]  # fmt: skip

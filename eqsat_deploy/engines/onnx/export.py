@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import tempfile
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,6 +43,7 @@ OPSET = 21
 ATTENTION_OPSET = 23
 # ONNX Runtime 1.22 and TensorRT 10.13 read IR version 10 (onnx 1.16); newer files add nothing used here.
 IR_VERSION = 10
+LARGEST = 2**31 - 2**20  # bytes of weights in one file, whose protobuf ends at 2 GiB
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,15 @@ class OnnxFile:
     sentence each."""
 
     model: bytes
+    signature: Signature
+    changes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SavedOnnx:
+    """The files of an ONNX model, the one to open last, and of what, as in `OnnxFile`."""
+
+    files: tuple[Path, ...]
     signature: Signature
     changes: tuple[str, ...]
 
@@ -79,6 +91,50 @@ def export_onnx(
         EngineError: the module has no ONNX form (the message names the operator), or exceeds the 2 GB of one
         file.
     """
+    exported, signature = convert(module, lane, batch, opset)
+    if (size := _drop_unused(exported)) > LARGEST:
+        raise EngineError(
+            f"the ONNX file would hold {size / 2**30:.1f} GB; one file holds 2: see `save_onnx`"
+        )
+    return OnnxFile(_serialized(exported), signature, tuple(exported.changes))
+
+
+def save_onnx(
+    module: fx.GraphModule,
+    path: Path,
+    *,
+    lane: Lane,
+    batch: Batch = DEFAULT_BATCH,
+    opset: int | None = None,
+    largest: int = LARGEST,
+) -> SavedOnnx:
+    """Write what `export_onnx` gives to `path`; weights of over `largest` bytes to a file of their own beside it,
+    called as it with `.data` added. Both files are there when it returns, or neither is changed.
+
+    Raises:
+        EngineError: the module has no ONNX form, or `path` cannot be written.
+    """
+    import onnx_ir as ir
+
+    exported, signature = convert(module, lane, batch, opset)
+    outside = f"{path.name}.data" if _drop_unused(exported) > largest else None
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+            if outside is None:
+                Path(folder, path.name).write_bytes(_serialized(exported))
+            else:
+                ir.save(exported.model, Path(folder, path.name), external_data=outside)
+            names = [outside, path.name] if outside else [path.name]  # the file that reads the other one last
+            files = tuple(Path(folder, name).replace(path.parent / name) for name in names)
+    except OSError as error:
+        raise EngineError(f"cannot write {path}: {error}") from error
+    return SavedOnnx(files, signature, tuple(exported.changes))
+
+
+def convert(
+    module: fx.GraphModule, lane: Lane, batch: Batch, opset: int | None
+) -> tuple[Exported, Signature]:
+    """`module` as the ONNX graph of `lane`, and how it is called."""
     if (reason := missing_packages()) is not None:
         raise EngineError(f"ONNX export needs packages: {reason}")
     graph, signature = prepared(module, batch)
@@ -87,7 +143,7 @@ def export_onnx(
     _fold_constants(exported.model)
     _name(exported.model, exported.inputs)
     lane.finalize(exported)
-    return OnnxFile(_serialize(exported), signature, tuple(exported.changes))
+    return exported, signature
 
 
 def nodes_of(layer: str) -> tuple[str, ...]:
@@ -125,7 +181,7 @@ class _Marker(nn.Module):
 def _export_float(graph: fx.GraphModule, signature: Signature, opset: int) -> Exported:
     activations, weights = _replace_quantizers(graph)
     program = export_program(graph, signature)
-    origins = node_origins(program)
+    origins = node_origins(program.graph)
     for node in program.graph.nodes:
         # The ONNX exporter keeps a node's stack trace, and nothing else that is ours to set.
         node.meta["stack_trace"] = origins.get(node.name, "")
@@ -231,17 +287,18 @@ def _fold_constants(model: ir.Model) -> None:
     )
 
 
-def _serialize(exported: Exported) -> bytes:
-    import onnx_ir as ir
-
+def _drop_unused(exported: Exported) -> int:
+    """Takes out weights that nothing reads; bytes of those that are left."""
     graph = exported.graph
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]
-    size = sum(
-        value.const_value.nbytes for value in graph.initializers.values() if value.const_value is not None
-    )
-    if size > 2**31 - 2**20:
-        raise EngineError(f"the ONNX file would hold {size / 2**30:.1f} GB; one file holds 2")
+    values = graph.initializers.values()
+    return sum(value.const_value.nbytes for value in values if value.const_value is not None)
+
+
+def _serialized(exported: Exported) -> bytes:
+    import onnx_ir as ir
+
     serialized: bytes = ir.to_proto(exported.model).SerializeToString(deterministic=True)
     return serialized

@@ -5,8 +5,12 @@ Under strong typing a DequantizeLinear returns the type of its scale: float32 sc
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 import numpy as np
 
+from eqsat_deploy.deployment import Signature
 from eqsat_deploy.engines.onnx.graph import Exported
 from eqsat_deploy.engines.onnx.half import to_half
 from eqsat_deploy.engines.onnx.lane import Lane
@@ -24,4 +28,26 @@ def finalize(exported: Exported) -> None:
         exported.changes.append(f"{clipped} constants were clipped to the range of FP16")
 
 
-TENSORRT = Lane("tensorrt", finalize)
+def trtexec(path: Path, signature: Signature) -> str:
+    """The command that builds the file at `path`, for `trtexec` of TensorRT 10 and 11.
+
+    11 types strongly whatever is asked, and takes the flag (samples/common/sampleOptions.cpp of 10.13 and 11.1).
+    """
+    batch = signature.batch
+    words = ["trtexec", f"--onnx={path}", f"--saveEngine={path.with_suffix('.plan')}", "--stronglyTyped"]
+    for kind, size in (
+        ("min", batch.minimum),
+        ("opt", batch.typical),
+        ("max", batch.maximum or batch.typical),
+    ):
+        shapes = (
+            f"{spec.name}:{'x'.join(str(size if n is None else n) for n in spec.shape)}"
+            for spec in signature.inputs
+            if None in spec.shape
+        )
+        if text := ",".join(shapes):
+            words.append(f"--{kind}Shapes={text}")
+    return shlex.join([*words, "--profilingVerbosity=detailed", "--skipInference"])
+
+
+TENSORRT = Lane("tensorrt", finalize, trtexec)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 import torch.utils._pytree as pytree
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
-from eqsat_deploy import load
+from eqsat_deploy import load, manifest
 from eqsat_deploy.calling import CallSpec, Fixed
 from eqsat_deploy.deployment import (
     Batch,
@@ -64,7 +65,9 @@ def test_a_signature_goes_through_json(outputs: Any, argument: Any) -> None:
     leaves = pytree.tree_leaves(outputs)
     found = tuple(0 if i % 2 else Fixed("it", leaf) for i, leaf in enumerate(leaves))
     signature = Signature(call, found, Batch(1, 2, None))
-    again = Signature.from_json(json.loads(json.dumps(signature.to_json(), allow_nan=False)))
+    written = json.loads(json.dumps(signature.to_json(), allow_nan=False))
+    msgspec.convert(written, manifest.Signature)
+    again = Signature.from_json(written)
     assert again == signature
     assert again.call.flatten(*example)[1] is example[1]["mask"]
 
