@@ -45,4 +45,4 @@ $(VENV)/.ready-%: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 EXTRAS_demo := demo
-EXTRAS_all := demo,dev,onnxruntime,notebooks
+EXTRAS_all := demo,dev,onnxruntime,serve,notebooks

@@ -52,6 +52,25 @@ def verify(args: argparse.Namespace) -> int:
     return failed(error, message, dict(CODES)[VerificationError], as_json=False, debug=args.debug)
 
 
+def serve(args: argparse.Namespace) -> int:
+    """Serve artifacts over HTTP until a signal stops it."""
+    from eqsat_deploy.serving.server import serve
+
+    serve(
+        args.artifacts,
+        host=args.host,
+        port=args.port,
+        limit=args.max_batch,
+        delay=args.max_delay / 1e3,
+        queue=args.queue,
+        workers=args.workers,
+        megabytes=args.max_request,
+        seconds=args.timeout,
+        quiet=args.quiet,
+    )
+    return OK
+
+
 def described(saved: Artifact) -> dict[str, Any]:
     """An artifact as JSON values."""
     manifest, report = saved.manifest, saved.manifest.report or {}

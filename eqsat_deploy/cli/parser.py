@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
-from eqsat_deploy.cli.artifacts import inspect, verify
+from eqsat_deploy.cli.artifacts import inspect, serve, verify
 from eqsat_deploy.cli.codes import EXIT_CODES
 from eqsat_deploy.cli.commands import bench, doctor, explain, export, optimize, orderings, rules
 from eqsat_deploy.errors import InputError
@@ -152,6 +152,10 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
                       help="arrays by input name, samples first; output_0, output_1, ... where known")  # fmt: skip
     made.add_argument("--decibels", type=_positive, default=40.0, metavar="DB",
                       help="how well an output has to agree with what is expected (default 40)")  # fmt: skip
+    made = command(
+        "serve", serve, "Serve saved engines over HTTP, by the Open Inference Protocol, version 2."
+    )
+    _serving(made)
     command("doctor", doctor, "Say what this machine can do, and why not more.")
     return parser, commands
 
@@ -218,6 +222,33 @@ def _engine(parser: Parser) -> None:
     group.add_argument(
         "--no-baseline", action="store_true", help="do not build the plain form to compare with"
     )
+
+
+def _serving(parser: Parser) -> None:
+    parser.add_argument(
+        "artifacts", nargs="+", metavar="DIR", help="what engine.save or --out wrote; NAME=DIR names it"
+    )
+    group = parser.add_argument_group("serving")
+    group.add_argument("--host", default="127.0.0.1", help="address (default 127.0.0.1: this machine alone)")
+    group.add_argument("--port", type=_port, default=8000, help="port (default 8000; 0 for a free one)")
+    group.add_argument(
+        "--max-batch", type=_count, metavar="N", help="samples run together (default: as built)"
+    )
+    group.add_argument("--max-delay", type=_positive, default=1.0, metavar="MS",
+                       help="milliseconds that a request waits for others to be run with (default 1)")  # fmt: skip
+    group.add_argument("--queue", type=_count, default=64, metavar="N",
+                       help="requests that wait; one more is answered 503 (default 64)")  # fmt: skip
+    group.add_argument("--workers", type=_count, default=1, metavar="N", help="batches at a time (default 1)")
+    group.add_argument("--max-request", type=_count, default=64, metavar="MB", help="of a body (default 64)")
+    group.add_argument(
+        "--timeout", type=_positive, default=30.0, metavar="S", help="of a request (default 30)"
+    )
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"a port from 0 to 65535 is expected, not {text!r}")
+    return int(text)
 
 
 def _names(text: str) -> str | list[str]:

@@ -1,0 +1,93 @@
+"""One engine as it is served: its name, the tensors that it takes and gives, and whether requests can be joined."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eqsat_deploy.engines.base import Engine
+from eqsat_deploy.errors import InputError
+from eqsat_deploy.loading import load
+from eqsat_deploy.serving.protocol import DATATYPES, described
+
+VERSION = "1"
+
+
+@dataclass(frozen=True)
+class Output:
+    """One flat output: `output_0`, ... as in the files of `export`; None in `shape` where the batch stands."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Model:
+    """An engine that is served. `limit` is how many samples are run together, 1 where requests cannot be joined."""
+
+    name: str
+    engine: Engine
+    outputs: tuple[Output, ...]
+    limit: int
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the protocol says of a model."""
+        inputs = self.engine.signature.inputs
+        return {
+            "name": self.name,
+            "versions": [VERSION],
+            "platform": f"eqsat_deploy_{self.engine.name}",
+            "inputs": [described(spec.name, spec.shape, spec.dtype) for spec in inputs],
+            "outputs": [described(output.name, output.shape, output.dtype) for output in self.outputs],
+        }
+
+
+def load_model(spec: str, limit: int | None = None) -> Model:
+    """The artifact at `DIR`, or at that of `NAME=DIR`; its name is else that of the folder without its ending.
+
+    Raises:
+        InputError: the name cannot stand in a URL, or an input or output is of a dtype that the protocol has not.
+        ArtifactError: there is no artifact, or it does not run here.
+    """
+    name, _, path = spec.rpartition("=")
+    name = name or Path(path).resolve().stem
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,200}", name):
+        raise InputError(
+            f"model name {name!r}: letters, digits, '_', '-' and '.' are allowed; give NAME={path}"
+        )
+    return served(name, load(path), limit)
+
+
+def served(name: str, engine: Engine, limit: int | None = None) -> Model:
+    """`engine` ready to be served: run at its typical size and at another, which tells where the batch stands.
+
+    `limit` is how many samples to run together, by default the largest batch that it was built for where there is a
+    bound, else the typical one.
+    """
+    signature = engine.signature
+    batch = signature.batch
+    size = batch.typical
+    other = size + 1 if batch.maximum is None or size < batch.maximum else max(batch.minimum, size - 1)
+    shapes = []
+    for number in (other, size):  # the typical one last: what it leaves warm is what will be used
+        found = engine.flat(signature.zeros(number))
+        shapes.append([tuple(value.shape) for value in found])
+    joined = size != other and all(spec.shape[:1] == (None,) for spec in signature.inputs)
+    outputs = []
+    for index, (value, first, last) in enumerate(zip(found, *shapes, strict=True)):
+        pattern = tuple(
+            None if (a, b) == (other, size) and a != b else b for a, b in zip(first, last, strict=True)
+        )
+        joined = joined and pattern.index(None) == 0 if None in pattern else False
+        outputs.append(Output(f"output_{index}", pattern, value.dtype))
+    for dtype in (*(spec.dtype for spec in signature.inputs), *(output.dtype for output in outputs)):
+        if dtype not in DATATYPES:
+            raise InputError(f"model {name!r}: the protocol has no {dtype}")
+    most = limit or batch.maximum or size
+    return Model(name, engine, tuple(outputs), min(most, batch.maximum or most) if joined else 1)
