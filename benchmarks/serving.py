@@ -35,7 +35,7 @@ CLIENTS = (1, 2, 4, 8, 16)
 def measure(spec: str, seconds: float) -> dict[str, Any]:
     """Calls a second of the engine alone, and of the server for every number of clients."""
     model = load(spec, 0)
-    x = inputs(spec, 0, model, None)[0][:1]
+    x = inputs(spec, 0, model, 224)[:1]
     engine = (
         eqd.optimize(model, (x,), cost="openvino_int8")
         .quantize([torch.randn(32, *x.shape[1:])])

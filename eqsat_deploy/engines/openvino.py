@@ -344,12 +344,12 @@ def _name(model: Any, signature: Signature, origins: Mapping[str, str]) -> None:
         port.get_tensor().set_names({spec.name})
     for index, port in enumerate(model.outputs):
         port.get_tensor().add_names({f"output_{index}"})
-    for op in model.get_ordered_ops():
+    for index, op in enumerate(model.get_ordered_ops()):
         name = op.get_friendly_name()
         node = origins.get(name.partition("/")[0])
         if op.get_type_name() == "FakeQuantize":  # of a marker, which has no name of its own here
             node, _, rest = op.input_value(0).get_node().get_friendly_name().partition("/")
-            node = node if rest else None
+            node, name = node if rest else None, f"FakeQuantize_{index}"
         if node is not None:
             op.set_friendly_name(f"{node}/{name}")
     model.set_friendly_name("model")

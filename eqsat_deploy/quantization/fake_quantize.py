@@ -109,9 +109,11 @@ class FakeQuantize(nn.Module):
         if self.axis is not None:
             shape = [-1 if dim == self.axis else 1 for dim in range(values.dim())]
             scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
-        codes = torch.clamp(values / scale, self.low - zero_point, self.high - zero_point)
-        rounded = codes.round()
-        return ((codes + (rounded - codes).detach() if codes.requires_grad else rounded) * scale).to(dtype)
+        codes, low, high = values / scale, self.low - zero_point, self.high - zero_point
+        if not codes.requires_grad:  # in place: one tensor instead of four
+            return codes.clamp_(low, high).round_().mul_(scale).to(dtype)
+        codes = torch.clamp(codes, low, high)
+        return ((codes + (codes.round() - codes).detach()) * scale).to(dtype)
 
     def _scale(self) -> Tensor:
         if self.log_scale is not None:
