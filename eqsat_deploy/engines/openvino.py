@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import platform
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
 from eqsat_deploy.engines.base import Engine, Layer, check_options
 from eqsat_deploy.engines.program import export_program, node_origins, prepared, traced
 from eqsat_deploy.errors import EngineError, UnknownNameError
-from eqsat_deploy.quantization.fake_quantize import FakeQuantize
+from eqsat_deploy.quantization.fake_quantize import FakeQuantize, swapped
 
 aten = torch.ops.aten
 OPTIONS = ("threads", "precision", "shapes")
@@ -84,7 +83,7 @@ class OpenVINOEngine(Engine):
         weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
         # A copy: OpenVINO shares the parameters' memory, and the caller may go on training.
         module, signature = prepared(module, batch)
-        model, graph = _converted(_marked(module), signature.wide)
+        model, graph = _converted(swapped(module, _Marker), signature.wide)
         _name(model, signature, node_origins(graph.graph))
         _reshape(model, signature, ANY)
         _pad_pools(model)
@@ -236,27 +235,6 @@ class _Marker(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         marked: Tensor = _fake_quantize(values, self.scale, self.zero_point, self.axis, self.low, self.high)
         return marked
-
-
-def _marked(module: fx.GraphModule) -> fx.GraphModule:
-    """`module` with markers for its quantizers; everything else is shared with it."""
-    marked = copy.copy(module)
-    marked.meta = dict(module.meta)
-    marked._modules = _marked_children(module)
-    return marked
-
-
-def _marked_children(module: nn.Module) -> dict[str, nn.Module | None]:
-    children: dict[str, nn.Module | None] = {}
-    for name, child in module._modules.items():
-        if isinstance(child, FakeQuantize):
-            children[name] = _Marker(child)
-        elif child is not None and child._modules:
-            children[name] = clone = copy.copy(child)
-            clone._modules = _marked_children(child)
-        else:
-            children[name] = child
-    return children
 
 
 def _converted(module: fx.GraphModule, signature: Signature) -> tuple[Any, fx.GraphModule]:

@@ -2,9 +2,9 @@
 
 A tensor has one grid for all its channels, so channels much smaller than the greatest have few codes. Dividing each
 channel by a number of its own before the tensor is rounded evens that out; the weights that read the codes take the
-number in. It is halfway, in logarithms, between what would even out the tensor and what would even out the weights
+number in. How far is a share: 1 evens out the tensor, and 0.5 is halfway, in logarithms, to what evens out the weights
 (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019; Xiao et al.,
-"SmoothQuant", 2023, with a migration strength of 0.5), which also leaves channels room that calibration has not seen
+"SmoothQuant", 2023, where it is the migration strength), which also leaves channels room that calibration has not seen
 them use. Nothing has to commute with the producer, as these need: the division stands in front of the rounding.
 """
 
@@ -23,7 +23,7 @@ from eqsat_deploy.quantization.fake_quantize import (
     QuantizedLinear,
 )
 
-FLOOR = 0.02
+FLOOR = 0.001
 """Channels below this part of the greatest one are treated as if they reached it: what calibration has seen of them
 says little."""
 
@@ -48,16 +48,17 @@ class ChannelScale(nn.Module):
         return values * self.factor.to(values.dtype)
 
 
-def divisor(peaks: Tensor, readers: Sequence[Layer]) -> Tensor:
+def divisor(peaks: Tensor, readers: Sequence[Layer], share: float = 0.5) -> Tensor:
     """What to divide the channels of a tensor by, (channels,), the greatest being 1.
 
     Args:
         peaks: the greatest magnitude of each channel, (channels,).
         readers: the layers that read the tensor.
+        share: how much of the tensor's unevenness they take in, up to 1.
     """
     peaks = peaks.clamp_min(FLOOR * float(peaks.max()))
     reach = torch.stack([_reach(layer) for layer in readers]).amax(0).clamp_min(1e-3)
-    found = (peaks / reach).sqrt()
+    found = peaks**share / reach ** (1 - share)
     return found / found.max()
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Self, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from eqsat_deploy.quantization.observers import Grid
+
+Owner = TypeVar("Owner", bound=nn.Module)
 
 
 class FakeQuantize(nn.Module):
@@ -127,6 +131,22 @@ class FakeQuantize(nn.Module):
         if self.axis is not None:
             return f"{kind}, {self.step.numel()} channels along axis {self.axis}"
         return f"{kind}, scale={float(self.step):.6g}, zero_point={int(self.zero_point)}"
+
+
+def swapped(module: Owner, made: Callable[[FakeQuantize], nn.Module]) -> Owner:
+    """`module` with what is `made` of each quantizer in its place; everything else is shared with it."""
+    clone = copy.copy(module)
+    if isinstance(module, fx.GraphModule):
+        clone.meta = dict(module.meta)  # type: ignore[assignment]
+    clone._modules = {
+        name: made(child)
+        if isinstance(child, FakeQuantize)
+        else swapped(child, made)
+        if child is not None and child._modules
+        else child
+        for name, child in module._modules.items()
+    }
+    return clone
 
 
 class QuantizedConv2d(nn.Conv2d):

@@ -30,10 +30,6 @@ from eqsat_deploy.quantization.rounding import Rounding, roundings
 SEARCHED = 8
 """Samples that ways to round are compared on; biases take the whole sample."""
 
-DOUBT = 2.0
-"""How much less error a division must leave: a divided channel covers little more than calibration has shown of it,
-and other data goes further (on EfficientNet-Lite, photographs of another kind)."""
-
 ANCHORS = (QuantizedConv2d, QuantizedConvTranspose2d, QuantizedLinear)
 
 
@@ -128,9 +124,4 @@ def _chosen(
     expected = {name: originals[name](given) for name in layers}
     read_whole = len(layers) < len(node.users)
     ways = list(roundings(layers, seen, grid, read_whole=read_whole))
-    return min(
-        ways,
-        key=lambda way: (
-            way.error(given, expected, read_whole=read_whole) * DOUBT ** (way.divided is not None)
-        ),
-    )
+    return min(ways, key=lambda way: way.doubted(given, expected, read_whole=read_whole))

@@ -17,14 +17,23 @@ CLIPPED = (0.9, 0.8)
 """Parts of the observed range that codes of a product's operand may cover."""
 
 
+SHARES = (0.5, 1.0)
+"""How far channels may be divided."""
+
+DOUBT = 4.0
+"""How much less error dividing fully must leave: a divided channel covers little more than calibration has shown of it,
+and other data goes further (on EfficientNet-Lite, photographs of another kind)."""
+
+
 @dataclass(frozen=True)
 class Rounding:
     """One way to round a tensor that `layers` read, by the names of their submodules. `divided`, where its channels
-    are divided first, has their divisors in the shape that broadcasts over the tensor."""
+    are divided first, has their divisors in the shape that broadcasts over the tensor; `share` is how far."""
 
     quantizer: FakeQuantize
     layers: Mapping[str, Layer]
     divided: Tensor | None = None
+    share: float = 0.0
 
     def codes(self, values: Tensor) -> Tensor:
         """What `layers` read of the tensor `values`."""
@@ -36,6 +45,10 @@ class Rounding:
     def restored(self, codes: Tensor) -> Tensor:
         """What other readers read of it."""
         return codes if self.divided is None else codes * self.divided.to(codes.dtype)
+
+    def doubted(self, given: Tensor, expected: Mapping[str, Tensor], *, read_whole: bool) -> float:
+        """`error` as it has to be to be chosen."""
+        return self.error(given, expected, read_whole=read_whole) * DOUBT**self.share
 
     def error(self, given: Tensor, expected: Mapping[str, Tensor], *, read_whole: bool) -> float:
         """The variance of the error at each reader, as a part of its output's, summed; biases take back its mean.
@@ -86,12 +99,14 @@ def roundings(
         yield Rounding(FakeQuantize.of_grid(covered), layers)
     if grid.equalized and seen.lows.numel():
         lows, highs = seen.channels
-        divided = divisor(torch.maximum(lows.abs(), highs.abs()), list(layers.values()))
-        taking = {name: taking_in(layer, divided) for name, layer in layers.items()}
-        whole = (float((lows / divided).min()), float((highs / divided).max()))
-        shape = over_channels(divided, next(iter(layers.values())))
-        for covered in _grids([whole], grid, product):
-            yield Rounding(FakeQuantize.of_grid(covered), taking, shape)
+        peaks, readers = torch.maximum(lows.abs(), highs.abs()), list(layers.values())
+        for share in SHARES:
+            divided = divisor(peaks, readers, share)
+            taking = {name: taking_in(layer, divided) for name, layer in layers.items()}
+            whole = (float((lows / divided).min()), float((highs / divided).max()))
+            shape = over_channels(divided, readers[0])
+            for covered in _grids([whole], grid, product):
+                yield Rounding(FakeQuantize.of_grid(covered), taking, shape, share)
 
 
 def _grids(ranges: list[tuple[float, float]], grid: IntegerGrid, product: bool) -> Iterator[Grid]:

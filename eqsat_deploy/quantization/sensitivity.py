@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from eqsat_deploy.deployment import PlacedKernel, call_of, deployment, flat_outp
 from eqsat_deploy.errors import QuantizationError
 from eqsat_deploy.noise import ratio
 from eqsat_deploy.quantization.calibrate import read_batch
-from eqsat_deploy.quantization.fake_quantize import FakeQuantize
+from eqsat_deploy.quantization.fake_quantize import FakeQuantize, swapped
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def sensitivity(module: fx.GraphModule, batches: Iterable[Any] | None = None) ->
     held = [known.samples] if batches is None else [read_batch(batch, call) for batch in batches]
     if not any(held):
         raise QuantizationError("batches: there is nothing to measure on")
-    exact = _unrounded(module)
+    exact = swapped(module, lambda quantizer: nn.Identity())
     kernels = [kernel for kernel in known.placement.kernels if kernel.precision == "int8"]
     power, together, alone = 0.0, 0.0, dict.fromkeys(kernels, 0.0)
     with torch.no_grad():
@@ -119,26 +118,6 @@ def _rounding(module: fx.GraphModule, kernel: PlacedKernel) -> frozenset[str]:
                     break
                 operand = operand.all_input_nodes[0]  # a view that hands codes on
     return frozenset(found)
-
-
-def _unrounded(module: fx.GraphModule) -> fx.GraphModule:
-    """`module` without rounding; parameters are shared with it."""
-    clone = copy.copy(module)
-    clone._modules = _identities(module)
-    return clone
-
-
-def _identities(module: nn.Module) -> dict[str, nn.Module | None]:
-    children: dict[str, nn.Module | None] = {}
-    for name, child in module._modules.items():
-        if isinstance(child, FakeQuantize):
-            children[name] = nn.Identity()
-        elif child is not None and child._modules:
-            children[name] = clone = copy.copy(child)
-            clone._modules = _identities(child)
-        else:
-            children[name] = child
-    return children
 
 
 def _distance(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
