@@ -48,7 +48,7 @@ class Rounding:
 
     def doubted(self, given: Tensor, expected: Mapping[str, Tensor], *, read_whole: bool) -> float:
         """`error` as it has to be to be chosen."""
-        return self.error(given, expected, read_whole=read_whole) * DOUBT**self.share
+        return self.error(given, expected, read_whole=read_whole) * float(DOUBT**self.share)
 
     def error(self, given: Tensor, expected: Mapping[str, Tensor], *, read_whole: bool) -> float:
         """The variance of the error at each reader, as a part of its output's, summed; biases take back its mean.
