@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from eqsat_deploy import artifact
+from eqsat_deploy.arguments import whole
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, PlacedKernel, Signature
 from eqsat_deploy.engines import measure
 from eqsat_deploy.errors import EngineError, EqsatError, UnknownNameError
@@ -211,3 +213,13 @@ def check_options(engine: str, options: Mapping[str, Any] | None, known: Iterabl
         if key not in known:
             raise UnknownNameError(f"{engine} option", key, known)
     return dict(options or {})
+
+
+def threads(options: Mapping[str, Any]) -> int:
+    """The option `threads`, but no more than this machine has CPUs: an artifact may come from a larger one, and one that
+    asks for thousands would make them. 0 where it is left to the runtime.
+
+    Raises:
+        InputError: it is no whole number.
+    """
+    return min(whole("threads", options.get("threads", 0), least=0), os.cpu_count() or 1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
-from eqsat_deploy.engines.base import Engine, Layer, check_options
+from eqsat_deploy.engines.base import Engine, Layer, check_options, threads
 from eqsat_deploy.engines.onnx import ONNXRUNTIME, Lane, export_onnx, missing_packages, nodes_of
 from eqsat_deploy.engines.onnx.written import as_written
 from eqsat_deploy.errors import EngineError
@@ -117,7 +117,7 @@ class ONNXRuntimeEngine(Engine):
 
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3  # errors
-        settings.intra_op_num_threads = self.options["threads"]
+        settings.intra_op_num_threads = threads(self.options)
         if profile is not None:
             settings.enable_profiling = True
             settings.profile_file_prefix = profile

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.export import default_decompositions
 
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
-from eqsat_deploy.engines.base import Engine, Layer, check_options
+from eqsat_deploy.engines.base import Engine, Layer, check_options, threads
 from eqsat_deploy.engines.program import export_program, node_origins, prepared, traced
 from eqsat_deploy.errors import EngineError, UnknownNameError
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize, swapped
@@ -182,7 +182,7 @@ class OpenVINOEngine(Engine):
             **(properties or {}),
         }
         if "threads" in self.options:
-            settings["INFERENCE_NUM_THREADS"] = self.options["threads"]
+            settings["INFERENCE_NUM_THREADS"] = threads(self.options)
         try:
             return openvino.Core().compile_model(model, "CPU", settings)
         except RuntimeError as error:

@@ -30,6 +30,7 @@ from eqsat_deploy.deployment import (
     record,
 )
 from eqsat_deploy.engines.base import Layer, realized
+from eqsat_deploy.engines.base import threads
 from eqsat_deploy.engines.openvino import OpenVINOEngine
 from eqsat_deploy.engines.program import flat_module
 from eqsat_deploy.errors import InputError
@@ -70,6 +71,14 @@ def test_a_signature_goes_through_json(outputs: Any, argument: Any) -> None:
     again = Signature.from_json(written)
     assert again == signature
     assert again.call.flatten(*example)[1] is example[1]["mask"]
+
+
+def test_threads_are_as_many_as_there_are_cpus_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    assert [threads(given) for given in ({}, {"threads": 3}, {"threads": 1328})] == [0, 3, 4]
+    for wrong in (-1, 1.5, True, "2", None):
+        with pytest.raises(InputError, match="threads="):
+            threads({"threads": wrong})
 
 
 @pytest.mark.parametrize("sizes", [(0, 1, 2), (2, 1, 3), (1, 4, 3)])
