@@ -216,7 +216,7 @@ def check_options(engine: str, options: Mapping[str, Any] | None, known: Iterabl
 
 
 def threads(options: Mapping[str, Any]) -> int:
-    """The option `threads`, but no more than this machine has CPUs: an artifact may come from a larger one, and one that
+    """The option `threads`, but no more than this machine has CPUs: an artifact may be of a larger one, and one that
     asks for thousands would make them. 0 where it is left to the runtime.
 
     Raises:
