@@ -18,9 +18,11 @@ import tempfile
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median, quantiles
+from threading import Barrier
 from typing import Any
 
 import torch
@@ -41,7 +43,7 @@ def measure(spec: str, seconds: float) -> dict[str, Any]:
         .quantize([torch.randn(32, *x.shape[1:])])
         .build("openvino")
     )
-    found: dict[str, Any] = {"direct": _rate([lambda: engine(x)], seconds), "served": {}}
+    found: dict[str, Any] = {"direct": _rate([lambda: lambda: engine(x)], seconds), "served": {}}
     with tempfile.TemporaryDirectory() as folder:
         engine.save(Path(folder) / "model")
         command = [sys.executable, "-m", "eqsat_deploy", "serve", f"model={folder}/model", "--port", "0"]
@@ -51,7 +53,7 @@ def measure(spec: str, seconds: float) -> dict[str, Any]:
             where = json.loads(started)["event"].partition("http://")[2].split()[0]
             drain = ThreadPoolExecutor(1).submit(process.stderr.read)
             for count in CLIENTS:
-                found["served"][count] = _rate([_asking(where, x) for _ in range(count)], seconds)
+                found["served"][count] = _rate([partial(_asking, where, x)] * count, seconds)
             process.terminate()
             drain.result()
     return found
@@ -64,22 +66,24 @@ def _asking(where: str, x: torch.Tensor) -> Any:
     return lambda: client.infer("model", [given])
 
 
-def _rate(calls: list[Any], seconds: float) -> dict[str, float]:
-    """All `calls` made over and over at once, one thread each: how many a second in all, and milliseconds of one."""
+def _rate(makers: list[Any], seconds: float) -> dict[str, float]:
+    """What `makers` make called over and over at once, each made and called in a thread of its own, as Triton's client
+    has to be: how many calls a second in all, and milliseconds of one."""
 
-    def repeat(call: Any) -> list[float]:
-        taken = []
+    def repeat(make: Any) -> list[float]:
+        call, taken = make(), []
+        call()
+        ready.wait()
+        until = time.perf_counter() + seconds
         while time.perf_counter() < until:
             start = time.perf_counter()
             call()
             taken.append((time.perf_counter() - start) * 1e3)
         return taken
 
-    for call in calls:
-        call()
-    until = time.perf_counter() + seconds
-    with ThreadPoolExecutor(len(calls)) as pool:
-        taken = [each for times in pool.map(repeat, calls) for each in times]
+    ready = Barrier(len(makers))
+    with ThreadPoolExecutor(len(makers)) as pool:
+        taken = [each for times in pool.map(repeat, makers) for each in times]
     tail = quantiles(taken, n=100)[98]
     return {
         "per_second": round(len(taken) / seconds, 1),
