@@ -216,8 +216,8 @@ def check_options(engine: str, options: Mapping[str, Any] | None, known: Iterabl
 
 
 def threads(options: Mapping[str, Any]) -> int:
-    """The option `threads`, but no more than this machine has CPUs: an artifact may be of a larger one, and one that
-    asks for thousands would make them. 0 where it is left to the runtime.
+    """The option `threads`, at most the CPUs of this machine: an artifact may be of a larger one, and one that asks
+    for thousands would make them. 0 where it is left to the runtime.
 
     Raises:
         InputError: it is no whole number.
