@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -121,7 +122,7 @@ def _read(path: Path) -> Any:
                 return load_file(path)
             case ".pt" | ".pth":
                 return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, pickle.UnpicklingError, BadZipFile) as error:
         raise QuantizationError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     raise InputError(f"{path}: calibration files are .npy, .npz, .safetensors or .pt, not {path.suffix!r}")
 

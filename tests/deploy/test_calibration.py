@@ -66,6 +66,7 @@ def test_images_are_cropped_scaled_and_normalized(tmp_path: Path) -> None:
         ("x.npy", lambda p: np.save(p, np.zeros((0, 3, 4, 6))), "at least one"),
         ("x.npz", lambda p: np.savez(p, a=np.zeros((1, 2)), b=np.zeros((1, 2))), "do not name the inputs"),
         ("x.npy", lambda p: p.write_bytes(b"not an array"), "cannot be read"),
+        ("x.npz", lambda p: p.write_bytes(b"PK\x03\x04 torn"), "cannot be read"),
         ("x.pt", lambda p: torch.save(3, p), "axis 0"),
         ("x.png", lambda p: p.mkdir(), "no images"),
     ],
