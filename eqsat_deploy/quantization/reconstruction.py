@@ -124,4 +124,6 @@ def _chosen(
     expected = {name: originals[name](given) for name in layers}
     read_whole = len(layers) < len(node.users)
     ways = list(roundings(layers, seen, grid, read_whole=read_whole))
+    for way in ways:
+        way.quantizer.to(given.device)
     return min(ways, key=lambda way: way.doubted(given, expected, read_whole=read_whole))

@@ -16,12 +16,11 @@ from eqsat_deploy.quantization.observers import Extremes, Grid
 CLIPPED = (0.9, 0.8)
 """Parts of the observed range that codes of a product's operand may cover."""
 
-
 SHARES = (0.5, 1.0)
 """How far channels may be divided."""
 
 DOUBT = 4.0
-"""How much less error dividing fully must leave: a divided channel covers little more than calibration has shown of it,
+"""How much less error dividing fully must leave, and its root halfway: a divided channel covers little more than calibration has shown of it,
 and other data goes further (on EfficientNet-Lite, photographs of another kind)."""
 
 
