@@ -20,8 +20,8 @@ SHARES = (0.5, 1.0)
 """How far channels may be divided."""
 
 DOUBT = 4.0
-"""How much less error dividing fully must leave, and its root halfway: a divided channel covers little more than calibration has shown of it,
-and other data goes further (on EfficientNet-Lite, photographs of another kind)."""
+"""How much less error dividing fully must leave, and its root halfway: a divided channel covers little more than
+calibration has shown of it, and other data goes further (on EfficientNet-Lite, photographs of another kind)."""
 
 
 @dataclass(frozen=True)
