@@ -26,6 +26,9 @@ from eqsat_deploy.serving.protocol import JSON_LENGTH, read_request, write_respo
 
 log = logging.getLogger("eqsat_deploy.serving")
 
+DROPPED = 4
+"""Requests of up to so many times the size allowed are read before they are refused."""
+
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -179,17 +182,20 @@ class Server:
         if "content-encoding" in request.headers:
             raise Refused(415, "compressed requests are not read", connection="close")
         announced = request.headers.get("content-length", "0")
+        too_large = Refused(413, f"requests of up to {self.limits.bytes} bytes are read", connection="close")
+        # Who is cut off while sending may read no answer: what is little too large is read to its end, and dropped.
+        most = DROPPED * self.limits.bytes
+        if announced.isdecimal() and (len(announced) >= 20 or int(announced) > most):
+            raise too_large
         body, size = bytearray(), 0
-        if announced.isdecimal() and len(announced) < 20 and int(announced) > self.limits.bytes:
-            raise Refused(413, f"requests of up to {self.limits.bytes} bytes are read", connection="close")
         async for chunk in request.stream():
             size += len(chunk)
-            if size > self.limits.bytes:
-                raise Refused(
-                    413, f"requests of up to {self.limits.bytes} bytes are read", connection="close"
-                )
-            if keep:
+            if size > most:
+                raise too_large
+            if keep and size <= self.limits.bytes:
                 body += chunk
+        if size > self.limits.bytes:
+            raise too_large
         return body
 
 
