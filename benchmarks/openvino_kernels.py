@@ -43,8 +43,8 @@ from eqsat_deploy.price import kernel_of, price
 from eqsat_deploy.quantization import quantize
 from eqsat_deploy.rebuild import rebuild
 from eqsat_deploy.saturate import Saturation, saturate
-from eqsat_deploy.search import Search
-from eqsat_deploy.selection import registered_rules
+from eqsat_deploy.search import Limits, Search
+from eqsat_deploy.selection import Selection, registered_rules
 from eqsat_extraction import extract
 from eqsat_extraction.kernel import Epilogue, Kernel, TensorSpec
 from tests.deploy.placing import Attention, images, torchvision_model
@@ -102,7 +102,9 @@ class Form:
         solution = extract(priced.egraph, priced.costs, extractor="greedy")
         # Costs that are the choices' own numbers lead from placed kernels back to them.
         numbered = replace(priced, costs=np.arange(len(space.choices), dtype=float))
-        rebuilt = rebuild(Search(lowered, saturation, space, numbered, solution))
+        rebuilt = rebuild(
+            Search(lowered, saturation, space, numbered, solution, Selection(saturation.rules), Limits())
+        )
         module = OptimizedModule(rebuilt.root, rebuilt.graph, "Measured").eval()
         record(module, inputs=rebuilt.inputs, placement=rebuilt.placement)
         engine = OpenVINOEngine.build(quantize(module, [x]) if model.int8 else module, options={"threads": 1})

@@ -10,7 +10,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ from egglog import bindings
 from eqsat_deploy.errors import EqsatError, RuleError
 from eqsat_deploy.language import OPERATORS, Operator
 from eqsat_deploy.language.expressions import Call, Comparison, Guard, OneOf, StartsWith, Variable
-from eqsat_deploy.language.shapes import BATCH, SLOTS, encode
+from eqsat_deploy.language.shapes import BATCH, SLOTS
 from eqsat_deploy.lower import Lowered
 from eqsat_deploy.rules import facts
 from eqsat_deploy.rules.rule import PHASES, EgglogRule
+from eqsat_deploy.tables import Frozen, TableRow, tables_of
 
 # -- text --------------------------------------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ def _declared(constructor: facts.Constructor) -> str:
 
 
 PRELUDE = f"""
-(ruleset load-vectors) (ruleset load) (ruleset analysis) (ruleset kin)
+(ruleset load-vectors) (ruleset load) (ruleset analysis) (ruleset kin) (ruleset matching)
 {" ".join(f"(ruleset {p})" for p in PHASES)}
 (sort VI (Vec i64))
 (sort FII (UnstableFn (i64) i64))
@@ -267,7 +267,7 @@ class EGraph:
     def load(self, lowered: Lowered, *, shapes: bool = False) -> None:
         """Put the rows in. With `shapes`, torch's shape of every row is loaded too, so that a wrong shape rule,
         or a union that changes a shape, fails at once."""
-        tables, vectors = _tables(lowered, shapes)
+        tables, vectors = tables_of(lowered, shapes)
         program = []
         for length in sorted({len(v) for v in vectors}):
             columns = [f"x{i}" for i in range(length)]
@@ -323,6 +323,26 @@ class EGraph:
             raise RuleError(str(error)) from error
         return True
 
+    def matches(self) -> dict[str, tuple[int, facts.Clause]]:
+        """Find every place where a rule that equates terms holds now: the name of a table of the values of a clause's
+        `bound` variables, the rule's index, and the clause. Nothing else changes."""
+        tables = {}
+        for index, rule in enumerate(self.rules):
+            for part, clause in enumerate(rule.clauses()):
+                if not clause.equates:
+                    continue
+                name = f"match-{index}-{part}"
+                tables[name] = (index, clause)
+                sorts, values = (
+                    " ".join(text) for text in zip(*((v.sort, v.name) for v in clause.bound), strict=True)
+                )
+                body = " ".join(fact_text(fact) for fact in clause.facts if not _distinguishes(fact))
+                self._run(
+                    f"(relation {name} ({sorts})) (rule ({body}) (({name} {values})) :ruleset matching)"
+                )
+        self._run("(run-schedule (run matching))")
+        return tables
+
     def frozen(self) -> Frozen:
         """Everything in the e-graph, decoded."""
         egglog = self._egglog
@@ -355,79 +375,6 @@ class EGraph:
         return Frozen({n: (tuple(t.input_sorts), t.output_sort, rows(t)) for n, t in tables})
 
 
-TableRow = tuple[tuple[Any, ...], Any]
-
-
-@dataclass(frozen=True)
-class Frozen:
-    """A snapshot of an e-graph: argument sorts, result sort and rows by function. Base values are decoded, values of
-    eq-sorts are hashable handles."""
-
-    functions: dict[str, tuple[tuple[str, ...], str, list[TableRow]]]
-
-    def rows(self, function: str) -> list[TableRow]:
-        """Arguments and result of every row of a function."""
-        return self.functions[function][2] if function in self.functions else []
-
-    def sorts(self, function: str) -> tuple[str, ...]:
-        """Sorts of a function's arguments."""
-        return self.functions[function][0]
-
-    def size(self) -> int:
-        """Number of e-nodes of sort T."""
-        return sum(
-            len(rows) for n, (_, s, rows) in self.functions.items() if s == "T" and n not in ("Node", "Run")
-        )
-
-
-def _tables(
-    lowered: Lowered, shapes: bool
-) -> tuple[dict[str, list[tuple[Any, ...]]], dict[tuple[int, ...], int]]:
-    tables: dict[str, list[tuple[Any, ...]]] = {}
-    vectors: dict[tuple[int, ...], int] = {}
-    lists: dict[tuple[int, ...], int] = {}
-
-    def column(value: Any) -> Any:
-        match value:
-            case tuple():
-                return vectors.setdefault(value, len(vectors))
-            case str() if "\t" in value or "\n" in value:
-                raise EqsatError(f"attribute {value!r} has a tab or a newline")
-            case float():
-                return repr(value)
-        return value
-
-    def operand_list(rows: tuple[int, ...]) -> int:
-        for length in range(len(rows) + 1):
-            prefix = rows[:length]
-            if prefix not in lists:
-                lists[prefix] = len(lists)
-                if prefix:
-                    entry = (lists[prefix], lists[prefix[:-1]], prefix[-1])
-                    tables.setdefault("row-Snoc", []).append(entry)
-                else:
-                    tables.setdefault("row-Nil", []).append((lists[prefix],))
-        return lists[rows]
-
-    for number, row in enumerate(lowered.rows):
-        tables.setdefault(f"row-{row.operator.constructor}", []).append(
-            (
-                number,
-                *(
-                    operand_list(arg) if sort == "L" else column(arg)
-                    for (_, sort), arg in zip(row.operator.parameters, row.args, strict=True)
-                ),
-            )
-        )
-        meta = lowered.metas[number]
-        if meta is not None and (shapes or row.operator.shape is None):
-            tables.setdefault("row-shape", []).append((number, column(encode(tuple(meta.shape)))))
-        if meta is not None:
-            tables.setdefault("row-dtype", []).append((number, str(meta.dtype).removeprefix("torch.")))
-        if row.operator.name == "parameter":
-            tables.setdefault("row-const", []).append((number,))
-        if number in lowered.nonnegative:
-            tables.setdefault("row-nonnegative", []).append((number,))
-        if row.operator.name in ("input", "opaque"):
-            tables.setdefault("row-dynamic", []).append((number,))
-    return tables, vectors
+def _distinguishes(fact: facts.Fact) -> bool:
+    """Whether it asks that two e-classes differ, which no longer holds where the rule has joined them."""
+    return isinstance(fact, Comparison) and fact.operator == "!=" and getattr(fact.left, "sort", "") == "T"

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from eqsat_deploy.egraph import Frozen
 from eqsat_deploy.errors import EqsatError
 from eqsat_deploy.kernels import CONSTANT, QUANTIZE, ENode, Step
 from eqsat_deploy.language import OPERATORS, Operator, concat_all, decode
 from eqsat_deploy.lower import Lowered, Term
 from eqsat_deploy.saturate import Saturation
+from eqsat_deploy.tables import Frozen
 
 Member = tuple[int, ENode]
 """An e-class, and an e-node of it."""
@@ -52,6 +53,11 @@ class Space:
     fired: Mapping[int, tuple[int, ...]]
     terms: Mapping[int, ENode]
 
+    @cached_property
+    def owner(self) -> Mapping[ENode, int]:
+        """The e-class of every e-node of the language."""
+        return {node: number for number, node in self.nodes}
+
 
 def freeze(lowered: Lowered, saturation: Saturation) -> Space:
     """Decode the e-graph's tables. Deterministic: classes are numbered in order of the model's rows, then of rows."""
@@ -77,6 +83,43 @@ def freeze(lowered: Lowered, saturation: Saturation) -> Space:
     )
 
 
+def decoded(
+    lowered: Lowered, frozen: Frozen, functions: Iterable[str]
+) -> tuple[tuple[Member, ...], dict[str, list[tuple[Any, ...]]]]:
+    """The e-nodes of the language, and arguments of the rows of other functions, e-classes numbered as by `freeze`."""
+    tables = _Tables(frozen)
+    tables.rows_of(lowered)
+    _fired(tables)
+    nodes = tuple(_plain(tables))
+    return nodes, {name: [args for args, _ in tables.applications(name)] for name in functions}
+
+
+def recognized(frozen: Frozen, space: Space) -> set[Member]:
+    """The e-nodes of `space` that an earlier state of its e-graph has already."""
+    tables = _Tables(frozen)
+    numbers = {out: space.row_class[row] for (row,), out in frozen.rows("Node")}
+    tables.decoders["T"] = numbers.get
+    tables.decoders["L"] = lambda handle: tuple(map(numbers.get, tables.lists[handle]))
+    found: set[Member] = set()
+    waiting = [
+        (o, row) for o in OPERATORS.values() if o is not concat_all for row in frozen.rows(o.constructor)
+    ]
+    while waiting:
+        left = []
+        for operator, (values, out) in waiting:
+            node = ENode(operator, tables.decode(operator.constructor, values))
+            number = space.owner.get(node)
+            if number is None:
+                left.append((operator, (values, out)))
+            else:
+                numbers[out] = number
+                found.add((number, node))
+        if len(left) == len(waiting):
+            break
+        waiting = left
+    return found
+
+
 class _Tables:
     """The e-graph's tables, with its handles as numbers of e-classes, given in the order they are met."""
 
@@ -84,7 +127,7 @@ class _Tables:
         self.rows, self.sorts = frozen.rows, frozen.sorts
         self.numbers: dict[Any, int] = {}
         empty = {out: () for _, out in frozen.rows("Nil")}
-        lists = _resolved(
+        self.lists = lists = _resolved(
             empty,
             [(head, item, out) for (head, item), out in frozen.rows("Snoc")],
             lambda before, item: (*before, item),
@@ -103,8 +146,13 @@ class _Tables:
     def applications(self, function: str) -> Iterator[tuple[tuple[Any, ...], Any]]:
         """Decoded arguments and handle of every row of a function."""
         for values, out in self.rows(function):
-            sorts = self.sorts(function)
-            yield tuple(self.decoders.get(s, _same)(v) for s, v in zip(sorts, values, strict=True)), out
+            yield self.decode(function, values), out
+
+    def decode(self, function: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Arguments with e-classes as numbers."""
+        return tuple(
+            self.decoders.get(s, _same)(v) for s, v in zip(self.sorts(function), values, strict=True)
+        )
 
 
 def _same(value: Any) -> Any:

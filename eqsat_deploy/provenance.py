@@ -1,9 +1,14 @@
-"""What the chosen form is owed to: the rules that made what it consists of."""
+"""What the chosen form is owed to: the rules that made what it consists of, and which kernel computes what."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from eqsat_deploy.freeze import Member
 from eqsat_deploy.kernels import ENode
+from eqsat_deploy.language import binary, concat, concat_all, unary
 from eqsat_deploy.search import Search, exact_anchor
+from eqsat_deploy.words import class_name
 
 
 def used_rules(found: Search) -> set[str]:
@@ -64,3 +69,64 @@ def _constant_terms(found: Search, read: list[int]) -> set[int]:
             terms.add(number)
             waiting += space.terms[number].operands if number in space.terms else ()
     return terms
+
+
+def computed(found: Search, index: int) -> list[Member]:
+    """The e-nodes of the language that a choice computes, one on the result of another, its anchor first."""
+    space = found.space
+    number, node = space.choices[index]
+    if node.is_leaf:
+        return []
+    own = space.classes[number].quantized_of
+    final = number if own is None else own
+    if own is not None and not node.integer and node.operands == (own,):  # a conversion
+        return []
+    return [(space.owner.get(one, final), one) for one in _applications(found, node)]
+
+
+def _applications(found: Search, node: ENode) -> Iterator[ENode]:
+    space = found.space
+    exact = exact_anchor(space, node)
+    if exact.operator is concat_all:
+        first, *rest = exact.operands
+        joined = [first]
+        for operand in rest:
+            one = ENode(concat, concat.join((joined[-1], operand), exact.attributes))
+            yield one
+            joined.append(space.owner.get(one, -1))
+        value = joined[-1]
+    else:
+        yield exact
+        value = space.owner.get(exact, -1)
+    for step in node.steps:
+        if step.operand is None:
+            one = ENode(unary, (step.function, value))
+        else:
+            codes = space.classes[step.operand].quantized_of
+            pair = (value, step.operand if codes is None else codes)
+            one = ENode(binary, (step.function, *(pair if step.side == 0 else pair[::-1])))
+        yield one
+        value = space.owner.get(one, -1)
+
+
+def inside_of(found: Search) -> dict[int, int]:
+    """The kernel, as a choice, that computes an e-class on the way to its result, where a chosen one does."""
+    launches = [(index, computed(found, index)) for index in found.launches]
+    return {number: index for index, members in reversed(launches) for number, _ in members[:-1]}
+
+
+def why_unchosen(found: Search, number: int, inside: dict[int, int] | None = None) -> str:
+    """Why no form of an e-class is chosen, in words; empty where one is. `inside` is `inside_of(found)`."""
+    space, choice = found.space, found.solution.choice
+    if choice[number] >= 0:
+        return ""
+    for codes, known in enumerate(space.classes):
+        if known.quantized_of == number and choice[codes] >= 0:
+            return "only its INT8 codes are written"
+    kernel = (inside_of(found) if inside is None else inside).get(number)
+    if kernel is not None:
+        owner, node = space.choices[kernel]
+        return f"computed inside {node}, which writes {class_name(found, owner)}"
+    if space.classes[number].constant:
+        return "a constant that no chosen kernel reads"
+    return "not needed: the chosen form does without this tensor"

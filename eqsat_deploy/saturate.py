@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from eqsat_deploy.egraph import EGraph, Frozen, loaded
+from eqsat_deploy.egraph import EGraph, loaded
 from eqsat_deploy.lower import Lowered
 from eqsat_deploy.rules import EgglogRule
+from eqsat_deploy.tables import Frozen
 
 ANALYSIS = "(saturate analysis)"
-REWRITE = f"(seq {ANALYSIS} (saturate (seq (run demand) {ANALYSIS})) (run rewrites))"
-MERGE = f"(seq {ANALYSIS} (saturate (run kin)) (run merging))"
-KERNELS = f"(seq {ANALYSIS} (run kernels))"
-QUANTIZATION = "(run quantization)"
+SCHEDULES = {
+    "rewrites": f"(seq {ANALYSIS} (saturate (seq (run demand) {ANALYSIS})) (run rewrites))",
+    "merging": f"(seq {ANALYSIS} (saturate (run kin)) (run merging))",
+    "kernels": f"(seq {ANALYSIS} (run kernels))",
+    "quantization": "(run quantization)",
+}
+"""One iteration of every phase."""
 CHECK_EVERY = 4
+
+Observer = Callable[[EGraph, str], None]
 
 
 @dataclass(frozen=True)
@@ -71,24 +77,34 @@ def saturate(
 
 @contextmanager
 def saturated(
-    lowered: Lowered, rules: Sequence[EgglogRule], budget: Budget, *, check_shapes: bool = False
+    lowered: Lowered,
+    rules: Sequence[EgglogRule],
+    budget: Budget,
+    *,
+    check_shapes: bool = False,
+    observe: Observer | None = None,
 ) -> Iterator[tuple[EGraph, str, list[dict[str, int]]]]:
-    """The saturated e-graph while it can be asked, what stopped the run, and matches per rule per iteration."""
+    """The saturated e-graph while it can be asked, what stopped the run, and matches per rule per iteration. `observe`
+    is called after every iteration with the e-graph and the iteration's phase."""
     with loaded(rules) as egraph:
         egraph.load(lowered, shapes=check_shapes)
-        yield egraph, *_run(egraph, rules, budget)
+        yield egraph, *_run(egraph, rules, budget, observe)
 
 
-def _run(egraph: EGraph, rules: Sequence[EgglogRule], budget: Budget) -> tuple[str, list[dict[str, int]]]:
+def _run(
+    egraph: EGraph, rules: Sequence[EgglogRule], budget: Budget, observe: Observer | None
+) -> tuple[str, list[dict[str, int]]]:
     start = time.perf_counter()
     names = {r.name for r in rules}
     phases = {r.phase for r in rules}
     iterations: list[dict[str, int]] = []
 
-    def run(schedule: str, limit: int, check_every: int = CHECK_EVERY) -> str:
+    def run(phase: str, limit: int, check_every: int = CHECK_EVERY) -> str:
         for count in range(limit):
-            changed, matches = egraph.step(schedule)
+            changed, matches = egraph.step(SCHEDULES[phase])
             iterations.append({k: v for k, v in matches.items() if v and k.partition("#")[0] in names})
+            if observe is not None:
+                observe(egraph, phase)
             if not changed:
                 return "saturated"
             if time.perf_counter() - start > budget.seconds:
@@ -98,18 +114,18 @@ def _run(egraph: EGraph, rules: Sequence[EgglogRule], budget: Budget) -> tuple[s
                 return f"e-nodes: {budget.nodes}"
         return f"iterations: {limit}"
 
-    stopped = run(REWRITE, budget.iterations)
+    stopped = run("rewrites", budget.iterations)
     if "merging" in phases:
         egraph.push()
-        outcome = run(MERGE, budget.iterations, check_every=1)
+        outcome = run("merging", budget.iterations, check_every=1)
         if outcome == "saturated":
-            outcome = run(REWRITE, budget.iterations)
+            outcome = run("rewrites", budget.iterations)
         if egraph.size() > budget.nodes:  # many siblings on one input: all ways to merge them are too many
             egraph.pop()
             outcome = f"e-nodes: {budget.nodes} (merging undone)"
         stopped = outcome if stopped == "saturated" else stopped
-    for schedule, phase in ((KERNELS, "kernels"), (QUANTIZATION, "quantization")):
+    for phase in ("kernels", "quantization"):
         if phase in phases:
-            outcome = run(schedule, budget.iterations)
+            outcome = run(phase, budget.iterations)
             stopped = f"{outcome} ({phase})" if outcome != "saturated" and stopped == "saturated" else stopped
     return stopped, iterations

@@ -54,13 +54,15 @@ class Limits:
 
 @dataclass(frozen=True, repr=False)
 class Search:
-    """What there was to choose from, at which price, and what was chosen."""
+    """What there was to choose from, at which price, and what was chosen: from these rules, within these limits."""
 
     lowered: Lowered
     saturation: Saturation
     space: Space
     priced: Priced
     solution: Solution
+    selection: Selection
+    limits: Limits
 
     def __repr__(self) -> str:
         cost = f"{self.solution.cost:.6g} {self.priced.model.unit}"
@@ -121,7 +123,7 @@ def search(
             priced = _converted(space, saturation, priced, selection.forced)
     with timed("extract"):
         solution = _extract(priced, limits)
-    return Search(lowered, saturation, space, priced, solution)
+    return Search(lowered, saturation, space, priced, solution, selection, limits)
 
 
 def explore(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,7 +66,8 @@ class SoundnessReport:
     """What was evaluated, and every e-class that disagrees with itself.
 
     `approximate` counts e-nodes that are not meant to be equal (INT8 kernels and what reads INT8); `unreached` names
-    e-nodes whose operands never got a value, which is an error in the e-graph.
+    e-nodes whose operands never got a value, which is an error in the e-graph; `errors` has that of every e-node that
+    was compared.
     """
 
     model: str
@@ -80,6 +81,7 @@ class SoundnessReport:
     disagreements: list[Disagreement] = field(default_factory=list)
     unreached: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    errors: dict[Member, float] = field(default_factory=dict, repr=False)
 
     @property
     def ok(self) -> bool:
@@ -156,10 +158,12 @@ def check_egraph(
 
 def check_space(
     lowered: Lowered, saturation: Saturation, space: Space, *, tolerance: float = TOLERANCE, seed: int = 0,
-    name: str = "model",
+    name: str = "model", members: Container[Member] | None = None,
 ) -> SoundnessReport:  # fmt: skip
-    """`check_egraph` for a model whose e-graph is frozen already."""
+    """`check_egraph` for a model whose e-graph is frozen already; of `members` alone, if given, and the model's own."""
     exact, approximate = _exact_nodes(space)
+    if members is not None:
+        exact = [member for member in exact if member in members or member in space.original]
     classes = len({number for number, _ in exact})
     report = SoundnessReport(name, classes, len(exact), approximate, BATCHES, tolerance, saturation.stopped)
     for batch in BATCHES:
@@ -299,6 +303,7 @@ class _Evaluation:
 
     def _note(self, number: int, node: ENode, error: float, reference: str) -> None:
         self.report.worst = max(self.report.worst, error)
+        self.report.errors[number, node] = max(error, self.report.errors.get((number, node), 0.0))
         if error <= self.report.tolerance:
             return
         origin = self.space.classes[number].origin

@@ -9,7 +9,7 @@ from importlib.metadata import version
 import torch
 
 from eqsat_deploy.provenance import used_rules
-from eqsat_deploy.report.report import Report, RuleUse
+from eqsat_deploy.report.report import Report, RuleUse, Searches
 from eqsat_deploy.search import Search
 from eqsat_deploy.verify import Verified
 
@@ -59,6 +59,7 @@ def report_of(
         iterations=saturation.iterations,
         versions={"eqsat-deploy": version("eqsat-deploy"), "torch": torch.__version__,
                   "egglog": version("egglog"), "python": platform.python_version()},
+        searches=Searches(kept, plain),
     )  # fmt: skip
 
 

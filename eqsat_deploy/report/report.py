@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
 
+from eqsat_deploy.errors import InputError
 from eqsat_deploy.report.render import to_html, to_text
+
+if TYPE_CHECKING:
+    from eqsat_deploy.report.comparing import Contribution, Diff
+    from eqsat_deploy.report.explaining import Explained
+    from eqsat_deploy.report.reasons import WhyNot
+    from eqsat_deploy.search import Search
+
+
+@dataclass(frozen=True)
+class Searches:
+    """What a report is of: the search whose form was kept, and that of the plain form. Copies share it; what is pickled
+    has none."""
+
+    found: Search | None = None
+    plain: Search | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Searches:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Searches, ()
 
 
 @dataclass(frozen=True)
@@ -53,10 +75,65 @@ class Report:
     iterations: list[dict[str, int]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     engine: dict[str, Any] | None = None
+    searches: Searches = field(default=Searches(), repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
-        return asdict(self) | {"errors": {str(k): v for k, v in self.errors.items()}}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("searches", "rules")}
+        return values | {"rules": [asdict(rule) for rule in self.rules],
+                         "errors": {str(k): v for k, v in self.errors.items()}}  # fmt: skip
+
+    def explain(self, node: str) -> tuple[Explained, ...]:
+        """Why the tensors that `node` stands for are computed as they are: the equalities from the model's own nodes to
+        the chosen kernels, each with its rule and the tensors it was applied to.
+
+        Args:
+            node: a node of the exported graph, the path of a module, or a pattern of either.
+
+        Raises:
+            UnknownNameError: no such node.
+            InputError: the report was loaded from a file or unpickled, and has no e-graph.
+            EqsatError: saturation was stopped by its time limit and cannot be repeated.
+        """
+        from eqsat_deploy.report.explaining import explain_node
+
+        return explain_node(self._search, node)
+
+    def why_not(self, rule: str, node: str) -> WhyNot:
+        """Which part of a rule's pattern, or which guard, fails at a node; see `research.why_not`."""
+        from eqsat_deploy.report.reasons import why_not
+
+        return why_not(self._search, rule, node)
+
+    def diff(self) -> Diff:
+        """The kernels of the plain and of the chosen form, side by side.
+
+        Raises:
+            InputError: the report was loaded from a file or unpickled, and has no e-graph.
+        """
+        from eqsat_deploy.report.comparing import diff
+
+        plain = self.searches.plain
+        return diff(self._search if plain is None else plain, self._search)
+
+    def contribution(self, by: Literal["family", "rule"] = "family") -> Contribution:
+        """What every family of rules, or every rule, is worth on this model: it is left out, and the cheapest form
+        extracted again. Takes a search for each that matched.
+
+        Raises:
+            InputError: `by` is something else, or the report was loaded and has no e-graph.
+        """
+        from eqsat_deploy.report.comparing import contribution
+
+        return contribution(self._search, by)
+
+    @property
+    def _search(self) -> Search:
+        if self.searches.found is None:
+            raise InputError(
+                "this report was loaded or unpickled, and the e-graph it is of was not kept: run optimize() again"
+            )
+        return self.searches.found
 
     def used_rules(self) -> list[str]:
         """Names of the rules that the chosen form uses."""

@@ -9,10 +9,10 @@ print(research.compare_orderings(model, cost="trt_int8"))
 """
 
 from eqsat_deploy.explain import ClassView, Form, Inside, inside
+from eqsat_deploy.report.reasons import WhyNot, why_not
 from eqsat_deploy.research.destructive import lowered_form, rewrite_alone
 from eqsat_deploy.research.networks import to_networkx
 from eqsat_deploy.research.orderings import Ordering, OrderingTable, compare_orderings
-from eqsat_deploy.research.reasons import WhyNot, why_not
 from eqsat_deploy.search import Search, explore
 
 __all__ = [

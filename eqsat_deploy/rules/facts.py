@@ -1,7 +1,7 @@
 """What a rule says to the e-graph, as typed values: terms, facts that must hold, and actions that follow.
 
-`egraph` writes them as text; `research.reasons` reads them. Sorts of e-classes are `T` (tensors), `A` (the anchor of a
-kernel), `Ep` (the steps after it), `Q` (INT8 codes) and `L` (lists of tensors).
+`egraph` writes them as text, `derivation` and `report.reasons` read them. Sorts of e-classes are `T` (tensors), `A`
+(the anchor of a kernel), `Ep` (the steps after it), `Q` (INT8 codes) and `L` (lists of tensors).
 """
 
 from __future__ import annotations
@@ -227,11 +227,33 @@ class Clause:
         return tuple(found.values())
 
     @property
+    def equates(self) -> bool:
+        """Whether it is about terms of the language alone, which it makes equal."""
+        forms = [f.form for f in self.facts if isinstance(f, Match)] + [
+            a.form for a in self.actions if isinstance(a, Union)
+        ]
+        joined = any(isinstance(a, Union) for a in self.actions)
+        return joined and all(isinstance(f, Variable) or _is_plain(f) for f in forms)
+
+    @property
+    def bound(self) -> tuple[Variable, ...]:
+        """The variables of its patterns and of what it makes, each once."""
+        named = [(f.root, f.form) for f in self.facts if isinstance(f, Match)]
+        named += [(a.root, a.form) for a in self.actions if isinstance(a, Union)]
+        return tuple({v.name: v for v in variables(tuple(named))}.values())
+
+    @property
     def heads(self) -> frozenset[Operator]:
         """Operators at the top of what it replaces."""
         roots = {root.name for root in self.roots}
         matches = [f for f in self.facts if isinstance(f, Match) and f.root.name in roots]
         return frozenset(m.form.head for m in matches if isinstance(m.form.head, Operator))
+
+
+def _is_plain(form: Pattern) -> bool:
+    return isinstance(form.head, Operator) and all(
+        map(_is_plain, (a for a in form.args if isinstance(a, Pattern)))
+    )
 
 
 # -- walks -------------------------------------------------------------------------------------------------
