@@ -63,6 +63,9 @@ class Search:
     solution: Solution
     selection: Selection
     limits: Limits
+    named_constants: dict[int, str] = field(
+        default_factory=dict, init=False, compare=False
+    )  # by `words`, once
 
     def __repr__(self) -> str:
         cost = f"{self.solution.cost:.6g} {self.priced.model.unit}"

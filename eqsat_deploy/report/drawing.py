@@ -8,6 +8,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from eqsat_deploy.errors import EqsatError
+from eqsat_deploy.provenance import inside_of, why_unchosen
 from eqsat_deploy.search import Search
 from eqsat_deploy.words import class_name, shape_words
 
@@ -18,19 +19,20 @@ if TYPE_CHECKING:
 
 # Inches, for a monospaced font of nine points.
 LETTER, LINE = 0.077, 0.2
-MARGIN, COLUMN_GAP, ROW_GAP = 0.1, 1.0, 0.3
+MARGIN, COLUMN_GAP, ROW_GAP, LANE = 0.1, 1.0, 0.3, 0.12
 CHOSEN, CHOSEN_FILL, OTHER, INTEGER_FILL = "#17703f", "#d6efdf", "#8a8f98", "#dfe7f7"
 
 
 @dataclass
 class _Box:
-    """An e-class to draw: its title, its forms as (choice, text, chosen, integer), and where it stands. Without a
-    title, a gap that leaves room for lines."""
+    """An e-class to draw: its title, its forms as (choice, text, chosen, integer), why none is chosen, and where it
+    stands. Without a title, a gap that leaves room for lines."""
 
     number: int
     title: str
     forms: list[tuple[int, str, bool, bool]]
     hidden: int
+    why: str = ""
     x: float = 0.0
     top: float = 0.0
     column: tuple[float, float] = (0.0, 0.0)
@@ -38,12 +40,12 @@ class _Box:
     height: float = field(init=False)
 
     def __post_init__(self) -> None:
-        texts = [self.title, *(text for _, text, _, _ in self.forms), self.more]
+        texts = [self.title, *(text for _, text, _, _ in self.forms), self.more, self.why]
         if not self.title:
             self.width, self.height = MARGIN, LINE / 2
             return
         self.width = LETTER * max(map(len, texts)) + 4 * MARGIN
-        self.height = LINE * (1 + 1.35 * len(self.forms) + bool(self.hidden)) + 2 * MARGIN
+        self.height = LINE * (1 + bool(self.why) + 1.35 * len(self.forms) + bool(self.hidden)) + 2 * MARGIN
 
     @property
     def more(self) -> str:
@@ -53,7 +55,7 @@ class _Box:
         """The height of the middle of a form, or of a gap."""
         if not self.title:
             return self.top - self.height / 2
-        return self.top - MARGIN - LINE * (1 + 1.35 * position + 0.75)
+        return self.top - MARGIN - LINE * (1 + bool(self.why) + 1.35 * position + 0.75)
 
 
 def draw(
@@ -91,6 +93,7 @@ def draw(
     axes.set_xlim(-MARGIN, width + MARGIN)
     axes.set_ylim(-height - MARGIN, MARGIN)
     axes.axis("off")
+    above = 0.0
     for box in boxes.values():
         _draw_box(axes, box)
         for position, (index, _, chosen, _) in enumerate(box.forms):
@@ -98,7 +101,15 @@ def draw(
                 way = sorted(
                     (gap for (n, _), gap in gaps.items() if n == source and gap.x < box.x), key=lambda g: g.x
                 )
-                _draw_edge(axes, boxes[source], way, box, position, chosen)
+                if boxes[source].column[0] < box.column[0]:
+                    _draw_edge(axes, boxes[source], way, box, position, chosen)
+                else:
+                    above += LANE
+                    _draw_back(axes, boxes[source], box, position, chosen, above)
+    if above:
+        figure.set_size_inches(width + COLUMN_GAP + 2 * MARGIN, height + above + 2 * MARGIN)
+        axes.set_xlim(-MARGIN - COLUMN_GAP / 2, width + MARGIN + COLUMN_GAP / 2)
+        axes.set_ylim(-height - MARGIN, above + MARGIN)
     for line, text in enumerate(reversed(footer)):
         axes.text(0, -height + LINE * line + MARGIN, text, fontsize=8, family="monospace",
                   weight="bold" if text.startswith("TRUNCATED") else "normal", color="#444444")  # fmt: skip
@@ -110,7 +121,7 @@ def _collect(
 ) -> tuple[dict[int, _Box], dict[int, list[int]], int]:
     """Boxes by e-class, nearest first; which drawn e-classes each form reads; and how many are left out."""
     space, priced = found.space, found.priced
-    chosen = set(found.solution.nodes().tolist())
+    chosen, inside = set(found.solution.nodes().tolist()), inside_of(found)
     boxes: dict[int, _Box] = {}
     read: dict[int, list[int]] = {}
     level = list(dict.fromkeys(numbers))
@@ -128,11 +139,16 @@ def _collect(
             forms = []
             for index in members[:max_forms]:
                 node = space.choices[index][1]
-                forms.append((index, f"{node}  {priced.costs[index]:.2f}", index in chosen, node.integer))
+                operands = ", ".join(class_name(found, c) for c in node.children)
+                text = f"{node}({operands})  {priced.costs[index]:.2f}"
+                forms.append((index, text, index in chosen, node.integer))
                 read[index] = [c for c in dict.fromkeys(node.children) if not space.classes[c].constant]
                 following |= dict.fromkeys(read[index])
             title = f"{class_name(found, number)} {shape_words(space.classes[number].shape)}"
-            boxes[number] = _Box(number, title, forms, len(members) - len(forms))
+            why = why_unchosen(found, number, inside)
+            boxes[number] = _Box(
+                number, title, forms, len(members) - len(forms), why and f"none chosen: {why}"
+            )
         level = list(following)
     left |= dict.fromkeys(n for n in level if n not in boxes)
     drawn = {index: [c for c in sources if c in boxes] for index, sources in read.items()}
@@ -225,6 +241,9 @@ def _draw_box(axes: Axes, box: _Box) -> None:
     axes.add_patch(FancyBboxPatch((box.x, box.top - box.height), box.width, box.height, boxstyle=rounded, fill=True,
                                   facecolor="#fafafa", linestyle="--", edgecolor="#555555", zorder=2))  # fmt: skip
     axes.text(box.x + MARGIN, box.top - MARGIN - LINE * 0.4, box.title, weight="bold", zorder=4, **style)
+    if box.why:
+        axes.text(box.x + MARGIN, box.top - MARGIN - LINE * 1.4, box.why, style="italic", color="#666666", zorder=4,
+                  **style)  # fmt: skip
     for position, (_, text, chosen, integer) in enumerate(box.forms):
         middle = box.row(position)
         axes.add_patch(FancyBboxPatch(
@@ -240,20 +259,37 @@ def _draw_box(axes: Axes, box: _Box) -> None:
 
 def _draw_edge(axes: Axes, source: _Box, way: list[_Box], target: _Box, position: int, chosen: bool) -> None:
     """Level within a column, curved between columns."""
-    from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path
 
     path, codes = [(source.x + source.width, source.row(0))], [Path.MOVETO]
     left = (source.column[1], source.row(0))
     for stop in (*way, target):
         right = (stop.column[0], stop.row(position if stop is target else 0))
-        bend = 0.5 * COLUMN_GAP if right[0] > left[0] else COLUMN_GAP
+        bend = 0.5 * COLUMN_GAP
         path += [left, (left[0] + bend, left[1]), (right[0] - bend, right[1]), right]
         codes += [Path.LINETO, *[Path.CURVE4] * 3]
         left = (stop.column[1], right[1])
     path.append((target.x + MARGIN, right[1]))
     codes.append(Path.LINETO)
+    _draw_arrow(axes, Path(path, codes), chosen)
+
+
+def _draw_back(axes: Axes, source: _Box, target: _Box, position: int, chosen: bool, above: float) -> None:
+    """Of an edge that closes a cycle: out into the gap, above everything, and down in the gap before `target`. The
+    lane at height `above` is its own, and it crosses no box."""
+    from matplotlib.path import Path
+
+    shift = COLUMN_GAP * (0.12 + 0.3 * ((above / LANE * 0.37) % 1))
+    out, into = source.column[1] + shift, target.column[0] - COLUMN_GAP * 0.1 - shift
+    left, right = source.row(0), target.row(position)
+    path = [(source.x + source.width, left), (out, left), (out, above), (into, above), (into, right)]
+    _draw_arrow(axes, Path([*path, (target.x + MARGIN, right)]), chosen)
+
+
+def _draw_arrow(axes: Axes, path: Any, chosen: bool) -> None:
+    from matplotlib.patches import FancyArrowPatch
+
     axes.add_patch(FancyArrowPatch(
-        path=Path(path, codes), arrowstyle="-|>", mutation_scale=9, shrinkA=0, shrinkB=0,
+        path=path, arrowstyle="-|>", mutation_scale=9, shrinkA=0, shrinkB=0,
         zorder=5 if chosen else 1, color=CHOSEN if chosen else OTHER, linewidth=1.8 if chosen else 0.7,
     ))  # fmt: skip

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from eqsat_deploy.errors import InputError
 from eqsat_deploy.report.render import to_html, to_text
 
 if TYPE_CHECKING:
+    from eqsat_deploy.engines.base import Engine
+    from eqsat_deploy.quantization.sensitivity import Sensitivities
     from eqsat_deploy.report.comparing import Contribution, Diff
     from eqsat_deploy.report.explaining import Explained
     from eqsat_deploy.report.reasons import WhyNot
+    from eqsat_deploy.report.view import View
     from eqsat_deploy.search import Search
 
 
@@ -126,6 +131,43 @@ class Report:
         from eqsat_deploy.report.comparing import contribution
 
         return contribution(self._search, by)
+
+    def view(self, node: str | None = None) -> View:
+        """The e-graph, to look into: a notebook shows it, and it can be saved as a page. It starts at `node`, if given.
+
+        Raises:
+            InputError: the report was loaded from a file or unpickled, and has no e-graph.
+        """
+        from eqsat_deploy.report.view import View
+
+        return View(self._search, node)
+
+    def to_html(
+        self,
+        path: str | Path | None = None,
+        *,
+        engine: Engine | None = None,
+        accuracy: Mapping[str, float] | None = None,
+        contribution: Contribution | None = None,
+        sensitivity: Sensitivities | None = None,
+    ) -> str:
+        """One page about this optimization, for a reader who knows none of the theory; it needs no network.
+
+        Args:
+            path: where to write it; it is returned in any case.
+            engine: what `build` returned: its measured latencies, and those of its layers, which are measured now.
+            accuracy: by name, as shares of one: `{"original": 0.761, "INT8": 0.758}`.
+            contribution: what `contribution()` returned: bars of what each family or rule is worth.
+            sensitivity: what `sensitivity()` of the quantized module returned: the error by layer.
+        """
+        from eqsat_deploy.report.page import page
+
+        text = page(
+            self, engine=engine, accuracy=accuracy, contribution=contribution, sensitivity=sensitivity
+        )
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
 
     @property
     def _search(self) -> Search:

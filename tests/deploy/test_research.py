@@ -374,6 +374,56 @@ def test_a_truncated_drawing_says_so_and_a_whole_one_does_not(exploration):
     assert not any(t.startswith(("TRUNCATED", "+ ")) for t in texts(whole))
 
 
+def test_forms_say_what_they_read_and_classes_why_none_is_chosen(exploration):
+    pytest.importorskip("matplotlib")
+    shown = texts(research.inside(exploration, "bn").draw(depth=1, max_forms=50))
+    forms = [t for t in shown if "(" in t and not t.startswith(("none", "dashed", "TRUNCATED"))]
+    assert "conv2d(x, conv.weight*, conv.bias*)  2.54" in forms
+    assert len({f for f in forms if f.startswith("conv2d")}) == len(
+        [f for f in forms if f.startswith("conv2d")]
+    )
+    assert "none chosen: computed inside conv2d + relu, which writes relu" in shown
+
+
+class Sides(nn.Module):
+    """Two layouts whose forms are made from each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+        self.norm, self.inner = nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        y = self.norm(self.first(x).permute(0, 2, 3, 1))
+        return self.last(self.inner(y).permute(0, 3, 1, 2))
+
+
+def test_no_edge_of_a_cycle_runs_under_a_box():
+    pytest.importorskip("matplotlib")
+    import numpy as np
+    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+    found = research.explore(build(Sides), IMAGE, cost="trt_int8")
+    figure = research.inside(found, "last").draw(depth=6, max_classes=30)
+    boxes = [p.get_bbox() for p in figure.axes[0].patches
+             if isinstance(p, FancyBboxPatch) and p.get_linestyle() == "--"]  # fmt: skip
+    backwards = 0
+    for arrow in (p for p in figure.axes[0].patches if isinstance(p, FancyArrowPatch)):
+        path = arrow._path_original
+        points = (
+            path.interpolated(20).vertices
+            if not np.isin(path.codes, 4).any()
+            else path.to_polygons(closed_only=False)[0]
+        )
+        ends = [
+            next(b for b in boxes if b.padded(0.02).contains(*point)) for point in (points[0], points[-1])
+        ]
+        backwards += ends[0].x0 >= ends[1].x0
+        for x, y in points:
+            assert not [b for b in boxes if b not in ends and b.x0 < x < b.x1 and b.y0 < y < b.y1]
+    assert backwards
+
+
 def test_boxes_do_not_overlap(exploration):
     pytest.importorskip("matplotlib")
     from matplotlib.patches import FancyBboxPatch
