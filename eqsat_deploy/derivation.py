@@ -22,6 +22,7 @@ from eqsat_deploy.language import Operator
 from eqsat_deploy.language.expressions import Variable
 from eqsat_deploy.rules.facts import Clause, Match, Pattern, Union
 from eqsat_deploy.saturate import saturated
+from eqsat_deploy.scheduling import Iteration
 from eqsat_deploy.search import Search
 
 
@@ -157,8 +158,10 @@ class Derivation:
     def _places(self) -> list[Place]:
         found, space = self.found, self.found.space
 
-        def observe(egraph: EGraph, phase: str) -> None:
-            self.phases.append(phase)
+        def observe(egraph: EGraph, done: Iteration) -> None:
+            if done.dropped:
+                return
+            self.phases.append(done.phase)
             for member in recognized(egraph.frozen(), space):
                 self.born.setdefault(member, len(self.phases))
 

@@ -8,6 +8,7 @@ faster than one command per node. Limits are checked between iterations because 
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -99,9 +100,9 @@ def _action_text(action: facts.Action, index: int) -> str:
             return _applied(relation.name, *terms)
 
 
-def rule_text(rule: EgglogRule, index: int) -> str:
-    """A rule as egglog commands; `index` identifies it in `(fired index e-class)`."""
-    return "\n".join(_clause_text(clause, rule.phase, index) for clause in rule.clauses())
+def rule_text(rule: EgglogRule, index: int, ruleset: str | None = None) -> str:
+    """A rule as egglog commands, in the ruleset of its phase or another; `index` identifies it in `(fired index e)`."""
+    return "\n".join(_clause_text(clause, ruleset or rule.phase, index) for clause in rule.clauses())
 
 
 def _clause_text(clause: facts.Clause, phase: str, index: int) -> str:
@@ -217,35 +218,48 @@ def _parsed(program: str) -> list[Any]:
     return bindings.EGraph().parse_program(program)
 
 
-_kept: dict[tuple[int, ...], EGraph] = {}
 KEPT = 8
 
 
+class _Kept(threading.local):
+    """E-graphs to use again, of each thread its own: egglog's may not leave the thread that made them."""
+
+    def __init__(self) -> None:
+        self.egraphs: dict[tuple[int | bool, ...], EGraph] = {}
+
+
+_kept = _Kept()
+
+
 @contextmanager
-def loaded(rules: Sequence[EgglogRule]) -> Iterator[EGraph]:
-    """An e-graph with `rules` and no rows. It is emptied and kept: loading rules takes ten times as long as that."""
-    key = tuple(map(id, rules))  # of objects that the kept e-graph holds on to
-    egraph = _kept.pop(key, None) or EGraph(rules)
+def loaded(rules: Sequence[EgglogRule], *, apart: bool = False) -> Iterator[EGraph]:
+    """An e-graph with `rules` and no rows. It is emptied and kept: loading rules takes ten times as long as that. With
+    `apart`, every rule is a ruleset of its own, as `EGraph.together` needs."""
+    key = (apart, *map(id, rules))  # of objects that the kept e-graph holds on to
+    kept = _kept.egraphs
+    egraph = kept.pop(key, None) or EGraph(rules, apart=apart)
     egraph.push()
     yield egraph
     egraph.pop(egraph.depth)
-    _kept[key] = egraph
-    while len(_kept) > KEPT:
-        del _kept[next(iter(_kept))]
+    kept[key] = egraph
+    while len(kept) > KEPT:
+        del kept[next(iter(kept))]
 
 
 class EGraph:
     """An egglog e-graph over the language, with rules loaded."""
 
-    def __init__(self, rules: Sequence[EgglogRule]) -> None:
+    def __init__(self, rules: Sequence[EgglogRule], *, apart: bool = False) -> None:
         self.rules = tuple(rules)
         self.depth = 0
+        self.combined = 0
         self._egglog = bindings.EGraph()
         self._run(PRELUDE)
         self._run(declarations(OPERATORS.values()))
         for index, rule in enumerate(self.rules):
             try:
-                self._run(rule_text(rule, index))
+                own = f"rule-{index}" if apart else None
+                self._run((f"(ruleset {own})\n" if own else "") + rule_text(rule, index, own))
             except RuleError:
                 raise
             except Exception as error:
@@ -263,6 +277,14 @@ class EGraph:
         """Back to what was remembered last, or `times` before."""
         self._run(f"(pop {times})")
         self.depth -= times
+
+    def together(self, indices: Iterable[int]) -> str:
+        """The name of a ruleset of these rules, of an e-graph whose rules are loaded apart."""
+        self.combined += 1
+        name = f"together-{self.combined}"
+        text = f"(unstable-combined-ruleset {name} {' '.join(f'rule-{index}' for index in indices)})"
+        self._egglog.run_program(*self._egglog.parse_program(text))
+        return name
 
     def load(self, lowered: Lowered, *, shapes: bool = False) -> None:
         """Put the rows in. With `shapes`, torch's shape of every row is loaded too, so that a wrong shape rule,
@@ -285,8 +307,8 @@ class EGraph:
                 self._egglog.run_program(*self._egglog.parse_program(f"(input {name} {written(str(path))})"))
         self._run("(run load-vectors 1) (run load 1)")
 
-    def step(self, schedule: str) -> tuple[bool, dict[str, int]]:
-        """Run a schedule once: whether it changed anything, and matches per rule.
+    def step(self, schedule: str) -> tuple[bool, dict[str, int], dict[str, float]]:
+        """Run a schedule once: whether it changed anything, and matches and seconds per rule.
 
         Raises:
             RuleError: a union joined tensors of different shapes.
@@ -301,7 +323,10 @@ class EGraph:
                 ) from error
             raise EqsatError(f"egglog failed: {error}") from error
         report = output.report
-        return report.updated, dict(report.num_matches_per_rule)
+        seconds = {
+            name: taken.total_seconds() for name, taken in report.search_and_apply_time_per_rule.items()
+        }
+        return report.updated, dict(report.num_matches_per_rule), seconds
 
     def size(self) -> int:
         """Number of e-nodes of sort T."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from eqsat_deploy.egraph import EGraph, loaded
 from eqsat_deploy.lower import Lowered
 from eqsat_deploy.rules import EgglogRule
+from eqsat_deploy.schedule import Schedule
+from eqsat_deploy.scheduling import ANALYSIS, Iteration, Observer, Scheduled
 from eqsat_deploy.tables import Frozen
 
-ANALYSIS = "(saturate analysis)"
 SCHEDULES = {
     "rewrites": f"(seq {ANALYSIS} (saturate (seq (run demand) {ANALYSIS})) (run rewrites))",
     "merging": f"(seq {ANALYSIS} (saturate (run kin)) (run merging))",
@@ -23,16 +24,16 @@ SCHEDULES = {
 """One iteration of every phase."""
 CHECK_EVERY = 4
 
-Observer = Callable[[EGraph, str], None]
-
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits on saturation: rewrite iterations, e-nodes, seconds. Checked between iterations."""
+    """Limits on saturation: rewrite iterations, e-nodes, seconds. Checked between iterations. With a `schedule`, rules
+    run in its order instead of the usual one."""
 
     iterations: int = 60
     nodes: int = 200_000
     seconds: float = 30.0
+    schedule: Schedule | None = None
 
 
 @dataclass
@@ -85,10 +86,20 @@ def saturated(
     observe: Observer | None = None,
 ) -> Iterator[tuple[EGraph, str, list[dict[str, int]]]]:
     """The saturated e-graph while it can be asked, what stopped the run, and matches per rule per iteration. `observe`
-    is called after every iteration with the e-graph and the iteration's phase."""
-    with loaded(rules) as egraph:
+    is called after every iteration with the e-graph and what the iteration did.
+
+    Raises:
+        UnknownNameError: the budget's schedule runs what is no ruleset, rule, family or phase.
+    """
+    schedule = budget.schedule
+    with loaded(rules, apart=schedule is not None) as egraph:
         egraph.load(lowered, shapes=check_shapes)
-        yield egraph, *_run(egraph, rules, budget, observe)
+        if schedule is None:
+            yield egraph, *_run(egraph, rules, budget, observe)
+        else:
+            limits = (budget.iterations, budget.nodes, budget.seconds)
+            scheduled = Scheduled(egraph, rules, schedule, limits, observe)
+            yield egraph, scheduled.run(), scheduled.iterations
 
 
 def _run(
@@ -101,10 +112,13 @@ def _run(
 
     def run(phase: str, limit: int, check_every: int = CHECK_EVERY) -> str:
         for count in range(limit):
-            changed, matches = egraph.step(SCHEDULES[phase])
-            iterations.append({k: v for k, v in matches.items() if v and k.partition("#")[0] in names})
+            begin = time.perf_counter()
+            changed, matches, seconds = egraph.step(SCHEDULES[phase])
+            found = {k: v for k, v in matches.items() if v and k.partition("#")[0] in names}
+            iterations.append(found)
             if observe is not None:
-                observe(egraph, phase)
+                taken = {k: seconds[k] for k in found if k in seconds}
+                observe(egraph, Iteration(phase, (), changed, found, taken, time.perf_counter() - begin))
             if not changed:
                 return "saturated"
             if time.perf_counter() - start > budget.seconds:
@@ -117,11 +131,14 @@ def _run(
     stopped = run("rewrites", budget.iterations)
     if "merging" in phases:
         egraph.push()
+        before = len(iterations)
         outcome = run("merging", budget.iterations, check_every=1)
         if outcome == "saturated":
             outcome = run("rewrites", budget.iterations)
         if egraph.size() > budget.nodes:  # many siblings on one input: all ways to merge them are too many
             egraph.pop()
+            if observe is not None:
+                observe(egraph, Iteration("undone", dropped=len(iterations) - before))
             outcome = f"e-nodes: {budget.nodes} (merging undone)"
         stopped = outcome if stopped == "saturated" else stopped
     for phase in ("kernels", "quantization"):

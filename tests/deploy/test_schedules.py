@@ -1,0 +1,361 @@
+"""Schedules, traces, strategies, sweeps: how rewriting goes, as data."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from eqsat_deploy import research
+from eqsat_deploy.derivation import Derivation
+from eqsat_deploy.errors import EqsatError, InputError, UnknownNameError
+from eqsat_deploy.research import (
+    Backoff,
+    Effort,
+    Job,
+    Schedule,
+    Step,
+    Trace,
+    Until,
+    compare_strategies,
+    replay,
+    trace,
+)
+from eqsat_deploy.research.sweeps import sweep
+from eqsat_deploy.saturate import Budget
+from eqsat_deploy.schedule import SATURATE
+from tests.deploy.test_research import IMAGE, Head, PooledBlock, build
+
+ALL = Step(run=("demand", "rewrites", "merging"), times=SATURATE)
+TOML = """
+seed = 3
+
+[rulesets]
+algebra = ["folding", "movement"]
+
+[[steps]]
+run = ["algebra"]
+times = "saturate"
+backoff = { match_limit = 10, ban_length = 2 }
+
+[[steps]]
+times = 2
+shuffle = true
+until = { nodes = 5000, matches = 0 }
+steps = [{ run = ["identity-pool"] }, { run = ["merging"], nodes = 20000 }]
+"""
+
+
+def explored(schedule, cls=PooledBlock):
+    return research.explore(build(cls), IMAGE, cost="trt_int8", budget=Budget(schedule=schedule))
+
+
+@pytest.fixture(scope="module")
+def joint():
+    return research.explore(build(PooledBlock), IMAGE, cost="trt_int8")
+
+
+# -- schedules ---------------------------------------------------------------------------------------------
+
+
+def test_a_schedule_is_the_same_in_toml_and_in_python(tmp_path):
+    (tmp_path / "s.toml").write_text(TOML)
+    read = Schedule.load(tmp_path / "s.toml")
+    assert read == Schedule(
+        (
+            Step(run=("algebra",), times=SATURATE, backoff=Backoff(10, 2)),
+            Step(
+                steps=(Step(run=("identity-pool",)), Step(run=("merging",), nodes=20000)), times=2, shuffle=True,
+                until=Until(nodes=5000, matches=0),
+            ),
+        ),
+        {"algebra": ("folding", "movement")}, seed=3,
+    )  # fmt: skip
+    assert Schedule.from_dict(json.loads(json.dumps(read.to_dict()))) == read
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "no steps"),
+    ("[[steps]]\nrun = ['folding']\ntimes = 0", "times"),
+    ("speed = 1\n[[steps]]\nrun = ['a']", "speed"),
+    ("[[steps]]\nrum = ['folding']", "rum"), ("[[steps]]\ntimes = 2", "either run"),
+    ("[[steps]]\nrun = ['a']\nbackoff = { match_limit = -1 }", "match_limit"), ("[[", "TOML|Expected|Invalid"),
+    ("[[steps]]\nrun = ['a']\nuntil = { nodes = 'x' }", "until.nodes"),
+])  # fmt: skip
+def test_what_is_no_schedule_is_an_error_that_names_it(tmp_path, text, message):
+    (tmp_path / "s.toml").write_text(text)
+    with pytest.raises(InputError, match=message) as raised:
+        Schedule.load(tmp_path / "s.toml")
+    assert "s.toml" in str(raised.value)
+
+
+def test_an_unknown_ruleset_names_near_misses():
+    with pytest.raises(UnknownNameError, match="did you mean 'folding'"):
+        explored(Schedule.sequence(["foldin"]))
+
+
+def test_everything_to_saturation_is_the_usual_e_graph(joint):
+    found = explored(Schedule((ALL,)))
+    assert found.saturation.stopped == "saturated"
+    assert found.solution.cost == pytest.approx(joint.solution.cost)
+    assert len(found.space.nodes) == len(joint.space.nodes)
+    assert len(Derivation(found).made) == len(Derivation(joint).made)
+
+
+def test_only_what_a_schedule_runs_acts():
+    found = explored(Schedule.sequence(["folding"], times=SATURATE))
+    acted = {rule.family for rule in found.saturation.rules if found.saturation.matches[rule.name]}
+    assert acted == {"folding", "kernels", "quantization"}
+
+
+def test_a_sequence_sees_what_came_before_it():
+    """One round of folding makes a scale and a shift, a second takes the scale into the convolution."""
+    once, twice = (explored(Schedule.sequence(["identity-pool", *["folding"] * n])) for n in (1, 2))
+    assert len(twice.space.nodes) > len(once.space.nodes)
+    assert twice.solution.cost < once.solution.cost
+
+
+def test_a_banned_rule_comes_back_and_nothing_is_lost(joint):
+    schedule = Schedule((replace(ALL, backoff=Backoff(1, 2)),))
+    found = explored(schedule)
+    assert found.saturation.stopped == "saturated"
+    assert len(found.space.nodes) == len(joint.space.nodes)
+    traced = trace(build(PooledBlock), IMAGE, cost="trt_int8", budget=Budget(schedule=schedule))
+    undone = [i for i, step in enumerate(traced.iterations) if step.dropped]
+    assert undone
+    for index in undone:
+        before = traced.iterations[index - 1]
+        counts = Counter()
+        for name, count in before.matches.items():
+            counts[name.partition("#")[0]] += count
+        busy = {name for name, count in counts.items() if count > 1}
+        gone = set(before.rules) - set(traced.iterations[index + 1].rules)
+        assert gone
+        assert gone <= busy
+
+
+def test_a_budget_of_e_nodes_undoes_what_is_over_it(joint):
+    found = explored(Schedule((replace(ALL, nodes=30),)))
+    assert len(found.space.nodes) <= 30 < len(joint.space.nodes)
+    assert found.saturation.stopped == "e-nodes: 30 (demand + rewrites + merging)"
+
+
+def test_until_stops_a_repetition(joint):
+    step = replace(ALL, until=Until(nodes=24))
+    found = explored(Schedule((step,)))
+    assert 24 < len(found.space.nodes) < len(joint.space.nodes)
+    assert found.saturation.stopped == "schedule"
+
+
+def test_a_shuffled_sequence_follows_its_seed():
+    inner = tuple(Step(run=(name,)) for name in ("folding", "identity-pool", "movement", "merging"))
+
+    def phases(seed):
+        schedule = Schedule((Step(steps=inner, times=2, shuffle=True),), seed=seed)
+        budget = Budget(schedule=schedule)
+        return [s.phase for s in trace(build(PooledBlock), IMAGE, cost="trt_int8", budget=budget).iterations]
+
+    assert phases(1) == phases(1)
+    assert len({tuple(phases(seed)) for seed in range(4)}) > 1
+
+
+# -- traces ------------------------------------------------------------------------------------------------
+
+SHUFFLED = Schedule(
+    (Step(steps=(Step(run=("folding",)), Step(run=("identity-pool",))), times=SATURATE, shuffle=True),)
+)
+BACKED_OFF = Schedule((replace(ALL, backoff=Backoff(1, 2), nodes=40),), seed=1)
+
+
+@pytest.mark.parametrize("schedule", [None, SHUFFLED, BACKED_OFF], ids=["usual", "shuffled", "backed off"])
+def test_a_trace_is_replayed_to_the_same_e_graph(schedule, tmp_path):
+    budget = Budget(schedule=schedule)
+    trace(build(PooledBlock), IMAGE, cost="trt_int8", budget=budget, incumbents=True).save(
+        tmp_path / "t.json"
+    )
+    traced = Trace.load(tmp_path / "t.json")
+    assert traced.schedule == (schedule and schedule.to_dict())
+    _, space = replay(traced, build(PooledBlock), IMAGE)
+    assert len(space.nodes) == traced.e_nodes
+    with pytest.raises(EqsatError, match="another one"):
+        replay(traced, build(Head), IMAGE)
+    without = replace(traced, iterations=traced.iterations[:1])
+    with pytest.raises(EqsatError, match="another one"):
+        replay(without, build(PooledBlock), IMAGE)
+
+
+def test_a_trace_has_counts_times_sizes_incumbents_and_bounds(joint):
+    traced = trace(build(PooledBlock), IMAGE, cost="trt_int8", incumbents=True)
+    rewriting = [step for step in traced.iterations if step.phase in ("rewrites", "merging")]
+    costs = [step.incumbent for step in rewriting]
+    assert all(later <= earlier * (1 + 1e-9) for earlier, later in pairwise(costs))
+    assert costs[-1] == pytest.approx(joint.solution.cost)
+    assert all(step.bound <= step.incumbent for step in rewriting)
+    sizes = [step.e_nodes for step in traced.iterations]
+    assert sizes == sorted(sizes)
+    assert all(set(step.rule_seconds) == set(step.matches) for step in traced.iterations)
+    assert [step.matches for step in traced.iterations] == joint.saturation.iterations
+    assert traced.versions["egglog"]
+    assert traced.machine
+
+
+def test_what_is_no_trace_is_an_error(tmp_path):
+    for text in ("", "{}", '{"iterations": 3}', "[]"):
+        (tmp_path / "t.json").write_text(text)
+        with pytest.raises(InputError, match=r"t\.json"):
+            Trace.load(tmp_path / "t.json")
+
+
+# -- strategies --------------------------------------------------------------------------------------------
+
+FEW = Effort(evaluations=12, length=5)
+FAMILIES = ("identity-pool", "folding", "movement")
+
+
+@pytest.fixture(scope="module")
+def table():
+    return compare_strategies(
+        build(PooledBlock), IMAGE, cost="trt_int8", families=FAMILIES, effort=FEW, seeds=(0, 1)
+    )
+
+
+def test_every_strategy_stays_within_its_budget_and_above_joint_saturation(table):
+    assert {o.strategy for o in table.outcomes} == set(research.STRATEGIES)
+    best = min(o.cost for o in table.outcomes if o.strategy == "joint")
+    for outcome in table.outcomes:
+        assert outcome.evaluations <= FEW.evaluations
+        assert len(outcome.sequence) <= FEW.length
+        assert outcome.cost >= best * (1 - 1e-5)
+        assert outcome.bound <= outcome.cost
+        costs = [point.cost for point in outcome.curve]
+        assert costs == sorted(costs, reverse=True)
+        assert costs[-1] == outcome.cost
+
+
+def test_the_sequence_of_an_outcome_leads_to_its_cost(table):
+    for outcome in table.outcomes:
+        if outcome.strategy in ("greedy", "beam", "annealing", "mcts"):
+            found = explored(Schedule.sequence(outcome.sequence))
+            assert found.solution.cost == pytest.approx(outcome.cost)
+
+
+def test_a_strategy_follows_its_seed(table):
+    again = compare_strategies(build(PooledBlock), IMAGE, cost="trt_int8", families=FAMILIES, effort=FEW, seeds=(1,),
+                               strategies=["annealing", "mcts"])  # fmt: skip
+    for outcome in again.outcomes:
+        (before,) = [o for o in table.outcomes if (o.strategy, o.seed) == (outcome.strategy, 1)]
+        assert [p.cost for p in before.curve] == [p.cost for p in outcome.curve]
+        assert before.sequence == outcome.sequence
+
+
+def test_a_strategy_and_a_schedule_of_ones_own():
+    asked = []
+
+    def mine(environment, generator):
+        for action in environment.actions:
+            asked.append(action)
+            environment.cost([action])
+
+    own = {"mine": mine, "all": Schedule((ALL,))}
+    table = compare_strategies(build(PooledBlock), IMAGE, cost="trt_int8", strategies=own, families=FAMILIES)
+    assert asked == list(table.actions)
+    assert [o.strategy for o in table.outcomes] == ["mine", "all"]
+    assert table.outcomes[1].cost < table.outcomes[0].cost
+
+
+def test_a_table_is_text_pandas_and_a_plot(table):
+    pandas = pytest.importorskip("pandas")
+    frame = table.to_pandas()
+    assert isinstance(frame, pandas.DataFrame)
+    assert len(frame) == len(table.outcomes)
+    assert {"strategy", "seed", "cost", "bound", "seconds", "e_nodes"} <= set(frame.columns)
+    assert frame.groupby("strategy").cost.min()["joint"] == frame.cost.min()
+    assert len(table.curves()) == sum(len(o.curve) for o in table.outcomes)
+    assert "mcts" in str(table)
+    json.dumps(table.to_dict())
+    pytest.importorskip("matplotlib")
+    axes = table.plot().axes[0]
+    assert len(axes.lines) == len(table.outcomes)
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == list(research.STRATEGIES)
+
+
+def test_an_unknown_strategy_names_near_misses():
+    with pytest.raises(UnknownNameError, match="did you mean 'greedy'"):
+        compare_strategies(build(Head), IMAGE, strategies=["gredy"])
+
+
+# -- sweeps ------------------------------------------------------------------------------------------------
+
+
+def told(job):
+    """Stands for the work of a job: notes that it was begun, and dies or fails as its strategy says."""
+    begun = Path(job.spec) / job.key
+    first = not begun.exists()
+    begun.write_text("")
+    if job.strategy == "dies" and first:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job.strategy == "fails":
+        raise ValueError("always")
+    return {"seed": job.seed}
+
+
+def test_a_sweep_goes_on_where_it_stopped(tmp_path):
+    jobs = [Job(str(tmp_path), "works", seed) for seed in range(6)]
+    file = tmp_path / "rows.jsonl"
+    with ThreadPoolExecutor(2) as pool:
+        sweep(jobs[:3], file, pool, run=told)
+        whole = file.read_bytes()
+        file.write_bytes(whole + b'{"key": "half a li')
+        for begun in tmp_path.glob("[0-9a-f]" * 16):
+            begun.unlink()
+        rows = sweep(jobs, file, pool, run=told)
+    assert [row["result"]["seed"] for row in rows] == list(range(6))
+    assert {p.name for p in tmp_path.glob("[0-9a-f]" * 16)} == {job.key for job in jobs[3:]}
+    assert file.read_bytes().startswith(whole)
+    assert len(file.read_text().splitlines()) == 6
+
+
+def test_jobs_of_workers_that_died_are_tried_again_and_none_is_lost_or_doubled(tmp_path):
+    jobs = [Job(str(tmp_path), "dies" if seed == 2 else "works", seed) for seed in range(8)]
+    file = tmp_path / "rows.jsonl"
+    rows = sweep(jobs, file, lambda: ProcessPoolExecutor(2), run=told)
+    assert [row["result"]["seed"] for row in rows] == list(range(8))
+    assert sorted(json.loads(line)["key"] for line in file.read_text().splitlines()) == sorted(
+        job.key for job in jobs
+    )
+
+
+def test_a_job_that_always_fails_is_named_and_the_others_are_done(tmp_path):
+    jobs = [Job(str(tmp_path), "fails" if seed == 0 else "works", seed) for seed in range(4)]
+    with (
+        ThreadPoolExecutor(2) as pool,
+        pytest.raises(EqsatError, match=r"1 of 4 jobs failed 2 times.*seed=0.*always"),
+    ):
+        sweep(jobs, tmp_path / "rows.jsonl", pool, run=told, tries=2)
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_file_of_something_else_is_an_error(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("hello\n")
+    with ThreadPoolExecutor(1) as pool, pytest.raises(InputError, match="line 1"):
+        sweep([Job("x", "joint")], tmp_path / "rows.jsonl", pool, run=told)
+    assert (tmp_path / "rows.jsonl").read_text() == "hello\n"
+
+
+def test_a_job_runs_a_strategy_on_a_model_by_name(tmp_path):
+    file = tmp_path / "model.py"
+    file.write_text("from torch import nn\nimport torch\n\ndef make():\n"
+                    "    m = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))\n"
+                    "    m.example_input_array = torch.randn(2, 4)\n    return m.eval()\n")  # fmt: skip
+    job = Job(f"{file}:make", "joint", cost="kernels", effort=(("evaluations", 3),))
+    with ThreadPoolExecutor(1) as pool:
+        (row,) = sweep([job], tmp_path / "rows.jsonl", pool)
+    assert row["result"]["cost"] == 1.0
+    assert row["job"]["strategy"] == "joint"
