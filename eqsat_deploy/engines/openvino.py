@@ -268,7 +268,26 @@ def _decompositions() -> Any:
 
 
 def _traced(module: fx.GraphModule, signature: Signature, table: Any) -> fx.GraphModule:
-    return traced(module, signature, {**dict(table.items()), aten.reshape.default: _as_view})
+    return traced(module, signature, {**_composites(), **dict(table.items()), **_SPELLED})
+
+
+def _composites() -> dict[Any, Any]:
+    """What takes apart the operators that torch itself does, and export does before its tables are asked: views and
+    casts (`narrow`, `contiguous`, `to`)."""
+    from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
+
+    kept = set(ops_to_not_decompose())
+    overloads = (name.removeprefix("aten::").split(".") for name in torch._C._dispatch_get_all_op_names()
+                 if name.startswith("aten::"))  # fmt: skip
+    operators = (
+        getattr(getattr(aten, name, None), rest[0] if rest else "default", None) for name, *rest in overloads
+    )
+    return {
+        operator: operator.decompose
+        for operator in operators
+        if operator is not None and operator not in kept
+        if operator._can_decompose() and not operator._schema.is_mutable
+    }
 
 
 def _exported(module: fx.GraphModule, signature: Signature, table: Any) -> fx.GraphModule:
@@ -282,6 +301,18 @@ def _exported(module: fx.GraphModule, signature: Signature, table: Any) -> fx.Gr
 def _as_view(values: Tensor, shape: Sequence[int]) -> Tensor:
     """The one spelling of a reshape that the frontend knows."""
     return aten.view(values.contiguous(), shape)  # type: ignore[no-any-return]
+
+
+def _pooled(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Without what torch does in place to the strides of a single position."""
+    single = all(length == 1 for length in size)
+    pooled: Tensor = (
+        values.mean((-1, -2), keepdim=True) if single else aten._adaptive_avg_pool2d(values, size)
+    )
+    return pooled
+
+
+_SPELLED = {aten.reshape.default: _as_view, aten.adaptive_avg_pool2d.default: _pooled}
 
 
 def _decoder(graph: fx.GraphModule) -> Any:
