@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from zlib import crc32
 
 import torch
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from eqsat_deploy.report import Report
 
 KEY = "eqsat_deploy"
+Module = TypeVar("Module", bound=nn.Module)
 SAMPLES = 4
 """How many real inputs a module keeps."""
 
@@ -259,6 +261,12 @@ def record(module: fx.GraphModule, **changes: Any) -> None:
     """Change fields of the record that `module` carries, which gets one where it has none."""
     known = module.meta.get(KEY)
     module.meta[KEY] = Deployment(**changes) if known is None else replace(known, **changes)
+
+
+def copied(module: Module) -> Module:
+    """A deep copy of `module` with the very record of it, which may hold another module."""
+    meta = getattr(module, "meta", {})
+    return copy.deepcopy(module, {id(meta): dict(meta)})
 
 
 def samples_of(
