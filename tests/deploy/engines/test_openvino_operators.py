@@ -53,9 +53,7 @@ def test_recurrent_layers_stay_whole(kind: str, options: dict[str, Any], layers:
 def test_a_recurrent_layer_has_as_many_operators_for_any_number_of_steps() -> None:
     def operators(steps: int) -> int:
         model = Recurrent("LSTM").eval()
-        return len(
-            optimized(model, torch.randn(2, steps, 6), cost="openvino_fp32").build().model.get_ops()
-        )
+        return len(optimized(model, torch.randn(2, steps, 6), cost="openvino_fp32").build().model.get_ops())
 
     assert operators(128) == operators(4)
 
