@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torch import fx
 
-from eqsat_deploy.arguments import whole
 from eqsat_deploy.deployment import Batch, InputSpec
 from eqsat_deploy.errors import InputError
 from eqsat_deploy.targets import find_target
+from eqsat_extraction.arguments import checked, whole
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Export:
         return "\n".join(lines)
 
 
+@checked
 def export(
     module: fx.GraphModule,
     path: str | Path,

@@ -12,8 +12,10 @@ from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.errors import ArtifactError
 from eqsat_deploy.manifest import ENGINE, WEIGHTS
 from eqsat_deploy.targets import find_engine
+from eqsat_extraction.arguments import checked
 
 
+@checked
 def load(path: str | Path, engine: type[Engine] | None = None) -> Engine:
     """The engine that `save` wrote to `path`, ready to run, and called as the model was.
 
