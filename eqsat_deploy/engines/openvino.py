@@ -242,21 +242,38 @@ class _Marker(nn.Module):
 def _converted(module: fx.GraphModule, signature: Signature) -> tuple[Any, fx.GraphModule]:
     """OpenVINO's model of `module`, and the graph of operators known to its frontend that it was made from.
 
-    `convert_model` would take operators apart, too, but then names could not be traced back to the module's. One
-    tracing does for what the language knows; `torch.export`, three times as long, for what opaque calls may do.
+    One tracing does for what the language knows; `torch.export`, three times as long, for what opaque calls may do.
     """
-    import openvino
-
     errors = []
     for lowered in (_traced, _exported):
         try:
             graph = lowered(module, signature, _decompositions())
-            return openvino.convert_model(_decoder(graph), extension=[_extension(), *extensions()]), graph
+            return _of_graph(graph), graph
         except EngineError as error:
             errors.append(str(error))
         except Exception as error:  # neither the tracing's nor the frontend's errors have a common base
             errors.append(f"OpenVINO cannot convert the module: {error}")
     raise EngineError(errors[-1])
+
+
+def _of_graph(graph: fx.GraphModule) -> Any:
+    """What `openvino.convert_model` makes of `graph`, by its steps: it would take operators apart by itself, too, so
+    that names could not be traced back to the module's, prepare inputs that need no preparation, and report its use."""
+    from openvino._offline_transformations import (
+        apply_moc_transformations,
+        compress_quantize_weights_transformation,
+    )
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    for extension in (_extension(), *extensions()):
+        frontend.add_extension(extension)
+    decoder = TorchFXPythonDecoder(graph, dynamic_shapes=True)  # which the frontend does not keep alive
+    model = frontend.convert(frontend.load(decoder))
+    apply_moc_transformations(model, cf=False, smart_reshape=True)
+    compress_quantize_weights_transformation(model)
+    return model
 
 
 def _decompositions() -> Any:
@@ -316,12 +333,6 @@ def _pooled(values: Tensor, size: Sequence[int]) -> Tensor:
 
 
 _SPELLED = {aten.reshape.default: _as_view, aten.adaptive_avg_pool2d.default: _pooled}
-
-
-def _decoder(graph: fx.GraphModule) -> Any:
-    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
-
-    return TorchFXPythonDecoder(graph, dynamic_shapes=True)
 
 
 def _extension() -> Any:
