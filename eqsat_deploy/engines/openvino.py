@@ -373,9 +373,9 @@ def _name(model: Any, signature: Signature, origins: Mapping[str, str]) -> None:
         node = next((n for n in (origins.get(re.split("[/:]", known)[0]) for known in named) if n), None)
         if op.get_type_name() == "FakeQuantize":  # of a marker, which has no name of its own here
             node, _, rest = op.input_value(0).get_node().get_friendly_name().partition("/")
-            node, name = node if rest else None, f"FakeQuantize_{index}"
-        if node is not None:
-            op.set_friendly_name(f"{node}/{name}")
+            node, name = node if rest else None, ""
+        if node is not None:  # numbered by position, where OpenVINO numbers through the whole process
+            op.set_friendly_name(f"{node}/{name if '/' in name else f'{op.get_type_name()}_{index}'}")
     model.set_friendly_name("model")
     _number(model)
 
