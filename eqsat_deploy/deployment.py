@@ -285,11 +285,14 @@ def fingerprint(module: nn.Module) -> int:
     """A checksum over names and values of the module's parameters and buffers, the same on every machine."""
     total = 0
     for name, value in sorted(module.state_dict().items()):
-        total = crc32(name.encode(), total)
-        total = crc32(
-            value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data if value.numel() else b"", total
-        )
+        total = checksum(value, crc32(name.encode(), total))
     return total
+
+
+def checksum(values: Tensor, total: int = 0) -> int:
+    """A checksum over the values of a tensor, that goes on from `total`."""
+    values = values.detach().cpu().reshape(-1)
+    return crc32(values.view(torch.uint8).numpy().data if values.numel() else b"", total)
 
 
 def comparable(module: fx.GraphModule) -> fx.GraphModule | None:

@@ -23,17 +23,13 @@ from math import inf
 from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from eqsat_deploy.deployment import SAMPLES, InputSpec, Signature, copied, deployment, record
 from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.engines.program import flat_module
 from eqsat_deploy.noise import decibels
-from eqsat_deploy.quantization.fake_quantize import (
-    QuantizedConv2d,
-    QuantizedConvTranspose2d,
-    QuantizedLinear,
-)
+from eqsat_deploy.quantization.fake_quantize import with_rounded_weight
 from eqsat_deploy.verify import ROUNDING_FACTOR, TOLERANCE, relative_error
 
 DECIBELS = 40.0
@@ -79,7 +75,10 @@ def compare(
 
     `integer` says whether `module` is quantized. `module` is not changed.
     """
-    flat = _with_rounded_weights(flat_module(copied(module).cpu().eval()))
+    flat = flat_module(copied(module).cpu().eval())
+    for name, layer in dict(flat.named_modules()).items():
+        if (rounded := with_rounded_weight(layer)) is not layer:
+            flat.set_submodule(name, rounded)
     reference = asked or _runner(flat)
     probes = _Kept(() if asked else (_probe(flat, seed) for seed in range(PROBES)))
     departures: list[Departure] = []
@@ -148,16 +147,6 @@ def _runner(flat: fx.GraphModule) -> Reference:
             return [value.detach() for value in flat(*inputs)]
 
     return run
-
-
-def _with_rounded_weights(flat: fx.GraphModule) -> fx.GraphModule:
-    """`flat` with the weights of its layers rounded once instead of in every call, in place."""
-    for layer in flat.modules():
-        if isinstance(layer, QuantizedConv2d | QuantizedConvTranspose2d | QuantizedLinear):
-            # A parameter of its own: another layer may round the same one otherwise.
-            layer.weight = nn.Parameter(layer.weight_quantizer(layer.weight.detach()), requires_grad=False)
-            layer.weight_quantizer = nn.Identity()  # type: ignore[assignment]
-    return flat
 
 
 class _Kept(Generic[T]):

@@ -9,11 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from eqsat_deploy.deployment import checksum
 
 Floats = npt.NDArray[np.float64]
 
@@ -140,6 +143,13 @@ class Extremes(MinMax):
         below, above = ((total / self.samples).to(self.lows.dtype) for total in self.channel_sums)
         lows, highs = 2 * self.lows - below, 2 * self.highs - above
         return lows.clamp_min(self.minimum), highs.clamp_max(self.maximum)
+
+    @property
+    def checksum(self) -> int:
+        """Of all that was seen."""
+        seen = torch.tensor([self.minimum, self.maximum, *self.sums, self.samples], dtype=torch.double)
+        parts = (seen, self.lows, self.highs, *self.channel_sums)
+        return reduce(lambda total, part: checksum(part, total), parts, 0)
 
     @property
     def mean_minimum(self) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import warnings
 from collections import Counter
@@ -19,6 +18,7 @@ from eqsat_deploy.deployment import (
     Quantizer,
     call_of,
     comparable,
+    copied,
     deployment,
     fingerprint,
     record,
@@ -102,7 +102,8 @@ def quantize(
             stacklevel=3,
         )
     sample = calibrate([form.module for form in forms], call_of(module), batches)
-    quantized, *others = [form.quantized(effort, sample, learnable) for form in forms]
+    choices: dict[Any, int] = {}
+    quantized, *others = [form.quantized(effort, sample, learnable, choices) for form in forms]
     if forms[0].sqnr < EXPECTED:
         warnings.warn(
             f"INT8 leaves the outputs {forms[0].sqnr:.1f} dB above the error on calibration data, {EXPECTED} are "
@@ -126,8 +127,7 @@ class _Watched:
         make_observer: Callable[[int | None], Observer],
     ) -> None:
         self.grid = grid
-        self.module = copy.deepcopy(module).eval()
-        self.module.meta = dict(module.meta)
+        self.module = copied(module).eval()
         self.nodes = _Nodes({node.name: node for node in self.module.graph.nodes})
         placement = _with_floats(deployment(module).placement, floats, self.nodes)
         self.placement = _without_float_operands(placement)
@@ -136,8 +136,10 @@ class _Watched:
         self.watches = _insert_watches(self.module, self.nodes, _sharing(self.placement, grid), make_observer)
         self.module.recompile()
 
-    def quantized(self, effort: Effort, sample: Sequence[Tensor], learnable: bool) -> fx.GraphModule:
-        """The copy, watches replaced by what they have seen."""
+    def quantized(
+        self, effort: Effort, sample: Sequence[Tensor], learnable: bool, choices: dict[Any, int]
+    ) -> fx.GraphModule:
+        """The copy, watches replaced by what they have seen; `choices` are what other forms took."""
         observers = {target: watch.checked() for target, watch in self.watches.items()}
         device = device_of(self.module)
         for target, observer in observers.items():
@@ -150,7 +152,7 @@ class _Watched:
                 _quantize_weight(self.module, self.nodes[kernel.anchor], kernel.channels, originals)
         if effort != "fast":
             seen = {target: seen for target, seen in observers.items() if isinstance(seen, Extremes)}
-            self.sqnr = reconstruct(self.module, originals, seen, sample, self.grid)
+            self.sqnr = reconstruct(self.module, originals, seen, sample, self.grid, choices)
         if learnable:
             for fake in [child for child in self.module.modules() if isinstance(child, FakeQuantize)]:
                 fake.learn()
