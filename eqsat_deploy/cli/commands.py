@@ -48,7 +48,7 @@ def optimize(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Optimize, quantize, and write the file that a target builds its engine from elsewhere."""
+    """Optimize, quantize, and write what a target builds its engine from elsewhere, or what Triton serves."""
     from eqsat_deploy.targets import find_target
 
     _check_calibration(args)
@@ -59,7 +59,9 @@ def export(args: argparse.Namespace) -> int:
         args.cost = target.cost_models[0]
     model, inputs = _load(args)
     optimized = _optimize(args, model, inputs)
-    made = _quantize(args, model, optimized).export(args.out, target.name, batch=args.batch, opset=args.opset)
+    made = _quantize(args, model, optimized).export(
+        args.out, target.name, batch=args.batch, opset=args.opset, triton=args.triton
+    )
     result = {
         "files": list(map(str, made.files)),
         "target": made.target,

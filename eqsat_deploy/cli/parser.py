@@ -137,10 +137,12 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         _search,
         _calibration,
     )
-    made.add_argument("--out", type=Path, required=True, metavar="FILE", help="the ONNX file to write")
-    made.add_argument(
-        "--target", default="tensorrt", metavar="NAME", help="tensorrt (default) or onnxruntime"
-    )
+    made.add_argument("--out", type=Path, required=True, metavar="PATH",
+                      help="the ONNX file to write, or with --triton the model's folder")  # fmt: skip
+    made.add_argument("--target", default="tensorrt", metavar="NAME",
+                      help="tensorrt (default) or onnxruntime; with --triton also openvino")  # fmt: skip
+    made.add_argument("--triton", action="store_true",
+                      help="write a model's folder for a repository of the Triton Inference Server")  # fmt: skip
     made.add_argument("--opset", type=_count, metavar="N", help="of ONNX (default 21)")
     made = command(
         "inspect", inspect, "Say what a saved engine is, what it expects and what was measured.", _artifact
