@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eqsat_deploy.calling import InputSpec
 from eqsat_deploy.deployment import Signature
 from eqsat_deploy.errors import InputError
 
@@ -66,7 +67,8 @@ def outputs_of(run: Callable[[Sequence[Tensor]], Sequence[Tensor]], signature: S
         )
         joined = joined and pattern.index(None) == 0 if None in pattern else False
         outputs.append(Output(f"output_{index}", pattern, value.dtype))
-    for each in (*signature.inputs, *outputs):
+    tensors: list[InputSpec | Output] = [*signature.inputs, *outputs]
+    for each in tensors:
         if each.dtype not in DATATYPES:
             raise InputError(f"{each.name}: the Open Inference Protocol has no {each.dtype}")
     return Outputs(tuple(outputs), joined)
