@@ -133,14 +133,14 @@ def read(path: str | Path) -> Artifact:
     from eqsat_deploy.deployment import Signature
 
     path = Path(path)
-    manifest, signature = checked(path)
+    manifest, signature = read_checked(path)
     try:
         return Artifact(path, manifest, Signature.from_json(signature))
     except Exception as error:  # a class that the schema knows by name only refuses what it is given
         raise ArtifactError(f"{path / MANIFEST}: signature: {error}; save the artifact again") from error
 
 
-def checked(path: Path) -> tuple[Manifest, dict[str, Any]]:
+def read_checked(path: Path) -> tuple[Manifest, dict[str, Any]]:
     """The manifest of the artifact at `path` and its signature as JSON, after its files were checked; needs no torch.
 
     Raises:

@@ -17,10 +17,12 @@ from eqsat_deploy.errors import EngineError, EqsatError, InputError
 from eqsat_deploy.parity import compare, first_departure
 from eqsat_deploy.stages import Stages
 from eqsat_deploy.targets import find_engine
+from eqsat_extraction.arguments import checked
 
 CHOSEN, PLAIN = "chosen", "plain"
 
 
+@checked
 def build(
     module: fx.GraphModule,
     engine: str | type[Engine] = "auto",

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx
 
-from eqsat_deploy.arguments import whole
 from eqsat_deploy.deployment import Batch, InputSpec
 from eqsat_deploy.engines.program import flat_module, prepared
 from eqsat_deploy.errors import InputError
 from eqsat_deploy.interface import outputs_of
 from eqsat_deploy.targets import Target, find_engine, find_target
 from eqsat_deploy.triton import check, engine_files, version_folder, write_config
+from eqsat_extraction.arguments import checked, whole
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Export:
         return "\n".join(lines)
 
 
+@checked
 def export(
     module: fx.GraphModule,
     path: str | Path,

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+
+from safetensors.torch import load_file
 
 from eqsat_deploy.artifact import Artifact, read
+from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.errors import ArtifactError
 from eqsat_deploy.manifest import ENGINE, WEIGHTS
+from eqsat_deploy.targets import find_engine
+from eqsat_extraction.arguments import checked
 
-if TYPE_CHECKING:
-    from eqsat_deploy.engines.base import Engine
 
-
+@checked
 def load(path: str | Path, engine: type[Engine] | None = None) -> Engine:
     """The engine that `save` wrote to `path`, ready to run, and called as the model was.
 
@@ -24,17 +25,7 @@ def load(path: str | Path, engine: type[Engine] | None = None) -> Engine:
     `engine` is the class to load it with, by default that of the target of the manifest's name. Raises
     `ArtifactError`: not an artifact, a file missing or changed, made for another device or version by an
     engine that cannot move between them, or an engine this machine cannot run. An engine that can move warns.
-
-    Where torch is not installed, it is a `torchless.ArrayEngine`, which takes and returns NumPy arrays.
     """
-    if importlib.util.find_spec("torch") is None:
-        from eqsat_deploy import torchless
-
-        return cast("Engine", torchless.load(path))  # called as one
-    from safetensors.torch import load_file
-
-    from eqsat_deploy.targets import find_engine
-
     saved = read(path)
     manifest = saved.manifest
     try:

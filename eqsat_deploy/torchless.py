@@ -1,7 +1,7 @@
 """A saved engine in a process that has no torch: called as the model was, with NumPy arrays, and returning them.
 
-What `loading` is elsewhere. OpenVINO's and ONNX Runtime's files alone can be run so. Half precision, which engines
-compute in float32, is given and returned as float32 where NumPy has no such dtype (bfloat16).
+What `eqsat_deploy.load` is there. OpenVINO's and ONNX Runtime's files alone can be run so. Half precision, which
+engines compute in float32, is given and returned as float32 where NumPy has no such dtype (bfloat16).
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eqsat_deploy.artifact import checked
+from eqsat_deploy.artifact import read_checked
 from eqsat_deploy.errors import ArtifactError, EngineError, InputError
 from eqsat_deploy.manifest import ENGINE, Leaf, Manifest, Nested, Structure, Written
 from eqsat_deploy.record import Record
+from eqsat_extraction.arguments import checked
 
 Array = NDArray[Any]
 Run = Callable[[Sequence[Array], int], Sequence[Array]]
@@ -104,6 +105,7 @@ class ArrayEngine:
         return _nest(signature.call.outputs, leaves)
 
 
+@checked
 def load(path: str | Path) -> ArrayEngine:
     """The engine at `path`, ready to run.
 
@@ -111,7 +113,7 @@ def load(path: str | Path) -> ArrayEngine:
         ArtifactError: not an artifact, damaged, of an engine that torch is needed for, or one that does not run here.
     """
     path = Path(path)
-    manifest, _ = checked(path)
+    manifest, _ = read_checked(path)
     start = RUNTIMES.get(manifest.engine)
     if start is None:
         raise ArtifactError(

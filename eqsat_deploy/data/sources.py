@@ -19,6 +19,7 @@ from eqsat_deploy.deployment import SAMPLES
 from eqsat_deploy.errors import InputError
 from eqsat_deploy.quantization.calibrate import LABELS, readings
 from eqsat_deploy.specs import find_object
+from eqsat_extraction.arguments import checked
 
 FORMS = (
     "an .npy, .npz, .safetensors or .pt file, a folder of images, a .txt file with a tokenizer, "
@@ -26,6 +27,7 @@ FORMS = (
 )
 
 
+@checked
 def check_source(source: str, reading: Reading = PLAIN, *, random: bool = True) -> None:
     """Check what can be known of `source` before there is a model.
 
@@ -48,6 +50,7 @@ def check_source(source: str, reading: Reading = PLAIN, *, random: bool = True) 
             find_object(source)
 
 
+@checked
 def load_batches(
     source: str,
     call: CallSpec,
@@ -88,6 +91,7 @@ def load_batches(
     return list(map(call.batch, arrays.batched(source, found, inputs, batch, limit)))
 
 
+@checked
 def example_batch(source: str, model: Any, reading: Reading = PLAIN) -> Any:
     """The first samples of `source` as example inputs of `model`: of a function the first batch, without its labels
     where the model runs so.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch.export import default_decompositions
 
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
 from eqsat_deploy.engines.base import Engine, Layer, check_options, threads
+from eqsat_deploy.engines.openvino_operators import DECOMPOSITIONS, extensions
 from eqsat_deploy.engines.program import export_program, node_origins, prepared, traced
 from eqsat_deploy.errors import EngineError, UnknownNameError
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize, swapped
@@ -249,7 +251,7 @@ def _converted(module: fx.GraphModule, signature: Signature) -> tuple[Any, fx.Gr
     for lowered in (_traced, _exported):
         try:
             graph = lowered(module, signature, _decompositions())
-            return openvino.convert_model(_decoder(graph), extension=[_extension()]), graph
+            return openvino.convert_model(_decoder(graph), extension=[_extension(), *extensions()]), graph
         except EngineError as error:
             errors.append(str(error))
         except Exception as error:  # neither the tracing's nor the frontend's errors have a common base
@@ -264,6 +266,7 @@ def _decompositions() -> Any:
     table: Any = default_decompositions()
     for operator in ops_to_not_decompose():
         table.pop(operator, None)
+    table.update(DECOMPOSITIONS)
     return table
 
 
@@ -324,7 +327,8 @@ def _name(model: Any, signature: Signature, origins: Mapping[str, str]) -> None:
         port.get_tensor().add_names({f"output_{index}"})
     for index, op in enumerate(model.get_ordered_ops()):
         name = op.get_friendly_name()
-        node = origins.get(name.partition("/")[0])
+        named = (name, *(op.output(0).get_names() if op.get_output_size() else ()))
+        node = next((n for n in (origins.get(re.split("[/:]", known)[0]) for known in named) if n), None)
         if op.get_type_name() == "FakeQuantize":  # of a marker, which has no name of its own here
             node, _, rest = op.input_value(0).get_node().get_friendly_name().partition("/")
             node, name = node if rest else None, f"FakeQuantize_{index}"

@@ -25,6 +25,7 @@ class Opaque:
     def __init__(self, rows: Rows, sizes: Sizes) -> None:
         self.rows, self.sizes = rows, sizes
         self.warnings: list[str] = []
+        self._values: dict[int, Tensor] = {}  # of constant rows, which many calls may read
 
     def call(self, node: fx.Node, args: Any, kwargs: Any, reason: str) -> Any:
         """The term of a call, a tuple of terms where it is constant and has several results.
@@ -75,14 +76,24 @@ class Opaque:
         return self.rows.parameter(name, value)
 
     def _value(self, term: Term) -> Tensor:
-        row = self.rows.rows[term.row]
-        if row.operator is parameter:
-            stored: Tensor = self.rows.parameters[row.args[0]][1]
-            return stored
-        operands, attributes = row.operator.split(row.args)
-        values = tuple(self._value(Term(o, self.rows.metas[o], True)) for o in operands)
-        value: Tensor = row.operator.body(*row.operator.join(values, attributes))
-        return value if term.meta is None else value.to(term.dtype)
+        """What a constant term is, computed with all that it is computed from: each once, and none by recursion."""
+        pending = [term.row]
+        while pending:
+            number = pending[-1]
+            operator, args = self.rows.rows[number].operator, self.rows.rows[number].args
+            operands, attributes = operator.split(args) if operator is not parameter else ((), ())
+            missing = [o for o in operands if o not in self._values]
+            if missing:
+                pending += missing
+                continue
+            if operator is parameter:
+                self._values[number] = self.rows.parameters[args[0]][1]
+            else:
+                value = operator.body(*operator.join(tuple(self._values[o] for o in operands), attributes))
+                meta = self.rows.metas[number]
+                self._values[number] = value if meta is None else value.to(meta.dtype)
+            pending.pop()
+        return self._values[term.row]
 
 
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:

@@ -15,8 +15,10 @@ from eqsat_deploy.deployment import call_of
 from eqsat_deploy.errors import InputError, QuantizationError
 from eqsat_deploy.quantization.calibrate import device_of, read_batch
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize
+from eqsat_extraction.arguments import checked, finite, whole
 
 
+@checked
 def finetune(
     module: fx.GraphModule,
     teacher: nn.Module,
@@ -44,8 +46,9 @@ def finetune(
     """
     if not any(isinstance(child, FakeQuantize) for child in module.modules()):
         raise QuantizationError("the module is not quantized: finetune() takes what quantize() returned")
-    if epochs < 1 or not rate > 0:
-        raise InputError(f"epochs={epochs}, rate={rate}: both are positive")
+    whole("epochs", epochs)
+    if not finite("rate", rate):
+        raise InputError("rate=0: nothing would be learned")
     call = call_of(module)
     held = [read_batch(batch, call) for batch in batches]
     if not held:

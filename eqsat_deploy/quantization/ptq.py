@@ -35,6 +35,7 @@ from eqsat_deploy.quantization.fake_quantize import (
 )
 from eqsat_deploy.quantization.observers import OBSERVERS, Extremes, Observer
 from eqsat_deploy.quantization.reconstruction import reconstruct
+from eqsat_extraction.arguments import checked, instance
 
 ANY_GRID = IntegerGrid(unsigned=True, asymmetric=True, channels=True)
 EXPECTED = 20.0
@@ -42,6 +43,7 @@ EXPECTED = 20.0
 Effort = Literal["fast", "balanced"]
 
 
+@checked
 def quantize(
     module: fx.GraphModule,
     batches: Iterable[Any],
@@ -257,7 +259,11 @@ def _observer_factory(
             raise UnknownNameError("observer", observer, OBSERVERS)
         observer = OBSERVERS[observer]
     make = observer
-    return lambda axis: make()
+
+    def made(axis: int | None) -> Observer:
+        return instance("what observer returns", make(), Observer)  # type: ignore[no-any-return]
+
+    return made
 
 
 def _channel_axis(module: fx.GraphModule, readers: Iterable[fx.Node]) -> int | None:

@@ -14,6 +14,7 @@ from eqsat_deploy.errors import QuantizationError
 from eqsat_deploy.noise import ratio
 from eqsat_deploy.quantization.calibrate import read_batch
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize, swapped
+from eqsat_extraction.arguments import checked
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Sensitivities:
         return "\n".join(lines)
 
 
+@checked
 def sensitivity(module: fx.GraphModule, batches: Iterable[Any] | None = None) -> Sensitivities:
     """Rank the INT8 kernels of a quantized `module` by the error that each alone causes at the network's outputs.
 

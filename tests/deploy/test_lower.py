@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from eqsat_deploy.errors import CaptureError
 from eqsat_deploy.language import BATCH, IMPORTERS
@@ -25,6 +26,19 @@ class Function(nn.Module):
 
     def forward(self, *args: Tensor):
         return self.function(*args)
+
+
+class Counting(TorchDispatchMode):
+    """Counts the calls of one overload that compute values, not shapes."""
+
+    def __init__(self, overload):
+        super().__init__()
+        self.overload, self.on_values = overload, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        value = func(*args, **(kwargs or {}))
+        self.on_values += func is self.overload and type(value) is Tensor and not value.is_meta
+        return value
 
 
 def test_equal_applications_are_one_row():
@@ -114,6 +128,25 @@ def test_constant_calls_are_evaluated_once():
 
     low = lowered(randomized(Table()), image(2, 3, 4))
     assert not low.calls
+
+
+def test_what_many_constant_calls_read_is_computed_once():
+    class Doubled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("start", torch.arange(4.0))
+
+        def forward(self, x):
+            constant = self.start
+            for _ in range(1000):  # read twice each: 2 ** 1000 evaluations where nothing is kept
+                constant = constant * 0.25 + constant * 0.5
+            return x + torch.cumprod(constant, 0) + torch.cumprod(constant + 1, 0)
+
+    found = captured(Doubled(), image(2, 4))
+    with Counting(torch.ops.aten.add.Tensor) as counting:
+        low = lower(found)
+    assert not low.calls
+    assert counting.on_values == 1001
 
 
 def test_attention_that_is_left_whole_says_why():
