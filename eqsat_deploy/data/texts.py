@@ -11,6 +11,9 @@ from torch import Tensor
 from eqsat_deploy.data.reading import Reading, read_each
 from eqsat_deploy.errors import InputError
 
+MEASURED = 512
+"""Texts that are read at least, of which the longest says how long all are padded to be."""
+
 
 def load_tokenizer(reading: Reading) -> Any:
     """The tokenizer in a local folder; nothing is downloaded.
@@ -53,7 +56,8 @@ def read_texts(
         raise InputError(f"{file} cannot be read: {error}") from error
     lines = read_each(
         [line for line in numbered if line[1].strip()],
-        lambda line: line[1].decode(), lambda line: f"{file}: line {line[0]}", reading.skip_bad, limit,
+        lambda line: line[1].decode(), lambda line: f"{file}: line {line[0]}", reading.skip_bad,
+        max(limit, MEASURED),
     )  # fmt: skip
     if not lines:
         raise InputError(f"{file} has no text: a sample on a line is expected")
@@ -61,7 +65,9 @@ def read_texts(
     if length is None:
         longest = max(len(ids) for ids in tokenizer(lines)["input_ids"])
         length = min(longest, tokenizer.model_max_length)
-    found = tokenizer(lines, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    found = tokenizer(
+        lines[:limit], padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    )
     kept = {name: value for name, value in found.items() if name in names}
     if not kept:
         raise InputError(f"the tokenizer gives {', '.join(found)}, the model takes {', '.join(names)}")

@@ -73,8 +73,11 @@ def test_example_inputs_are_as_long_as_the_longest_text_or_as_told(folder: Path,
         "input_ids": (3, 6),
         "attention_mask": (3, 6),
     }
+    lines.write_text("a mat\n" * 9 + "the cat sat on\n")  # the longest is none of the examples
+    given = example_batch(str(lines), model, Reading(tokenizer=folder))
+    assert given["input_ids"].shape == (4, 4)
     given = example_batch(str(lines), model, Reading(tokenizer=folder, length=9))
-    assert given["input_ids"].shape == (3, 9)
+    assert given["input_ids"].shape == (4, 9)
 
 
 def test_what_is_missing_is_said(folder: Path, lines: Path, tmp_path: Path) -> None:
