@@ -70,7 +70,7 @@ def export(args: argparse.Namespace) -> int:
         "command": made.command,
         "changes": list(made.changes),
     }
-    show(args, result, made)
+    show(args, result, str(made))
     return OK
 
 
