@@ -48,7 +48,8 @@ class PlacedKernel:
     """One launch that the cost model predicts: the nodes it covers, anchor first, and its precision.
 
     `precision` is `int8` when it computes in integers, otherwise the target's float type. `output` is the
-    dtype it writes. `cost` is in the cost model's unit. `channels` is the axis of the anchor's weight, its second
+    dtype it writes. `cost` is in the cost model's unit, and `float_cost` what an INT8 kernel would cost in float, None
+    where that is not known. `channels` is the axis of the anchor's weight, its second
     argument, along which the result's channels lie; None where it has no weight.
     """
 
@@ -58,6 +59,7 @@ class PlacedKernel:
     output: str
     cost: float
     channels: int | None = None
+    float_cost: float | None = None
 
 
 @dataclass(frozen=True)

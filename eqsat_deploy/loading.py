@@ -65,4 +65,4 @@ def _check_origin(saved: Artifact, engine: Engine) -> None:
     rebuild = f"build it again on this machine with `{manifest.rebuild(saved.path)}`"
     if not engine.portable:
         raise ArtifactError(f"{message}: {rebuild}, or install the version it was built with")
-    warnings.warn(f"{message}: it runs, but was not tuned for this machine; {rebuild}", stacklevel=3)
+    warnings.warn(f"{message}: it runs, but was not tuned for this machine; {rebuild}", stacklevel=4)

@@ -34,7 +34,7 @@ def calibrate(modules: Sequence[nn.Module], call: CallSpec, batches: Iterable[An
         QuantizationError: no batches, or one that does not fit `call` or has NaN or infinity, by its number.
     """
     device = device_of(modules[0])
-    count, held, ranges = 0, _Held(call.inputs), _Ranges(call.inputs)
+    count, held, ranges = 0, Held(call.inputs), _Ranges(call.inputs)
     with torch.no_grad():
         for count, batch in enumerate(_iterable(batches), 1):
             try:
@@ -101,8 +101,8 @@ def readings(batch: Any) -> Iterator[Arguments]:
             yield inputs, {}
 
 
-class _Held:
-    """The first samples of what passes."""
+class Held:
+    """The first `SAMPLE` samples of what passes."""
 
     def __init__(self, specs: Sequence[InputSpec]) -> None:
         self.specs = specs
@@ -111,6 +111,7 @@ class _Held:
         self.count = 0
 
     def add(self, inputs: Sequence[Tensor]) -> None:
+        """Take one batch."""
         if self.count >= SAMPLE:
             return
         few = samples_of(self.specs, inputs, SAMPLE - self.count)
@@ -118,6 +119,7 @@ class _Held:
         self.count += next((v.shape[a] for v, a in zip(few, self.axes, strict=True) if a is not None), SAMPLE)
 
     def joined(self) -> tuple[Tensor, ...]:
+        """All in one batch."""
         return tuple(
             values[0] if axis is None else torch.cat(values, axis)
             for axis, values in zip(self.axes, zip(*self.parts, strict=True), strict=True)
@@ -152,7 +154,7 @@ class _Ranges:
         if doubts:
             warnings.warn(
                 f"the calibration data cannot stand for real inputs: {'; '.join(doubts)}; INT8 accuracy will suffer",
-                stacklevel=5,
+                stacklevel=6,
             )
 
 

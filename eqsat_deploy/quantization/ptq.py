@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -34,13 +34,15 @@ from eqsat_deploy.quantization.fake_quantize import (
     QuantizedLinear,
 )
 from eqsat_deploy.quantization.observers import OBSERVERS, Extremes, Observer
+from eqsat_deploy.quantization.precision import AccuracyBudget, economical, leaving, outputs_of
 from eqsat_deploy.quantization.reconstruction import reconstruct
+from eqsat_deploy.quantization.sensitivity import ranked
 from eqsat_extraction.arguments import checked, instance
 
 ANY_GRID = IntegerGrid(unsigned=True, asymmetric=True, channels=True)
 EXPECTED = 20.0
 """The SQNR of outputs in dB below which a quantized module is warned of."""
-Effort = Literal["fast", "balanced"]
+EFFORTS = ("fast", "balanced")
 
 
 @checked
@@ -48,10 +50,11 @@ def quantize(
     module: fx.GraphModule,
     batches: Iterable[Any],
     *,
-    effort: Effort = "balanced",
+    effort: str = "balanced",
     grid: IntegerGrid | None = None,
     observer: str | Callable[[], Observer] | None = None,
     precision: Mapping[str, str] | None = None,
+    accuracy_budget: float | AccuracyBudget | None = None,
     learnable: bool = False,
 ) -> fx.GraphModule:
     """A copy of `module` that rounds to INT8 exactly where its record says so.
@@ -74,16 +77,21 @@ def quantize(
         observer: `minmax`, `percentile`, `entropy`, `mse`, or a function returning a new `Observer`: takes the range
             from it alone. When missing, the range is chosen as `effort` says.
         precision: `"float"` for kernels that stay in float, by the names of their nodes or patterns of them such as
-            `layer4_*` (`fnmatch`); `sensitivity` says which are worth it.
+            `layer4_*` (`fnmatch`); `sensitivity` says which are worth it. With `effort="balanced"`, others whose
+            rounding costs the outputs more than float would cost time (`economical`) are kept in float as well where
+            the outputs lose more than `EXPECTED`.
+        accuracy_budget: keep in float what has to be for the outputs to lose no more than this on calibration data:
+            an SQNR in dB, or an `AccuracyBudget` with another metric.
         learnable: scales are parameters that training adapts (LSQ).
 
     Raises:
-        QuantizationError: no batches; one that does not fit the inputs; NaN or infinity, naming the batch or
-            the node; a placement that names what the module does not have; a module that is quantized already.
+        QuantizationError: the budget cannot be kept; no batches, or one that does not fit the inputs; NaN or infinity,
+            naming the batch or the node; a placement that names what the module does not have; a module that is
+            quantized already.
         UnknownNameError: no effort, observer, precision or kernel of that name.
     """
-    if effort not in get_args(Effort):
-        raise UnknownNameError("effort", str(effort), get_args(Effort))
+    if effort not in EFFORTS:
+        raise UnknownNameError("effort", str(effort), EFFORTS)
     patterns = _patterns(deployment(module).placement, precision or {})
     if any(isinstance(child, FakeQuantize) for child in module.modules()):
         raise QuantizationError(
@@ -93,26 +101,61 @@ def quantize(
     known = deployment(module)
     grid = grid or known.grid or ANY_GRID
     make_observer = _observer_factory(observer)
+    budget = AccuracyBudget(accuracy_budget) if isinstance(accuracy_budget, float | int) else accuracy_budget
     forms = [_Watched(form, patterns, grid, make_observer) for form in (module, plain) if form is not None]
     placed = known.placement
     if not placed.quantizers and not any(kernel.precision == "int8" for kernel in placed.kernels):
         warnings.warn(
             "quantize() makes nothing INT8: no kernel of the chosen form is faster in INT8 by the cost model "
             f"(optimized for {known.target or 'no target'}); the result computes in float",
-            stacklevel=3,
+            stacklevel=4,
         )
     sample = calibrate([form.module for form in forms], call_of(module), batches)
-    quantized, *others = [form.quantized(effort, sample, learnable) for form in forms]
-    if forms[0].sqnr < EXPECTED:
+    first, *rest = forms
+    quantized = first.quantized(effort, sample)
+    while floats := _to_float(module, quantized, first.sqnr, effort, sample, budget):
+        first, *rest = [form.with_floats(floats) for form in (first, *rest)]
+        quantized = first.quantized(effort, sample)
+        if budget is None:
+            break
+    others = [form.quantized(effort, sample) for form in rest]
+    if first.sqnr < EXPECTED and budget is None:
         warnings.warn(
-            f"INT8 leaves the outputs {forms[0].sqnr:.1f} dB above the error on calibration data, {EXPECTED} are "
-            "expected: sensitivity() ranks the kernels, and quantize(precision={name: 'float'}) keeps some in float",
-            stacklevel=3,
+            f"INT8 leaves the outputs {first.sqnr:.1f} dB above the error on calibration data, {EXPECTED} are "
+            "expected: sensitivity() ranks the kernels, and quantize(precision={name: 'float'}) or "
+            "quantize(accuracy_budget=dB) keeps some in float",
+            stacklevel=4,
         )
+    for form in (quantized, *others) if learnable else ():
+        _learn(form)
     for form in (quantized, *others):
         record(form, samples=samples_of(known.inputs, sample))
     record(quantized, plain=next(iter(others), None), fingerprint=fingerprint(quantized))
     return quantized
+
+
+def _to_float(
+    module: fx.GraphModule,
+    quantized: fx.GraphModule,
+    sqnr: float,
+    effort: str,
+    sample: Sequence[Tensor],
+    budget: AccuracyBudget | None,
+) -> list[str]:
+    """The kernels of `quantized` to put in float next, so that it keeps the budget, or for little time without one."""
+    if budget is None:
+        return economical(ranked(quantized, [sample])) if effort != "fast" and sqnr < EXPECTED else []
+    value = budget.measure(outputs_of(module, sample), outputs_of(quantized, sample))
+    excess = budget.excess(value)
+    if excess <= 1:
+        return []
+    found = ranked(quantized, [sample])
+    if not found.kernels:
+        raise QuantizationError(
+            f"accuracy_budget: a limit of {budget.limit:g} on {budget.name} cannot be kept, it is {value:.4g} with "
+            "every kernel in float"
+        )
+    return leaving(found, 1 / excess)
 
 
 class _Watched:
@@ -125,7 +168,7 @@ class _Watched:
         grid: IntegerGrid,
         make_observer: Callable[[int | None], Observer],
     ) -> None:
-        self.grid = grid
+        self.grid, self.source, self.floats, self.make_observer = grid, module, floats, make_observer
         self.module = copy.deepcopy(module).eval()
         self.module.meta = dict(module.meta)
         self.nodes = _Nodes({node.name: node for node in self.module.graph.nodes})
@@ -136,7 +179,14 @@ class _Watched:
         self.watches = _insert_watches(self.module, self.nodes, _sharing(self.placement, grid), make_observer)
         self.module.recompile()
 
-    def quantized(self, effort: Effort, sample: Sequence[Tensor], learnable: bool) -> fx.GraphModule:
+    def with_floats(self, names: Sequence[str]) -> _Watched:
+        """The same with more kernels in float, as if it had watched already."""
+        other = _Watched(self.source, (*self.floats, *names), self.grid, self.make_observer)
+        for target, watch in other.watches.items():
+            watch.observer = self.watches[target].observer
+        return other
+
+    def quantized(self, effort: str, sample: Sequence[Tensor]) -> fx.GraphModule:
         """The copy, watches replaced by what they have seen."""
         observers = {target: watch.checked() for target, watch in self.watches.items()}
         device = device_of(self.module)
@@ -151,11 +201,13 @@ class _Watched:
         if effort != "fast":
             seen = {target: seen for target, seen in observers.items() if isinstance(seen, Extremes)}
             self.sqnr = reconstruct(self.module, originals, seen, sample, self.grid)
-        if learnable:
-            for fake in [child for child in self.module.modules() if isinstance(child, FakeQuantize)]:
-                fake.learn()
         self.module.recompile()
         return self.module
+
+
+def _learn(module: nn.Module) -> None:
+    for fake in [child for child in module.modules() if isinstance(child, FakeQuantize)]:
+        fake.learn()
 
 
 def _patterns(placement: Placement, precision: Mapping[str, str]) -> tuple[str, ...]:
@@ -179,7 +231,15 @@ def _with_floats(placement: Placement, patterns: Sequence[str], nodes: Mapping[s
         if any(fnmatch.filter(kernel.nodes, pattern) for pattern in patterns)
     }
     kernels = tuple(
-        replace(kernel, precision="float32", output="float32") if kernel.anchor in kept else kernel
+        replace(
+            kernel,
+            precision="float32",
+            output="float32",
+            cost=kernel.float_cost or kernel.cost,
+            float_cost=None,
+        )
+        if kernel.anchor in kept
+        else kernel
         for kernel in placement.kernels
     )
     floats = {name for kernel in kernels if kernel.anchor in kept for name in kernel.nodes}

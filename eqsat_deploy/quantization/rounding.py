@@ -92,7 +92,7 @@ def roundings(
     in what calibration has not shown than they gain by finer steps, and run slower with zero points.
     """
     product = not read_whole and all(isinstance(layer, QuantizedLinear) for layer in layers.values())
-    whole = (seen.minimum, seen.maximum)
+    whole = seen.whole
     means = [(seen.mean_minimum, seen.mean_maximum)] if product else []
     for covered in _grids([whole, *means], grid, product):
         yield Rounding(FakeQuantize.of_grid(covered), layers)

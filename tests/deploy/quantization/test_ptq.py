@@ -254,13 +254,17 @@ def test_an_image_and_its_label_is_one_input(residual: fx.GraphModule) -> None:
         ),
         ([{"image": torch.ones(2, 3, 32, 32)}], "missing a required argument: 'x'"),
         (["image.png"], "calibration batch 1: it must be a tensor, .*not str"),
-        (None, "batches: an iterable of batches is expected"),
         ({"x": torch.ones(2, 3, 32, 32)}, "batches: an iterable of batches is expected.*not dict"),
     ],
 )
 def test_unusable_data_is_an_error(residual: fx.GraphModule, batches: list[Any], message: str) -> None:
     with pytest.raises(QuantizationError, match=message):
         quantize(residual, batches)
+
+
+def test_no_batches_at_all_is_an_error(residual: fx.GraphModule) -> None:
+    with pytest.raises(InputError, match="parameter batches="):
+        quantize(residual, None)  # type: ignore[arg-type]
 
 
 def test_a_module_that_overflows_is_an_error_naming_the_node(residual: fx.GraphModule) -> None:
