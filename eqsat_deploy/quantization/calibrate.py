@@ -74,7 +74,7 @@ def read_batch(batch: Any, call: CallSpec) -> tuple[Tensor, ...]:
         InputError: it does not fit, with labels or without.
     """
     errors: list[str] = []
-    for args, kwargs in _readings(batch):
+    for args, kwargs in readings(batch):
         try:
             tensors = call.flatten(args, kwargs)
             batch_size(call.inputs, tensors)
@@ -85,7 +85,7 @@ def read_batch(batch: Any, call: CallSpec) -> tuple[Tensor, ...]:
     raise InputError("; or without its labels: ".join(dict.fromkeys(errors)))
 
 
-def _readings(batch: Any) -> Iterator[Arguments]:
+def readings(batch: Any) -> Iterator[Arguments]:
     """What a batch may mean, as it is first: the arguments, then what is left of them without labels."""
     yield arguments(batch, "it")
     if isinstance(batch, Mapping):
