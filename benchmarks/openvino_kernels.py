@@ -39,7 +39,7 @@ from eqsat_deploy.freeze import freeze
 from eqsat_deploy.kernels import QUANTIZE
 from eqsat_deploy.lower import Lowered, lower
 from eqsat_deploy.module import OptimizedModule
-from eqsat_deploy.price import kernel_of, price
+from eqsat_deploy.price import kernel_of, price, specs_of
 from eqsat_deploy.quantization import quantize
 from eqsat_deploy.rebuild import rebuild
 from eqsat_deploy.saturate import Saturation, saturate
@@ -109,6 +109,7 @@ class Form:
         record(module, inputs=rebuilt.inputs, placement=rebuilt.placement)
         engine = OpenVINOEngine.build(quantize(module, [x]) if model.int8 else module, options={"threads": 1})
         placed = [(kernel.nodes, space.choices[int(kernel.cost)]) for kernel in rebuilt.placement.kernels]
+        specs = specs_of(space, model, 1)
         # The graph has no node of its own for these: an engine may do them inside what writes the tensor.
         chosen = [space.choices[index] for index in solution.order(priced.egraph)]
         static = engine.model.clone()
@@ -116,8 +117,8 @@ class Form:
         compiled, request = profiled(static)
         return cls(
             label,
-            [(nodes, kernel_of(space, *choice, model, 1)) for nodes, choice in placed],
-            [kernel_of(space, *choice, model, 1) for choice in chosen if choice[1].operator is QUANTIZE],
+            [(nodes, kernel_of(specs, *choice)) for nodes, choice in placed],
+            [kernel_of(specs, *choice) for choice in chosen if choice[1].operator is QUANTIZE],
             compiled,
             request,
         )

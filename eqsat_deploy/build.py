@@ -17,10 +17,12 @@ from eqsat_deploy.errors import EngineError, EqsatError, InputError
 from eqsat_deploy.parity import compare, first_departure
 from eqsat_deploy.stages import Stages
 from eqsat_deploy.targets import find_engine
+from eqsat_extraction.arguments import checked
 
 CHOSEN, PLAIN = "chosen", "plain"
 
 
+@checked
 def build(
     module: fx.GraphModule,
     engine: str | type[Engine] = "auto",
@@ -60,7 +62,7 @@ def build(
             "for INT8"
             if _expected_int8(module)
             else "no kernel of the chosen form is faster in INT8 by the cost model, so the engine computes in float",
-            stacklevel=3,
+            stacklevel=4,
         )
     notes: list[str] = []
     built: dict[str, Engine] = {}
@@ -157,7 +159,7 @@ def _plain(make: Callable[[], Engine | None]) -> dict[str, Engine]:
         engine = make()
         return {} if engine is None else {PLAIN: engine}
     except EqsatError as error:
-        warnings.warn(f"the plain form could not be built for comparison: {error}", stacklevel=4)
+        warnings.warn(f"the plain form could not be built for comparison: {error}", stacklevel=5)
         return {}
 
 

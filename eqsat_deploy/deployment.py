@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from zlib import crc32
 
 import torch
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from eqsat_deploy.report import Report
 
 KEY = "eqsat_deploy"
+Module = TypeVar("Module", bound=nn.Module)
 SAMPLES = 4
 """How many real inputs a module keeps."""
 
@@ -48,7 +50,8 @@ class PlacedKernel:
     """One launch that the cost model predicts: the nodes it covers, anchor first, and its precision.
 
     `precision` is `int8` when it computes in integers, otherwise the target's float type. `output` is the
-    dtype it writes. `cost` is in the cost model's unit. `channels` is the axis of the anchor's weight, its second
+    dtype it writes. `cost` is in the cost model's unit, and `float_cost` what an INT8 kernel would cost in float, None
+    where that is not known. `channels` is the axis of the anchor's weight, its second
     argument, along which the result's channels lie; None where it has no weight.
     """
 
@@ -58,6 +61,7 @@ class PlacedKernel:
     output: str
     cost: float
     channels: int | None = None
+    float_cost: float | None = None
 
 
 @dataclass(frozen=True)
@@ -261,6 +265,12 @@ def record(module: fx.GraphModule, **changes: Any) -> None:
     module.meta[KEY] = Deployment(**changes) if known is None else replace(known, **changes)
 
 
+def copied(module: Module) -> Module:
+    """A deep copy of `module` with the very record of it, which may hold another module."""
+    meta = getattr(module, "meta", {})
+    return copy.deepcopy(module, {id(meta): dict(meta)})
+
+
 def samples_of(
     inputs: Sequence[InputSpec], values: Sequence[Tensor], count: int = SAMPLES
 ) -> tuple[Tensor, ...]:
@@ -277,11 +287,14 @@ def fingerprint(module: nn.Module) -> int:
     """A checksum over names and values of the module's parameters and buffers, the same on every machine."""
     total = 0
     for name, value in sorted(module.state_dict().items()):
-        total = crc32(name.encode(), total)
-        total = crc32(
-            value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data if value.numel() else b"", total
-        )
+        total = checksum(value, crc32(name.encode(), total))
     return total
+
+
+def checksum(values: Tensor, total: int = 0) -> int:
+    """A checksum over the values of a tensor, that goes on from `total`."""
+    values = values.detach().cpu().reshape(-1)
+    return crc32(values.view(torch.uint8).numpy().data if values.numel() else b"", total)
 
 
 def comparable(module: fx.GraphModule) -> fx.GraphModule | None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from eqsat_extraction.errors import EqsatError as EqsatError
+from eqsat_extraction.errors import InputError as InputError
 from eqsat_extraction.errors import RegistrationError as RegistrationError
 from eqsat_extraction.errors import UnknownNameError as UnknownNameError
 
 
 class CaptureError(EqsatError):
     """The model could not be turned into a graph."""
-
-
-class InputError(EqsatError):
-    """Example inputs, calibration batches or arguments do not fit the model."""
 
 
 class RuleError(EqsatError):

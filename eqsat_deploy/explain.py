@@ -14,6 +14,7 @@ from eqsat_deploy.report.render import to_html, to_text
 from eqsat_deploy.search import Model, Search, explore
 from eqsat_deploy.words import class_name, shape_words
 from eqsat_extraction import InfeasibleError, extract
+from eqsat_extraction.arguments import checked, seconds, whole
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -154,6 +155,7 @@ def explain(model: Model, example_inputs: Any = None, **options: Any) -> Explana
     return Explanation(explore(model, example_inputs, **options))
 
 
+@checked
 def inside(
     model: Model | Search | Explanation,
     node: str,
@@ -175,6 +177,8 @@ def inside(
     Raises:
         UnknownNameError: no such node.
     """
+    whole("limit", limit, least=0)
+    seconds("time_limit", time_limit)
     found = model.search if isinstance(model, Explanation) else model
     found = found if isinstance(found, Search) else explore(found, **options)
     views = (_view(found, n, limit, extractor, time_limit) for n in found.classes_of(node))

@@ -12,8 +12,10 @@ from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.errors import ArtifactError
 from eqsat_deploy.manifest import ENGINE, WEIGHTS
 from eqsat_deploy.targets import find_engine
+from eqsat_extraction.arguments import checked
 
 
+@checked
 def load(path: str | Path, engine: type[Engine] | None = None) -> Engine:
     """The engine that `save` wrote to `path`, ready to run, and called as the model was.
 
@@ -63,4 +65,4 @@ def _check_origin(saved: Artifact, engine: Engine) -> None:
     rebuild = f"build it again on this machine with `{manifest.rebuild(saved.path)}`"
     if not engine.portable:
         raise ArtifactError(f"{message}: {rebuild}, or install the version it was built with")
-    warnings.warn(f"{message}: it runs, but was not tuned for this machine; {rebuild}", stacklevel=3)
+    warnings.warn(f"{message}: it runs, but was not tuned for this machine; {rebuild}", stacklevel=4)

@@ -18,6 +18,7 @@ from eqsat_deploy.report import Report
 
 if TYPE_CHECKING:
     from eqsat_deploy.export import Export
+    from eqsat_deploy.pareto import Front
     from eqsat_deploy.quantization import Sensitivities
 
 
@@ -75,6 +76,16 @@ class OptimizedModule(fx.GraphModule):
         from eqsat_deploy.quantization import sensitivity
 
         return sensitivity(self, batches)
+
+    def pareto(self, batches: Iterable[Any], *, points: int = 6) -> Front:
+        """The front of predicted time against accuracy on `batches`; see `pareto.pareto`.
+
+        Raises:
+            QuantizationError: as `quantize` does.
+        """
+        from eqsat_deploy.pareto import pareto
+
+        return pareto(self, batches, points=points)
 
     def build(self, engine: str = "auto", **options: Any) -> Any:
         """Compile to an engine and ship whichever of this form and the plain one is faster; see `build.build`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 from eqsat_deploy.capture import capture
 from eqsat_deploy.deployment import deployment, fingerprint, record, samples_of
+from eqsat_deploy.errors import InputError
 from eqsat_deploy.inputs import example_arguments
 from eqsat_deploy.lower import lower
 from eqsat_deploy.module import OptimizedModule
@@ -42,6 +43,8 @@ def optimize(
     dynamic_shapes: Any = None,
     check: bool = True,
     seed: int = 0,
+    calibration: Iterable[Any] | None = None,
+    accuracy_budget: Any = None,
 ) -> OptimizedModule:
     """The same function as `model`, in the cheapest form that the rules can reach under the cost model.
 
@@ -62,13 +65,16 @@ def optimize(
         dynamic_shapes: as for `torch.export`; the batch is axis 0 of every input when missing.
         check: verify the rebuilt module; without it, a wrong rule goes unnoticed.
         seed: of the extractor's search.
+        calibration, accuracy_budget: `quantize` the result on these batches, within this budget.
 
     Raises:
         CaptureError: the model does not export; the message names the line.
-        InputError: example inputs are missing or do not fit.
+        InputError: example inputs are missing or do not fit, or there is a budget and no calibration data.
         UnknownNameError: no cost model, rule or extractor of that name; the message lists near misses.
         VerificationError: the rebuilt module computes something else.
     """
+    if accuracy_budget is not None and calibration is None:
+        raise InputError("accuracy_budget: pass calibration= as well, the data that accuracy is measured on")
     stages = Stages()
     cost_model, selection = find_cost(cost), find_rules(rules)
     limits = Limits(batch, Budget() if budget is None else budget, extractor, time_limit, work_limit, seed)
@@ -105,6 +111,8 @@ def optimize(
     }
     record(plain_module, **known)
     record(optimized, report=report, plain=plain_module, fingerprint=fingerprint(optimized), **known)
+    if calibration is not None:
+        return optimized.quantize(calibration, accuracy_budget=accuracy_budget)
     return optimized
 
 

@@ -16,19 +16,20 @@ verification's tolerance.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from math import inf
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, fx
 
-from eqsat_deploy.deployment import SAMPLES, InputSpec, Signature, deployment, record
+from eqsat_deploy.deployment import SAMPLES, InputSpec, Signature, copied, deployment, record
 from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.engines.program import flat_module
 from eqsat_deploy.noise import decibels
+from eqsat_deploy.quantization.fake_quantize import with_rounded_weight
 from eqsat_deploy.verify import ROUNDING_FACTOR, TOLERANCE, relative_error
 
 DECIBELS = 40.0
@@ -38,6 +39,7 @@ FLOOR = (
 )
 PROBES = 3
 
+T = TypeVar("T")
 Reference = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
@@ -73,21 +75,20 @@ def compare(
 
     `integer` says whether `module` is quantized. `module` is not changed.
     """
-    flat = flat_module(copy.deepcopy(module).cpu().eval())
+    flat = flat_module(copied(module).cpu().eval())
+    for name, layer in dict(flat.named_modules()).items():
+        if (rounded := with_rounded_weight(layer)) is not layer:
+            flat.set_submodule(name, rounded)
     reference = asked or _runner(flat)
-    probes: Iterable[Reference] = () if asked else _Probes(flat)
+    probes = _Kept(() if asked else (_probe(flat, seed) for seed in range(PROBES)))
     departures: list[Departure] = []
     lowest = inf
     for size, inputs in _batches(module, engine.signature):
         expected, found = reference(inputs), [value.cpu() for value in engine.flat(inputs)]
+        again = _Kept(_again(probes, inputs))
         for index, (wanted, got) in enumerate(zip(expected, found, strict=True)):
             lowest = min(lowest, decibels(wanted, got))
-
-            def itself(
-                index: int = index, inputs: Sequence[Tensor] = inputs, wanted: Tensor = wanted
-            ) -> list[Tensor]:
-                return [probe(inputs)[index].to(wanted.dtype) for probe in probes]
-
+            itself = (results[index].to(wanted.dtype) for results in again)
             if (words := _departs(wanted, got, itself, integer, engine.computes)) is not None:
                 departures.append(Departure(index, size, words))
     return Parity(tuple(departures), lowest)
@@ -148,30 +149,40 @@ def _runner(flat: fx.GraphModule) -> Reference:
     return run
 
 
-class _Probes:
-    """The module itself with other rounding: in float64, and twice with its parameters off by as much as a few
-    roundings, which is what folding scales and summing in another order comes to."""
+class _Kept(Generic[T]):
+    """Values made once, each when it is first asked for."""
 
-    def __init__(self, flat: fx.GraphModule) -> None:
-        self.flat = flat
+    def __init__(self, values: Iterable[T]) -> None:
+        self.rest = iter(values)
+        self.made: list[T] = []
 
-    def __iter__(self) -> Iterator[Reference]:
-        return iter(self._references)
+    def __iter__(self) -> Iterator[T]:
+        yield from self.made
+        for value in self.rest:
+            self.made.append(value)
+            yield value
 
-    @cached_property
-    def _references(self) -> list[Reference]:
-        """Made once, where anything is in doubt."""
-        return [self._reference(seed) for seed in range(PROBES)]
 
-    def _reference(self, seed: int) -> Reference:
-        doubled = copy.deepcopy(self.flat)
-        generator = torch.Generator().manual_seed(seed)
-        for tensor in (*doubled.parameters(), *doubled.buffers()):
-            if tensor.is_floating_point():
-                off = 2 * torch.finfo(tensor.dtype).eps
+def _probe(flat: fx.GraphModule, seed: int) -> Reference:
+    """The module itself with other rounding: in float64, and with every `seed` but 0 its parameters off by as much as a
+    few roundings, which is what folding scales and summing in another order comes to."""
+    doubled = copied(flat)
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in (*doubled.parameters(), *doubled.buffers()):
+        if tensor.is_floating_point():
+            off = 2 * torch.finfo(tensor.dtype).eps
+            tensor.data = tensor.data.double()
+            if seed:
                 noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1
-                tensor.data = tensor.data.double() * (1 + (off * noise if seed else 0.0))
-        return _doubled(_runner(doubled))
+                tensor.data *= 1 + off * noise
+    return _doubled(_runner(doubled))
+
+
+def _again(probes: Iterable[Reference], inputs: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
+    """What each probe makes of `inputs`; nothing where the module mixes in tensors of a fixed dtype."""
+    with suppress(RuntimeError):
+        for probe in probes:
+            yield probe(inputs)
 
 
 def _doubled(run: Reference) -> Reference:
@@ -179,15 +190,15 @@ def _doubled(run: Reference) -> Reference:
 
 
 def _departs(
-    expected: Tensor, found: Tensor, itself: Callable[[], list[Tensor]], integer: bool, computes: torch.dtype
+    expected: Tensor, found: Tensor, itself: Iterable[Tensor], integer: bool, computes: torch.dtype
 ) -> str | None:
-    """In words, by how much `found` is not what was expected; `itself` is asked only where that is in doubt."""
+    """In words, by how much `found` is not what was expected; `itself` is asked only where, and until, that is in
+    doubt."""
     if integer and expected.is_floating_point():
-        measured = decibels(expected, found)
-        if measured >= DECIBELS:
-            return None
-        own = min((decibels(expected, other) for other in _possible(itself)), default=inf)
-        needed = max(FLOOR, min(DECIBELS, own - SLACK))
+        measured, needed = decibels(expected, found), DECIBELS
+        others = iter(itself)
+        while measured < needed and (other := next(others, None)) is not None:
+            needed = min(needed, max(FLOOR, decibels(expected, other) - SLACK))
         return None if measured >= needed else f"{measured:.1f} dB, where {needed:.1f} are needed"
     error = relative_error([expected], [found])
     tolerance = TOLERANCE.get(expected.dtype, 0.0)
@@ -195,20 +206,13 @@ def _departs(
         tolerance = max(tolerance, TOLERANCE[computes])
     if error <= tolerance:
         return None
-    rounding = max((relative_error([expected], [other]) for other in _possible(itself)), default=0.0)
+    rounding = max((relative_error([expected], [other]) for other in itself), default=0.0)
     allowed = max(tolerance, ROUNDING_FACTOR * rounding) if rounding < 1 else tolerance
     return (
         None
         if error <= allowed
         else f"differs by {error:.3g} of its largest value, where {allowed:.3g} is allowed"
     )
-
-
-def _possible(itself: Callable[[], list[Tensor]]) -> list[Tensor]:
-    try:
-        return itself()
-    except RuntimeError:  # the module mixes in tensors of a fixed dtype
-        return []
 
 
 def first_departure(
@@ -239,7 +243,7 @@ def _tensors(module: fx.GraphModule) -> list[fx.Node]:
             return result
 
     with torch.no_grad():
-        Watch(copy.deepcopy(module).cpu().eval()).run(*inputs_of(module, 2))
+        Watch(copied(module).cpu().eval()).run(*inputs_of(module, 2))
     names = {node.name for node in found}
     return [node for node in module.graph.nodes if node.name in names]
 

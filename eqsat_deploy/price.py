@@ -41,7 +41,7 @@ def price(space: Space, model: CostModel, *, batch: int = 1) -> Priced:
     Raises:
         ExtractionError: the cost model answered with a negative or undefined price; the message names the kernel.
     """
-    specs = [_spec(known, model.float_dtype, batch) for known in space.classes]
+    specs = specs_of(space, model, batch)
     alike = {spec: number for number, spec in enumerate(dict.fromkeys(specs))}
     like = [alike[spec] for spec in specs]
     prices: dict[Any, float] = {}
@@ -55,7 +55,7 @@ def price(space: Space, model: CostModel, *, batch: int = 1) -> Priced:
             steps = tuple((s.function, None if s.operand is None else like[s.operand]) for s in node.steps)
             key = (node.operator, node.attributes, like[number], *(like[o] for o in node.operands), steps)
             if key not in prices:
-                prices[key] = _checked(model, _kernel(specs, number, node))
+                prices[key] = _checked(model, kernel_of(specs, number, node))
             ties = len(node.steps) + (node.operator is masked_attention)
             costs[index] = prices[key] * (1 + TIE * ties)
     nodes = [(number, node.children) for number, node in space.choices]
@@ -75,13 +75,13 @@ def _checked(model: CostModel, kernel: Kernel) -> float:
     return cost
 
 
-def kernel_of(space: Space, number: int, node: ENode, model: CostModel, batch: int) -> Kernel:
+def specs_of(space: Space, model: CostModel, batch: int) -> list[TensorSpec]:
+    """What the cost model is told of every e-class, in batches of `batch`."""
+    return [_spec(known, model.float_dtype, batch) for known in space.classes]
+
+
+def kernel_of(specs: Sequence[TensorSpec], number: int, node: ENode) -> Kernel:
     """What the cost model is asked to price for a choice of class `number`."""
-
-    return _kernel([_spec(known, model.float_dtype, batch) for known in space.classes], number, node)
-
-
-def _kernel(specs: Sequence[TensorSpec], number: int, node: ENode) -> Kernel:
     output, inputs = specs[number], tuple(specs[o] for o in node.operands)
     steps = tuple(
         Epilogue(base_name(s.function), None if s.operand is None else specs[s.operand]) for s in node.steps

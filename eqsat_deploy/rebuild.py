@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator as python_operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from eqsat_deploy.language.operator import Evaluate, Operator, interpreted_by
 from eqsat_deploy.language.shapes import BATCH, batch_size
 from eqsat_deploy.lower import Call, Hole, Term
 from eqsat_deploy.names import Tree
+from eqsat_deploy.price import kernel_of, specs_of
 from eqsat_deploy.search import Search
 
 
@@ -113,7 +115,8 @@ class _Emitter:
 
     def __init__(self, found: Search) -> None:
         self.space, self.lowered = found.space, found.lowered
-        self.floating = found.priced.model.float_dtype
+        self.model, self.floating = found.priced.model, found.priced.model.float_dtype
+        self.specs = specs_of(self.space, self.model, found.priced.batch)
         self.graph = fx.Graph()
         self.tracer = fx.proxy.GraphAppendingTracer(self.graph)
         self.tree = Tree()
@@ -197,9 +200,16 @@ class _Emitter:
             self.placed.hand_on(number, node.operands)
         if node.is_launch:
             precision, output = "int8" if node.integer else self.floating, "int8" if codes else self.floating
+            in_float = self._cost_in_float(number, node) if node.integer else None
             self.placed.kernels.append(
-                PlacedKernel(names[0], tuple(names), precision, output, cost, node.operator.channels)
+                PlacedKernel(
+                    names[0], tuple(names), precision, output, cost, node.operator.channels, in_float
+                )
             )
+
+    def _cost_in_float(self, number: int, node: ENode) -> float | None:
+        cost = self.model.price(kernel_of(self.specs, number, node).floating(self.floating))
+        return float(cost) if isfinite(cost) else None
 
     def _written_since(self, names: list[str], last: fx.Node) -> list[str]:
         """What a function of several operators wrote before its result."""

@@ -28,10 +28,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from eqsat_deploy.arguments import seconds, whole
 from eqsat_deploy.errors import InputError, UnknownNameError
 from eqsat_deploy.rules import EgglogRule
 from eqsat_deploy.rules.rule import PHASES
+from eqsat_extraction.arguments import seconds, whole
 
 SATURATE = "saturate"
 

@@ -12,7 +12,6 @@ from typing import Any
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from eqsat_deploy.arguments import instance, seconds, whole
 from eqsat_deploy.capture import capture
 from eqsat_deploy.errors import ExtractionError, UnknownNameError
 from eqsat_deploy.freeze import Space, freeze
@@ -24,6 +23,7 @@ from eqsat_deploy.saturate import Budget, Saturation, saturate
 from eqsat_deploy.selection import Rules, Selection, find_rules
 from eqsat_deploy.targets import find_cost
 from eqsat_extraction import InfeasibleError, Solution, extract
+from eqsat_extraction.arguments import instance, seconds, whole
 from eqsat_extraction.kernel import CostModel
 
 Model = nn.Module | fx.GraphModule | ExportedProgram

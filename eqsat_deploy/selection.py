@@ -75,9 +75,6 @@ def find_rules(rules: Rules = None) -> Selection:
     if not isinstance(rules, str | Iterable | None):
         raise InputError(f"rules={rules!r}: names of rules or families, or rules, are expected")
     wanted = ["all"] if rules is None else [rules] if isinstance(rules, str) else list(rules)
-    for rule in wanted:
-        if not isinstance(rule, str | EgglogRule):
-            raise InputError(f"rules=: {rule!r} is neither a name nor a rule")
     if "all" in wanted:
         return Selection(known)
     forced = CONVERSIONS if FOUNDING in wanted else ()

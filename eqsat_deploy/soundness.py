@@ -31,6 +31,7 @@ from eqsat_deploy.lower import Hole, Lowered, lower
 from eqsat_deploy.rules import EgglogRule, select
 from eqsat_deploy.saturate import Budget, Saturation, saturate
 from eqsat_deploy.selection import registered_rules
+from eqsat_extraction.arguments import checked, finite, whole
 
 BATCHES = (2, 3)
 TOLERANCE = 1e-9
@@ -117,6 +118,7 @@ class SoundnessReport:
         return "\n".join([*lines, *(f"never evaluated: {node}" for node in self.unreached[:20])])
 
 
+@checked
 def check_egraph(
     model: nn.Module | ExportedProgram,
     example_inputs: Any = None,
@@ -140,6 +142,8 @@ def check_egraph(
         RuleError: a rule joined tensors of different shapes, which stops saturation.
     """
     start = time.perf_counter()
+    finite("tolerance", tolerance)
+    whole("seed", seed, least=0)
     known = registered_rules()
     chosen = list(known) if rules is None else select(known, [rules] if isinstance(rules, str) else rules)
     with warnings.catch_warnings():

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from eqsat_deploy import artifact
-from eqsat_deploy.arguments import whole
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, PlacedKernel, Signature
 from eqsat_deploy.engines import measure
 from eqsat_deploy.errors import EngineError, EqsatError, UnknownNameError
+from eqsat_extraction.arguments import checked, whole
 
 if TYPE_CHECKING:
     from eqsat_deploy.engines.onnx import Lane
@@ -175,6 +175,7 @@ class Engine(ABC):
             raise EngineError(f"{self.version} computes {len(found)} outputs, not {self.signature.results}")
         return self.signature.narrowed(found)
 
+    @checked
     def warm(self, batches: Iterable[Any]) -> None:
         """Call it once on each batch, or on zeros of each size, so that no later call of these sizes compiles."""
         for batch in batches:
@@ -189,6 +190,7 @@ class Engine(ABC):
         """
         return measure.benchmark(self, batch, seconds)
 
+    @checked
     def compare(self, module: nn.Module, batches: Iterable[Any]) -> measure.Comparison:
         """Its outputs beside those of `module` (the original, or an optimized one) on batches given as example inputs.
 
@@ -201,6 +203,7 @@ class Engine(ABC):
         """`layers`, joined by node names to the kernels that the cost model priced: predicted beside measured."""
         return measure.profile(self, inputs)
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write an artifact directory (`eqsat_deploy.artifact.save`)."""
         artifact.save(self, path)

@@ -13,10 +13,10 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from eqsat_deploy import arguments as checked
 from eqsat_deploy.calling import Arguments, arguments
 from eqsat_deploy.errors import InputError
 from eqsat_deploy.noise import decibels
+from eqsat_extraction import arguments as checked
 
 if TYPE_CHECKING:
     from eqsat_deploy.engines.base import Engine, Layer
@@ -128,10 +128,13 @@ def compare(engine: Engine, module: nn.Module, batches: Iterable[Any]) -> Compar
     """`engine` beside `module` on `batches`; see `Engine.compare`."""
     outputs: dict[str, Agreement] = {}
     count = 0
-    for count, batch in enumerate(batches, 1):  # noqa: B007
+    for count, batch in enumerate(batches, 1):
         args, kwargs = arguments(batch, "the batch")
-        with torch.no_grad():
-            expected = pytree.tree_flatten_with_path(module(*args, **kwargs))[0]
+        try:
+            with torch.no_grad():
+                expected = pytree.tree_flatten_with_path(module(*args, **kwargs))[0]
+        except Exception as error:  # whatever somebody else's forward raises
+            raise InputError(f"batch {count}: the module does not take it: {error}") from error
         found = pytree.tree_leaves(engine(*args, **kwargs))
         if len(expected) != len(found):
             raise InputError(f"the module returns {len(expected)} values and the engine {len(found)}")

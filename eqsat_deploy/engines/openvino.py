@@ -242,21 +242,52 @@ class _Marker(nn.Module):
 def _converted(module: fx.GraphModule, signature: Signature) -> tuple[Any, fx.GraphModule]:
     """OpenVINO's model of `module`, and the graph of operators known to its frontend that it was made from.
 
-    `convert_model` would take operators apart, too, but then names could not be traced back to the module's. One
-    tracing does for what the language knows; `torch.export`, three times as long, for what opaque calls may do.
+    One tracing does for what the language knows; `torch.export`, three times as long, for what opaque calls may do.
     """
-    import openvino
-
     errors = []
     for lowered in (_traced, _exported):
+        graph = None
         try:
             graph = lowered(module, signature, _decompositions())
-            return openvino.convert_model(_decoder(graph), extension=[_extension(), *extensions()]), graph
+            return _of_graph(graph), graph
         except EngineError as error:
             errors.append(str(error))
         except Exception as error:  # neither the tracing's nor the frontend's errors have a common base
-            errors.append(f"OpenVINO cannot convert the module: {error}")
+            errors.append(_reason(str(error), graph))
     raise EngineError(errors[-1])
+
+
+def _reason(message: str, graph: fx.GraphModule | None) -> str:
+    """Why a module cannot be converted: the operators that OpenVINO does not have and their nodes, if it says so."""
+    found = re.search(r"No conversion rule found for operations: (.*)", message)
+    if found is None or graph is None:
+        return f"OpenVINO cannot convert the module: {message}"
+    missing, origins = found[1].split(", "), node_origins(graph.graph)
+    nodes = dict.fromkeys(origins.get(n.name, n.name) for n in graph.graph.nodes if str(n.target) in missing)
+    return (
+        f"OpenVINO has no operator for {', '.join(missing)} (node {', '.join(nodes)}): compute that outside the model, "
+        "or build for another engine"
+    )
+
+
+def _of_graph(graph: fx.GraphModule) -> Any:
+    """What `openvino.convert_model` makes of `graph`, by its steps: it would take operators apart by itself, too, so
+    that names could not be traced back to the module's, prepare inputs that need no preparation, and report its use."""
+    from openvino._offline_transformations import (
+        apply_moc_transformations,
+        compress_quantize_weights_transformation,
+    )
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    for extension in (_extension(), *extensions()):
+        frontend.add_extension(extension)
+    decoder = TorchFXPythonDecoder(graph, dynamic_shapes=True)  # which the frontend does not keep alive
+    model = frontend.convert(frontend.load(decoder))
+    apply_moc_transformations(model, cf=False, smart_reshape=True)
+    compress_quantize_weights_transformation(model)
+    return model
 
 
 def _decompositions() -> Any:
@@ -271,7 +302,26 @@ def _decompositions() -> Any:
 
 
 def _traced(module: fx.GraphModule, signature: Signature, table: Any) -> fx.GraphModule:
-    return traced(module, signature, {**dict(table.items()), aten.reshape.default: _as_view})
+    return traced(module, signature, {**_composites(), **dict(table.items()), **_SPELLED})
+
+
+def _composites() -> dict[Any, Any]:
+    """What takes apart the operators that torch itself does, and export does before its tables are asked: views and
+    casts (`narrow`, `contiguous`, `to`)."""
+    from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
+
+    kept = set(ops_to_not_decompose())
+    overloads = (name.removeprefix("aten::").split(".") for name in torch._C._dispatch_get_all_op_names()
+                 if name.startswith("aten::"))  # fmt: skip
+    operators = (
+        getattr(getattr(aten, name, None), rest[0] if rest else "default", None) for name, *rest in overloads
+    )
+    return {
+        operator: operator.decompose
+        for operator in operators
+        if operator is not None and operator not in kept
+        if operator._can_decompose() and not operator._schema.is_mutable
+    }
 
 
 def _exported(module: fx.GraphModule, signature: Signature, table: Any) -> fx.GraphModule:
@@ -287,10 +337,16 @@ def _as_view(values: Tensor, shape: Sequence[int]) -> Tensor:
     return aten.view(values.contiguous(), shape)  # type: ignore[no-any-return]
 
 
-def _decoder(graph: fx.GraphModule) -> Any:
-    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+def _pooled(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Without what torch does in place to the strides of a single position."""
+    single = all(length == 1 for length in size)
+    pooled: Tensor = (
+        values.mean((-1, -2), keepdim=True) if single else aten._adaptive_avg_pool2d(values, size)
+    )
+    return pooled
 
-    return TorchFXPythonDecoder(graph, dynamic_shapes=True)
+
+_SPELLED = {aten.reshape.default: _as_view, aten.adaptive_avg_pool2d.default: _pooled}
 
 
 def _extension() -> Any:
@@ -331,9 +387,9 @@ def _name(model: Any, signature: Signature, origins: Mapping[str, str]) -> None:
         node = next((n for n in (origins.get(re.split("[/:]", known)[0]) for known in named) if n), None)
         if op.get_type_name() == "FakeQuantize":  # of a marker, which has no name of its own here
             node, _, rest = op.input_value(0).get_node().get_friendly_name().partition("/")
-            node, name = node if rest else None, f"FakeQuantize_{index}"
-        if node is not None:
-            op.set_friendly_name(f"{node}/{name}")
+            node, name = node if rest else None, ""
+        if node is not None:  # numbered by position, where OpenVINO numbers through the whole process
+            op.set_friendly_name(f"{node}/{name if '/' in name else f'{op.get_type_name()}_{index}'}")
     model.set_friendly_name("model")
     _number(model)
 

@@ -71,7 +71,9 @@ def _layers(
         states.append(_recurrent(*given, 1).transpose(0, 1))
         if kind == "lstm":
             cells.append(_recurrent(*given, 2).transpose(0, 1))
-        values = steps.permute(0, 2, 1, 3).clone(memory_format=torch.contiguous_format).view(*values.shape[:2], -1)
+        values = (
+            steps.permute(0, 2, 1, 3).clone(memory_format=torch.contiguous_format).view(*values.shape[:2], -1)
+        )
     return values if batch_first else values.transpose(0, 1), states, cells
 
 
@@ -89,7 +91,9 @@ def _bias(kind: str, parameters: Sequence[Tensor]) -> Tensor:
     if kind != "gru":
         return of_input + of_state
     size = of_input.shape[0] // 3
-    return torch.cat([of_input[: 2 * size] + of_state[: 2 * size], of_input[2 * size :], of_state[2 * size :]])
+    return torch.cat(
+        [of_input[: 2 * size] + of_state[: 2 * size], of_input[2 * size :], of_state[2 * size :]]
+    )
 
 
 def _lstm(
@@ -113,10 +117,7 @@ def _one_state(kind: str) -> Callable[..., tuple[Tensor, Tensor]]:
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.prelu.default: _prelu,
     aten.lstm.input: _lstm,
-    **{
-        getattr(aten, kind).input: _one_state(kind)
-        for kind in ("gru", "rnn_tanh", "rnn_relu")
-    },
+    **{getattr(aten, kind).input: _one_state(kind) for kind in ("gru", "rnn_tanh", "rnn_relu")},
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.fx.graph import CodeGen
 
-from eqsat_deploy.deployment import HALVES, Batch, InputSpec, Signature, flat_outputs
+from eqsat_deploy.deployment import HALVES, Batch, InputSpec, Signature, copied, flat_outputs
 from eqsat_deploy.errors import EngineError
 
 
@@ -110,18 +109,18 @@ def prepared(module: fx.GraphModule, batch: Batch) -> tuple[fx.GraphModule, Sign
     The signature is the module's own; its `wide` is the copy's.
     """
     signature = Signature.of(module, batch)
-    copied = copy.deepcopy(module).cpu().eval()
-    tensors = (*copied.parameters(), *copied.buffers())
+    clone = copied(module).cpu().eval()
+    tensors = (*clone.parameters(), *clone.buffers())
     if not any(
         dtype in HALVES for dtype in (*(t.dtype for t in tensors), *(s.dtype for s in signature.inputs))
     ):
-        return copied, signature
+        return clone, signature
     with torch.no_grad():
-        results = flat_module(copied)(*signature.zeros(signature.batch.typical))
-    for node in copied.graph.nodes:
+        results = flat_module(clone)(*signature.zeros(signature.batch.typical))
+    for node in clone.graph.nodes:
         node.args, node.kwargs = (fx.node.map_aggregate(given, _wider) for given in (node.args, node.kwargs))
-    copied.recompile()
-    return copied.float(), replace(signature, narrow=tuple(value.dtype for value in results))
+    clone.recompile()
+    return clone.float(), replace(signature, narrow=tuple(value.dtype for value in results))
 
 
 def _wider(argument: Any) -> Any:

@@ -8,10 +8,12 @@ from eqsat_deploy.quantization.fake_quantize import (
 )
 from eqsat_deploy.quantization.finetune import finetune
 from eqsat_deploy.quantization.observers import Entropy, Grid, MinMax, Mse, Observer, Percentile
+from eqsat_deploy.quantization.precision import AccuracyBudget
 from eqsat_deploy.quantization.ptq import quantize
 from eqsat_deploy.quantization.sensitivity import Sensitivities, Sensitivity, sensitivity
 
 __all__ = [
+    "AccuracyBudget",
     "Entropy",
     "FakeQuantize",
     "Grid",

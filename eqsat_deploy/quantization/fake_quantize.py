@@ -86,6 +86,11 @@ class FakeQuantize(nn.Module):
             self.log_scale = nn.Parameter(self.scale.log())
             self.scale = None
 
+    def settle(self) -> None:
+        """Make the scale a constant again."""
+        if self.log_scale is not None:
+            self.scale, self.log_scale = self.step, None
+
     @property
     def step(self) -> Tensor:
         """The scale, learnable or not, detached: what exporters read."""
@@ -229,6 +234,17 @@ class QuantizedLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """What `nn.Linear` computes, with the rounded weight."""
         return F.linear(input, self.weight_quantizer(self.weight), self.bias)
+
+
+def with_rounded_weight(layer: nn.Module) -> nn.Module:
+    """A copy of a quantized layer with its weight rounded once instead of in every call; any other layer itself."""
+    if not isinstance(layer, QuantizedConv2d | QuantizedConvTranspose2d | QuantizedLinear):
+        return layer
+    clone = copy.copy(layer)
+    clone._parameters, clone._modules = dict(layer._parameters), dict(layer._modules)
+    clone.weight = nn.Parameter(layer.weight_quantizer(layer.weight.detach()), requires_grad=False)
+    clone.weight_quantizer = nn.Identity()  # type: ignore[assignment]
+    return clone
 
 
 M = TypeVar("M", QuantizedConv2d, QuantizedConvTranspose2d, QuantizedLinear)

@@ -9,11 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from eqsat_deploy.deployment import checksum
 
 Floats = npt.NDArray[np.float64]
 
@@ -102,6 +105,7 @@ class Extremes(MinMax):
         lows, highs: the range of each channel, (channels,); empty without an axis.
         sums: over samples, of the least and the greatest value of the tensor.
         channel_sums: likewise of each channel, float64.
+        vectors: whether no sample has more than one value of a channel.
     """
 
     def __init__(self, axis: int | None = None) -> None:
@@ -111,6 +115,7 @@ class Extremes(MinMax):
         self.channel_sums = (torch.zeros((), dtype=torch.double), torch.zeros((), dtype=torch.double))
         self.samples = 0
         self.sums = (0.0, 0.0)
+        self.vectors = axis is not None
 
     def update(self, values: Tensor) -> None:
         """Take one batch, of any shape that has the axis."""
@@ -120,6 +125,7 @@ class Extremes(MinMax):
             least, greatest = torch.aminmax(values.reshape(len(values) if values.dim() else 1, -1), dim=1)
         else:
             channels = values.movedim(self.axis, 1).flatten(2) if values.dim() > 2 else values[..., None]
+            self.vectors = self.vectors and channels.shape[2] == 1
             least, greatest = channels.amin(2).float(), channels.amax(2).float()
             self.lows = torch.minimum(least.amin(0), self.lows) if self.samples else least.amin(0)
             self.highs = torch.maximum(greatest.amax(0), self.highs) if self.samples else greatest.amax(0)
@@ -133,13 +139,34 @@ class Extremes(MinMax):
             self.sums[1] + float(greatest.double().sum()),
         )
 
+    def grid(self, *, symmetric: bool, unsigned: bool) -> Grid:
+        """The range that it may reach."""
+        return Grid.covering(*self.whole, symmetric=symmetric, unsigned=unsigned)
+
     @property
     def channels(self) -> tuple[Tensor, Tensor]:
         """The range that each channel may reach, (channels,): beyond what was seen of it by as much as its extremes lie
         beyond their mean over samples, and within the tensor's."""
         below, above = ((total / self.samples).to(self.lows.dtype) for total in self.channel_sums)
         lows, highs = 2 * self.lows - below, 2 * self.highs - above
-        return lows.clamp_min(self.minimum), highs.clamp_max(self.maximum)
+        low, high = self.whole
+        return lows.clamp_min(low), highs.clamp_max(high)
+
+    @property
+    def whole(self) -> tuple[float, float]:
+        """The range that the tensor may reach: the observed one, but of vectors, of which a sample shows one value a
+        channel where a map shows thousands, beyond it by as much as its extremes lie beyond their mean."""
+        if not self.vectors:
+            return self.minimum, self.maximum
+        low, high = 2 * self.minimum - self.mean_minimum, 2 * self.maximum - self.mean_maximum
+        return max(low, 0.0) if self.minimum >= 0 else low, min(high, 0.0) if self.maximum <= 0 else high
+
+    @property
+    def checksum(self) -> int:
+        """Of all that was seen."""
+        seen = torch.tensor([self.minimum, self.maximum, *self.sums, self.samples], dtype=torch.double)
+        parts = (seen, self.lows, self.highs, *self.channel_sums)
+        return reduce(lambda total, part: checksum(part, total), parts, 0)
 
     @property
     def mean_minimum(self) -> float:

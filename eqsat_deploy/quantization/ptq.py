@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,6 +18,7 @@ from eqsat_deploy.deployment import (
     Quantizer,
     call_of,
     comparable,
+    copied,
     deployment,
     fingerprint,
     record,
@@ -26,7 +26,7 @@ from eqsat_deploy.deployment import (
 )
 from eqsat_deploy.errors import QuantizationError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
-from eqsat_deploy.quantization.calibrate import calibrate, device_of
+from eqsat_deploy.quantization.calibrate import SAMPLE, calibrate, device_of
 from eqsat_deploy.quantization.fake_quantize import (
     FakeQuantize,
     QuantizedConv2d,
@@ -34,22 +34,28 @@ from eqsat_deploy.quantization.fake_quantize import (
     QuantizedLinear,
 )
 from eqsat_deploy.quantization.observers import OBSERVERS, Extremes, Observer
+from eqsat_deploy.quantization.precision import AccuracyBudget, economical, leaving, outputs_of
 from eqsat_deploy.quantization.reconstruction import reconstruct
+from eqsat_deploy.quantization.sensitivity import ranked
+from eqsat_deploy.quantization.tuning import TUNED, tuned
+from eqsat_extraction.arguments import checked, instance
 
 ANY_GRID = IntegerGrid(unsigned=True, asymmetric=True, channels=True)
 EXPECTED = 20.0
 """The SQNR of outputs in dB below which a quantized module is warned of."""
-Effort = Literal["fast", "balanced"]
+EFFORTS = ("fast", "balanced", "best")
 
 
+@checked
 def quantize(
     module: fx.GraphModule,
     batches: Iterable[Any],
     *,
-    effort: Effort = "balanced",
+    effort: str = "balanced",
     grid: IntegerGrid | None = None,
     observer: str | Callable[[], Observer] | None = None,
     precision: Mapping[str, str] | None = None,
+    accuracy_budget: float | AccuracyBudget | None = None,
     learnable: bool = False,
 ) -> fx.GraphModule:
     """A copy of `module` that rounds to INT8 exactly where its record says so.
@@ -67,21 +73,29 @@ def quantize(
             done, a few of them for good: what engines are compared with the module on.
         effort: `fast` takes the observed ranges; `balanced` moves scales per channel into weights and chooses the
             ranges of matrix products, both by the error at the outputs of what reads the tensor, and corrects biases
-            (`reconstruction`).
+            (`reconstruction`); `best` then trains scales and biases to give the float outputs on up to
+            `tuning.TUNED` samples, keeping what is best on samples left out. `fast` takes the time of a pass over the
+            data, `balanced` two to three times that, `best` about 20 passes forward and back over its samples more; it
+            leaves out the plain form, which `build` then does not compare with.
         grid: the codes that kernels read, the module's target's when missing (any, where it has no target).
         observer: `minmax`, `percentile`, `entropy`, `mse`, or a function returning a new `Observer`: takes the range
             from it alone. When missing, the range is chosen as `effort` says.
         precision: `"float"` for kernels that stay in float, by the names of their nodes or patterns of them such as
-            `layer4_*` (`fnmatch`); `sensitivity` says which are worth it.
+            `layer4_*` (`fnmatch`); `sensitivity` says which are worth it. With `effort="balanced"`, others whose
+            rounding costs the outputs more than float would cost time (`economical`) are kept in float as well where
+            the outputs lose more than `EXPECTED`.
+        accuracy_budget: keep in float what has to be for the outputs to lose no more than this on calibration data:
+            an SQNR in dB, or an `AccuracyBudget` with another metric.
         learnable: scales are parameters that training adapts (LSQ).
 
     Raises:
-        QuantizationError: no batches; one that does not fit the inputs; NaN or infinity, naming the batch or
-            the node; a placement that names what the module does not have; a module that is quantized already.
+        QuantizationError: the budget cannot be kept; no batches, or one that does not fit the inputs; NaN or infinity,
+            naming the batch or the node; a placement that names what the module does not have; a module that is
+            quantized already.
         UnknownNameError: no effort, observer, precision or kernel of that name.
     """
-    if effort not in get_args(Effort):
-        raise UnknownNameError("effort", str(effort), get_args(Effort))
+    if effort not in EFFORTS:
+        raise UnknownNameError("effort", str(effort), EFFORTS)
     patterns = _patterns(deployment(module).placement, precision or {})
     if any(isinstance(child, FakeQuantize) for child in module.modules()):
         raise QuantizationError(
@@ -91,26 +105,67 @@ def quantize(
     known = deployment(module)
     grid = grid or known.grid or ANY_GRID
     make_observer = _observer_factory(observer)
-    forms = [_Watched(form, patterns, grid, make_observer) for form in (module, plain) if form is not None]
+    budget = AccuracyBudget(accuracy_budget) if isinstance(accuracy_budget, float | int) else accuracy_budget
+    both = (module,) if plain is None or effort == "best" else (module, plain)
+    forms = [_Watched(form, patterns, grid, make_observer) for form in both]
     placed = known.placement
     if not placed.quantizers and not any(kernel.precision == "int8" for kernel in placed.kernels):
         warnings.warn(
             "quantize() makes nothing INT8: no kernel of the chosen form is faster in INT8 by the cost model "
             f"(optimized for {known.target or 'no target'}); the result computes in float",
-            stacklevel=3,
+            stacklevel=4,
         )
-    sample = calibrate([form.module for form in forms], call_of(module), batches)
-    quantized, *others = [form.quantized(effort, sample, learnable) for form in forms]
-    if forms[0].sqnr < EXPECTED:
+    keep = TUNED if effort == "best" else SAMPLE
+    held = calibrate([form.module for form in forms], call_of(module), batches, keep)
+    sample = samples_of(known.inputs, held, SAMPLE)
+    choices: dict[Any, int] = {}
+    first, *rest = forms
+    quantized = first.quantized(effort, sample, choices)
+    while floats := _to_float(module, quantized, first.sqnr, effort, sample, budget):
+        first, *rest = [form.with_floats(floats) for form in (first, *rest)]
+        quantized = first.quantized(effort, sample, choices)
+        if budget is None:
+            break
+    others = [form.quantized(effort, sample, choices) for form in rest]
+    if effort == "best":
+        quantized = tuned(quantized, module, held)
+    if first.sqnr < EXPECTED and budget is None:
         warnings.warn(
-            f"INT8 leaves the outputs {forms[0].sqnr:.1f} dB above the error on calibration data, {EXPECTED} are "
-            "expected: sensitivity() ranks the kernels, and quantize(precision={name: 'float'}) keeps some in float",
-            stacklevel=3,
+            f"INT8 leaves the outputs {first.sqnr:.1f} dB above the error on calibration data, {EXPECTED} are "
+            "expected: sensitivity() ranks the kernels, and quantize(precision={name: 'float'}) or "
+            "quantize(accuracy_budget=dB) keeps some in float",
+            stacklevel=4,
         )
+    for form in (quantized, *others) if learnable else ():
+        _learn(form)
     for form in (quantized, *others):
         record(form, samples=samples_of(known.inputs, sample))
     record(quantized, plain=next(iter(others), None), fingerprint=fingerprint(quantized))
     return quantized
+
+
+def _to_float(
+    module: fx.GraphModule,
+    quantized: fx.GraphModule,
+    sqnr: float,
+    effort: str,
+    sample: Sequence[Tensor],
+    budget: AccuracyBudget | None,
+) -> list[str]:
+    """The kernels of `quantized` to put in float next, so that it keeps the budget, or for little time without one."""
+    if budget is None:
+        return economical(ranked(quantized, [sample])) if effort != "fast" and sqnr < EXPECTED else []
+    value = budget.measure(outputs_of(module, sample), outputs_of(quantized, sample))
+    excess = budget.excess(value)
+    if excess <= 1:
+        return []
+    found = ranked(quantized, [sample])
+    if not found.kernels:
+        raise QuantizationError(
+            f"accuracy_budget: a limit of {budget.limit:g} on {budget.name} cannot be kept, it is {value:.4g} with "
+            "every kernel in float"
+        )
+    return leaving(found, 1 / excess)
 
 
 class _Watched:
@@ -123,9 +178,8 @@ class _Watched:
         grid: IntegerGrid,
         make_observer: Callable[[int | None], Observer],
     ) -> None:
-        self.grid = grid
-        self.module = copy.deepcopy(module).eval()
-        self.module.meta = dict(module.meta)
+        self.grid, self.source, self.floats, self.make_observer = grid, module, floats, make_observer
+        self.module = copied(module).eval()
         self.nodes = _Nodes({node.name: node for node in self.module.graph.nodes})
         placement = _with_floats(deployment(module).placement, floats, self.nodes)
         self.placement = _without_float_operands(placement)
@@ -134,8 +188,15 @@ class _Watched:
         self.watches = _insert_watches(self.module, self.nodes, _sharing(self.placement, grid), make_observer)
         self.module.recompile()
 
-    def quantized(self, effort: Effort, sample: Sequence[Tensor], learnable: bool) -> fx.GraphModule:
-        """The copy, watches replaced by what they have seen."""
+    def with_floats(self, names: Sequence[str]) -> _Watched:
+        """The same with more kernels in float, as if it had watched already."""
+        other = _Watched(self.source, (*self.floats, *names), self.grid, self.make_observer)
+        for target, watch in other.watches.items():
+            watch.observer = self.watches[target].observer
+        return other
+
+    def quantized(self, effort: str, sample: Sequence[Tensor], choices: dict[Any, int]) -> fx.GraphModule:
+        """The copy, watches replaced by what they have seen; `choices` are what other forms took."""
         observers = {target: watch.checked() for target, watch in self.watches.items()}
         device = device_of(self.module)
         for target, observer in observers.items():
@@ -148,12 +209,14 @@ class _Watched:
                 _quantize_weight(self.module, self.nodes[kernel.anchor], kernel.channels, originals)
         if effort != "fast":
             seen = {target: seen for target, seen in observers.items() if isinstance(seen, Extremes)}
-            self.sqnr = reconstruct(self.module, originals, seen, sample, self.grid)
-        if learnable:
-            for fake in [child for child in self.module.modules() if isinstance(child, FakeQuantize)]:
-                fake.learn()
+            self.sqnr = reconstruct(self.module, originals, seen, sample, self.grid, choices)
         self.module.recompile()
         return self.module
+
+
+def _learn(module: nn.Module) -> None:
+    for fake in [child for child in module.modules() if isinstance(child, FakeQuantize)]:
+        fake.learn()
 
 
 def _patterns(placement: Placement, precision: Mapping[str, str]) -> tuple[str, ...]:
@@ -177,7 +240,15 @@ def _with_floats(placement: Placement, patterns: Sequence[str], nodes: Mapping[s
         if any(fnmatch.filter(kernel.nodes, pattern) for pattern in patterns)
     }
     kernels = tuple(
-        replace(kernel, precision="float32", output="float32") if kernel.anchor in kept else kernel
+        replace(
+            kernel,
+            precision="float32",
+            output="float32",
+            cost=kernel.float_cost or kernel.cost,
+            float_cost=None,
+        )
+        if kernel.anchor in kept
+        else kernel
         for kernel in placement.kernels
     )
     floats = {name for kernel in kernels if kernel.anchor in kept for name in kernel.nodes}
@@ -257,7 +328,11 @@ def _observer_factory(
             raise UnknownNameError("observer", observer, OBSERVERS)
         observer = OBSERVERS[observer]
     make = observer
-    return lambda axis: make()
+
+    def made(axis: int | None) -> Observer:
+        return instance("what observer returns", make(), Observer)  # type: ignore[no-any-return]
+
+    return made
 
 
 def _channel_axis(module: fx.GraphModule, readers: Iterable[fx.Node]) -> int | None:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from eqsat_deploy.deployment import flat_outputs
+from eqsat_deploy.deployment import checksum, fingerprint, flat_outputs
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.noise import decibels
 from eqsat_deploy.quantization.biases import corrected
-from eqsat_deploy.quantization.equalization import ChannelScale, Layer
+from eqsat_deploy.quantization.equalization import ChannelScale
 from eqsat_deploy.quantization.fake_quantize import (
     FakeQuantize,
     QuantizedConv2d,
@@ -25,7 +25,7 @@ from eqsat_deploy.quantization.fake_quantize import (
     QuantizedLinear,
 )
 from eqsat_deploy.quantization.observers import Extremes
-from eqsat_deploy.quantization.rounding import Rounding, roundings
+from eqsat_deploy.quantization.rounding import Expected, Readers, Rounding, roundings
 
 SEARCHED = 8
 """Samples that ways to round are compared on; biases take the whole sample."""
@@ -51,6 +51,7 @@ def reconstruct(
     seen: Mapping[str, Extremes],
     inputs: Sequence[Tensor],
     grid: IntegerGrid,
+    choices: dict[Any, int] | None = None,
 ) -> float:
     """Choose scales, ranges and biases of `module`, in graph order, in place.
 
@@ -60,10 +61,13 @@ def reconstruct(
         seen: the extremes in calibration of every quantizer whose range may be chosen, by its name.
         inputs: the sample, in the order of the module's placeholders.
         grid: the codes that the target reads.
+        choices: what was chosen of the ways to round a tensor, by the tensor and its readers; added to. Another form of
+            the module begins with the same tensors as a rule.
 
     Returns:
         The SQNR on the sample, in dB, of the output that has lost most.
     """
+    choices = {} if choices is None else choices
     exact, rounded = _Float(module, originals), fx.Interpreter(module, garbage_collect_values=False)
     calls = Counter(str(node.target) for node in module.graph.nodes if node.op == "call_module")
     left: dict[fx.Node, int] = {}
@@ -81,7 +85,7 @@ def reconstruct(
             once = calls[target] == 1
             if isinstance(child, FakeQuantize) and once and target in seen:
                 layers = _layers(module, node, calls)
-                chosen = _chosen(node, layers, originals, seen[target], grid, rounded)
+                chosen = _chosen(node, layers, originals, seen[target], grid, rounded, choices)
                 if chosen is not None:
                     chosen.place(module, node)
                     rounded.env[node] = chosen.codes(rounded.env[operands[0]])
@@ -97,9 +101,9 @@ def reconstruct(
     return min(decibels(exact.env[node], rounded.env[node]) for node in outputs)
 
 
-def _layers(module: fx.GraphModule, node: fx.Node, calls: Mapping[str, int]) -> dict[str, Layer]:
+def _layers(module: fx.GraphModule, node: fx.Node, calls: Mapping[str, int]) -> Readers:
     """The layers that read the quantizer `node` and are called nowhere else, by the names of their submodules."""
-    found = {}
+    found = Readers()
     for user in node.users:
         child = module.get_submodule(str(user.target)) if user.op == "call_module" else None
         if isinstance(child, ANCHORS) and calls[str(user.target)] == 1:
@@ -109,21 +113,30 @@ def _layers(module: fx.GraphModule, node: fx.Node, calls: Mapping[str, int]) -> 
 
 def _chosen(
     node: fx.Node,
-    layers: Mapping[str, Layer],
+    layers: Readers,
     originals: Mapping[str, nn.Module],
     seen: Extremes,
     grid: IntegerGrid,
     rounded: fx.Interpreter,
+    choices: dict[Any, int],
 ) -> Rounding | None:
     """The way of least error to round what the quantizer `node` reads; None where no layer reads its codes."""
     if not layers:
         return None
     source = node.all_input_nodes[0]
     given = rounded.env[source][:SEARCHED]
-    # Of what is read, not of what would be read in float: what has been lost before is the same for every way.
-    expected = {name: originals[name](given) for name in layers}
     read_whole = len(layers) < len(node.users)
     ways = list(roundings(layers, seen, grid, read_whole=read_whole))
     for way in ways:
         way.quantizer.to(given.device)
-    return min(ways, key=lambda way: way.doubted(given, expected, read_whole=read_whole))
+    key = (seen.checksum, read_whole, checksum(given), *((repr(m), fingerprint(m)) for m in layers.values()))
+    if key not in choices:
+        # Of what is read, not of what would be read in float: what has been lost before is the same for every way.
+        expected = {
+            name: Expected(originals[name](given), -1 if isinstance(layer, QuantizedLinear) else 1)
+            for name, layer in layers.items()
+        }
+        read = Expected(given, None)
+        errors = [way.doubted(read, expected, read_whole=read_whole) for way in ways]
+        choices[key] = errors.index(min(errors))
+    return ways[choices[key]]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization.equalization import ChannelScale, Layer, divisor, over_channels, taking_in
-from eqsat_deploy.quantization.fake_quantize import FakeQuantize, QuantizedLinear
+from eqsat_deploy.quantization.fake_quantize import FakeQuantize, QuantizedLinear, with_rounded_weight
 from eqsat_deploy.quantization.observers import Extremes, Grid
 
 CLIPPED = (0.9, 0.8)
@@ -24,13 +25,44 @@ DOUBT = 4.0
 calibration has shown of it, and other data goes further (on EfficientNet-Lite, photographs of another kind)."""
 
 
+class Expected:
+    """A tensor in float that others are measured by, channel by channel along `axis`, or as a whole."""
+
+    def __init__(self, values: Tensor, axis: int | None) -> None:
+        self.values = values
+        self.others = [] if axis is None else [d for d in range(values.dim()) if d != axis % values.dim()]
+
+    @cached_property
+    def variance(self) -> float:
+        """About the mean of each channel, or of the whole."""
+        values = self.values.float()
+        means = values.mean(self.others, keepdim=True) if self.others else values.mean()
+        return float((values - means).square_().mean().clamp_min(1e-30))
+
+    def missed_by(self, found: Tensor) -> float:
+        """The variance of the error of `found` as a part of the tensor's; as a whole, the error's mean counts, too."""
+        error = (found - self.values).float()
+        if self.others:
+            error -= error.mean(self.others, keepdim=True)
+        return float(error.square_().mean()) / self.variance
+
+
+class Readers(dict[str, Layer]):
+    """The layers that read a tensor, by the names of their submodules."""
+
+    @cached_property
+    def rounded(self) -> dict[str, nn.Module]:
+        """They with weights rounded already, to be called more than once."""
+        return {name: with_rounded_weight(layer) for name, layer in self.items()}
+
+
 @dataclass(frozen=True)
 class Rounding:
-    """One way to round a tensor that `layers` read, by the names of their submodules. `divided`, where its channels
-    are divided first, has their divisors in the shape that broadcasts over the tensor; `share` is how far."""
+    """One way to round a tensor that `layers` read. `divided`, where its channels are divided first, has their
+    divisors in the shape that broadcasts over the tensor; `share` is how far."""
 
     quantizer: FakeQuantize
-    layers: Mapping[str, Layer]
+    layers: Readers
     divided: Tensor | None = None
     share: float = 0.0
 
@@ -45,11 +77,11 @@ class Rounding:
         """What other readers read of it."""
         return codes if self.divided is None else codes * self.divided.to(codes.dtype)
 
-    def doubted(self, given: Tensor, expected: Mapping[str, Tensor], *, read_whole: bool) -> float:
+    def doubted(self, given: Expected, expected: Mapping[str, Expected], *, read_whole: bool) -> float:
         """`error` as it has to be to be chosen."""
         return self.error(given, expected, read_whole=read_whole) * float(DOUBT**self.share)
 
-    def error(self, given: Tensor, expected: Mapping[str, Tensor], *, read_whole: bool) -> float:
+    def error(self, given: Expected, expected: Mapping[str, Expected], *, read_whole: bool) -> float:
         """The variance of the error at each reader, as a part of its output's, summed; biases take back its mean.
 
         Args:
@@ -57,11 +89,10 @@ class Rounding:
             expected: the output in float of every layer.
             read_whole: something else reads the rounded tensor, too.
         """
-        codes = self.codes(given)
-        total = _share(self.restored(codes) - given, given, axis=None) if read_whole else 0.0
-        for name, layer in self.layers.items():
-            axis = -1 if isinstance(layer, QuantizedLinear) else 1
-            total += _share(layer(codes) - expected[name], expected[name], axis)
+        codes = self.codes(given.values)
+        total = given.missed_by(self.restored(codes)) if read_whole else 0.0
+        for name, layer in self.layers.rounded.items():
+            total += expected[name].missed_by(layer(codes))
         return total
 
     def place(self, module: fx.GraphModule, node: fx.Node) -> None:
@@ -83,16 +114,14 @@ class Rounding:
                 user.replace_input_with(node, restored)
 
 
-def roundings(
-    layers: Mapping[str, Layer], seen: Extremes, grid: IntegerGrid, *, read_whole: bool
-) -> Iterator[Rounding]:
+def roundings(layers: Readers, seen: Extremes, grid: IntegerGrid, *, read_whole: bool) -> Iterator[Rounding]:
     """Ways to round a tensor that `layers` read, of which calibration has `seen` the extremes.
 
     What products of matrices alone read may have a zero point and be clipped. Convolutions lose more by values clipped
     in what calibration has not shown than they gain by finer steps, and run slower with zero points.
     """
     product = not read_whole and all(isinstance(layer, QuantizedLinear) for layer in layers.values())
-    whole = (seen.minimum, seen.maximum)
+    whole = seen.whole
     means = [(seen.mean_minimum, seen.mean_maximum)] if product else []
     for covered in _grids([whole, *means], grid, product):
         yield Rounding(FakeQuantize.of_grid(covered), layers)
@@ -101,7 +130,7 @@ def roundings(
         peaks, readers = torch.maximum(lows.abs(), highs.abs()), list(layers.values())
         for share in SHARES:
             divided = divisor(peaks, readers, share)
-            taking = {name: taking_in(layer, divided) for name, layer in layers.items()}
+            taking = Readers({name: taking_in(layer, divided) for name, layer in layers.items()})
             whole = (float((lows / divided).min()), float((highs / divided).max()))
             shape = over_channels(divided, readers[0])
             for covered in _grids([whole], grid, product):
@@ -115,16 +144,6 @@ def _grids(ranges: list[tuple[float, float]], grid: IntegerGrid, product: bool) 
     for symmetric in (True, False) if product and grid.asymmetric and low < 0 else (True,):
         for least, greatest in (*ranges, *clipped):
             yield Grid.covering(least, greatest, symmetric=symmetric, unsigned=grid.unsigned)
-
-
-def _share(error: Tensor, values: Tensor, axis: int | None) -> float:
-    """The variance of `error` as a part of that of `values`, each about its mean along all axes but `axis`."""
-    error, values = error.float(), values.float()
-    if axis is None:
-        return float(error.square().mean() / values.var(correction=0).clamp_min(1e-30))
-    others = [d for d in range(error.dim()) if d != axis % error.dim()]
-    spread = values.var(dim=others, correction=0).mean().clamp_min(1e-30)
-    return float(error.var(dim=others, correction=0).mean() / spread)
 
 
 def _scaled(module: fx.GraphModule, node: fx.Node, factor: Tensor, name: str) -> fx.Node:

@@ -33,6 +33,7 @@ from eqsat_deploy.saturate import saturated
 from eqsat_deploy.search import Search
 from eqsat_deploy.selection import registered_rules
 from eqsat_deploy.words import shape_words
+from eqsat_extraction.arguments import checked
 
 INFIX = ("+", "-", "*", "/", "%")
 
@@ -78,6 +79,7 @@ class WhyNot:
         return to_html(self)
 
 
+@checked
 def why_not(searched: Search, rule: str | EgglogRule, node: str) -> WhyNot:
     """Which part of a rule's pattern, or which guard, fails at a node.
 

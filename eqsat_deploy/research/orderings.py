@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from eqsat_deploy.capture import capture
-from eqsat_deploy.errors import InputError, UnknownNameError
+from eqsat_deploy.errors import UnknownNameError
 from eqsat_deploy.inputs import example_arguments
 from eqsat_deploy.lower import Lowered, Term, lower
 from eqsat_deploy.report.render import to_html, to_text
@@ -20,6 +20,7 @@ from eqsat_deploy.research.destructive import lowered_form
 from eqsat_deploy.search import Limits, Model, Search, search
 from eqsat_deploy.selection import TARGET, Selection, find_rules, registered_rules
 from eqsat_deploy.targets import find_cost
+from eqsat_extraction.arguments import checked, instance, whole
 from eqsat_extraction.kernel import CostModel
 
 ALL_UP_TO = 720
@@ -147,6 +148,7 @@ class OrderingTable:
         return to_html(self)
 
 
+@checked
 def compare_orderings(
     model: Model,
     example_inputs: Any = None,
@@ -173,8 +175,8 @@ def compare_orderings(
         UnknownNameError: no such family or cost model.
         InputError: `orders` is neither `all` nor a positive number.
     """
-    if orders not in (None, "all") and not (isinstance(orders, int) and orders > 0):
-        raise InputError(f"orders must be 'all' or a positive number, not {orders!r}")
+    if orders not in (None, "all"):
+        whole("orders", orders)
     chosen = _families(families)
     runs = _Runs(find_cost(cost), Limits(seed=seed, **limits))
     args, kwargs = example_arguments(model, example_inputs)
@@ -210,7 +212,8 @@ def _families(wanted: Iterable[str] | None) -> tuple[str, ...]:
     known = dict.fromkeys(r.family for r in registered_rules() if r.family not in TARGET)
     if wanted is None:
         return tuple(known)
-    chosen = tuple(dict.fromkeys([wanted] if isinstance(wanted, str) else wanted))
+    given = [wanted] if isinstance(wanted, str) else list(wanted)
+    chosen = tuple(dict.fromkeys(instance("families", name, str) for name in given))
     for name in chosen:
         if name not in known:
             raise UnknownNameError("family", name, known)

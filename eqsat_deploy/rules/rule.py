@@ -19,7 +19,7 @@ from itertools import pairwise, product
 from random import Random
 from typing import Any, Protocol, runtime_checkable
 
-from eqsat_deploy.errors import RuleError, UnknownNameError
+from eqsat_deploy.errors import InputError, RuleError, UnknownNameError
 from eqsat_deploy.language.expressions import Call, Guard, Variable
 from eqsat_deploy.language.operator import Operator, interpreted_by
 from eqsat_deploy.rules.compile import clause
@@ -364,11 +364,15 @@ def select(rules: Iterable[EgglogRule], wanted: Iterable[str | EgglogRule]) -> l
 
     Raises:
         UnknownNameError: a name is neither a family nor a rule; the message lists near misses.
+        InputError: something is neither a name nor a rule.
     """
     rules, wanted = list(rules), list(wanted)
+    for given in wanted:
+        if not isinstance(given, str | EgglogRule):
+            raise InputError(f"rules: {given!r} is neither a name nor a rule")
     known = {r.name for r in rules} | {r.family for r in rules}
     names = {w for w in wanted if isinstance(w, str)}
     for missing in sorted(names - known):
         raise UnknownNameError("rule or family", missing, known)
-    given = [w for w in wanted if not isinstance(w, str)]
-    return [r for r in rules if (r.name in names or r.family in names) and r not in given] + given
+    objects = [w for w in wanted if not isinstance(w, str)]
+    return [r for r in rules if (r.name in names or r.family in names) and r not in objects] + objects

@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint
 
 from numpy.typing import ArrayLike
 
+from .arguments import checked, limits, whole
 from .egraph import EGraph, Floats
 from .errors import (
     CostError,
@@ -20,6 +21,7 @@ from .errors import (
     ExtractionError,
     GymFormatWarning,
     InfeasibleError,
+    InputError,
     RegistrationError,
     SolutionError,
     UnknownNameError,
@@ -37,6 +39,7 @@ __all__ = [
     "Extractor",
     "GymFormatWarning",
     "InfeasibleError",
+    "InputError",
     "Optimal",
     "RegistrationError",
     "Solution",
@@ -56,6 +59,7 @@ __all__ = [
 ]
 
 
+@checked
 def k_best(
     egraph: EGraph,
     costs: ArrayLike,
@@ -69,6 +73,7 @@ def k_best(
     """Up to `k` distinct, checked solutions, cheapest first; see `eqsat_extraction.kbest.k_best`."""
     from . import kbest
 
+    limits(time_limit, work_limit, seed)
     found = kbest.k_best(
         egraph, costs, k, diversity=diversity, time_limit=time_limit, work_limit=work_limit, seed=seed
     )
@@ -91,6 +96,7 @@ def totals(costs: ArrayLike, solution: Solution) -> Floats:
     return vector.totals(costs, solution)
 
 
+@checked
 def extract_within(
     egraph: EGraph,
     costs: ArrayLike,
@@ -103,11 +109,13 @@ def extract_within(
     """The least first cost whose second cost keeps a limit; see `eqsat_extraction.vector.extract_within`."""
     from . import vector
 
+    limits(time_limit, work_limit, seed)
     return vector.extract_within(
         egraph, costs, limit, time_limit=time_limit, work_limit=work_limit, seed=seed
     )
 
 
+@checked
 def pareto(
     egraph: EGraph,
     costs: ArrayLike,
@@ -119,6 +127,8 @@ def pareto(
     """Solutions between the least first and the least second cost; see `eqsat_extraction.vector.pareto`."""
     from . import vector
 
+    limits(time_limit, None, seed)
+    whole("points", points, least=2)
     return vector.pareto(egraph, costs, points=points, time_limit=time_limit, seed=seed)
 
 
@@ -129,6 +139,7 @@ def extractors() -> Mapping[str, EntryPoint]:
     return extractor.extractors()
 
 
+@checked
 def find_extractor(name: str) -> Extractor:
     """The extractor called `name`; see `eqsat_extraction.extractor.find_extractor`."""
     from . import extractor
@@ -136,6 +147,7 @@ def find_extractor(name: str) -> Extractor:
     return extractor.find_extractor(name)
 
 
+@checked
 def anytime(
     egraph: EGraph,
     costs: ArrayLike,
@@ -153,19 +165,21 @@ def anytime(
     sequence. Stop iterating to interrupt it.
     Raises `CostError`, `InfeasibleError`, or `UnknownNameError`.
     """
+    limits(time_limit, work_limit, seed)
     prices = egraph.check_costs(costs)
     if isinstance(extractor, str):
         extractor = find_extractor(extractor)
-    checked = None
+    proved = None
     for solution in extractor.solutions(
         egraph, prices, time_limit=time_limit, work_limit=work_limit, seed=seed
     ):
-        if solution.choice is not checked:
+        if solution.choice is not proved:
             solution.check(egraph, prices)
-            checked = solution.choice
+            proved = solution.choice
         yield solution
 
 
+@checked
 def extract(
     egraph: EGraph,
     costs: ArrayLike,

@@ -21,6 +21,14 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
+def as_floats(name: str, values: ArrayLike) -> Floats:
+    """`values` as a contiguous float64 array; `CostError` where they are no numbers."""
+    try:
+        return np.ascontiguousarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise CostError(f"{name}: {error}") from error
+
+
 @dataclass(frozen=True, eq=False)
 class EGraph:
     """E-nodes in compressed rows of child e-classes.
@@ -161,7 +169,7 @@ class EGraph:
 
     def check_costs(self, costs: ArrayLike) -> Floats:
         """`costs` as float64 (n,); `CostError` for another shape, a NaN or a negative entry."""
-        array = np.ascontiguousarray(costs, dtype=np.float64)
+        array = as_floats("costs", costs)
         if array.shape != (self.n_nodes,):
             raise CostError(
                 f"costs have shape {array.shape}; expected ({self.n_nodes},), one cost per e-node "

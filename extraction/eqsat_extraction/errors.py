@@ -26,6 +26,10 @@ class UnknownNameError(EqsatError):
         super().__init__(f"unknown {kind} {name!r}: {' '.join(said)}")
 
 
+class InputError(EqsatError):
+    """Arguments, example inputs or calibration batches do not fit."""
+
+
 class RegistrationError(EqsatError):
     """An entry point is registered twice, cannot be imported, or is not what its group is for."""
 

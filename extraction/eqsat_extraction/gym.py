@@ -10,10 +10,12 @@ from warnings import warn
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .arguments import checked
 from .egraph import EGraph, Floats
 from .errors import EGraphError, GymFormatWarning
 
 
+@checked
 def load_json(path: str | Path) -> tuple[EGraph, Floats]:
     """Read an e-graph and its costs (n,) float64.
 
@@ -39,6 +41,8 @@ def load_json(path: str | Path) -> tuple[EGraph, Floats]:
             )
             for node in nodes.values()
         ]
+    except OSError as error:
+        raise EGraphError(f"{path}: {error.strerror or error}") from error
     except (
         json.JSONDecodeError,
         UnicodeDecodeError,
@@ -84,6 +88,7 @@ def load_json(path: str | Path) -> tuple[EGraph, Floats]:
     return egraph, costs
 
 
+@checked
 def dump_json(egraph: EGraph, costs: ArrayLike, path: str | Path) -> None:
     """Write an e-graph and its costs; e-nodes of infinite cost are written as subsumed, with cost 0.
 

@@ -9,8 +9,9 @@ from numpy.typing import ArrayLike
 
 from ._budget import Budget
 from ._graph import detours, usable
+from .arguments import finite, whole
 from .egraph import EGraph, Floats, Ints, Mask
-from .errors import ExtractionError
+from .errors import InputError
 from .lmcut import landmark_bound
 from .problem import from_egraph, restrict
 from .search import Search, granule
@@ -37,12 +38,11 @@ def k_best(
     lower bound on the i-th cheapest cost. With `diversity` in (0, 1] any two differ in at least that share of the
     e-nodes that either uses (Jaccard distance); they come from repricing the e-nodes used before, so they are
     good, not provably the best such. Fewer than `k` come back when there are no more, or a limit is reached.
-    Raises like `extract`, and `ExtractionError` for a `k` below 1 or a `diversity` outside [0, 1].
+    Raises like `extract`, and `InputError` for a `k` below 1 or a `diversity` outside [0, 1].
     """
-    if k < 1:
-        raise ExtractionError(f"k is {k}; ask for at least one solution")
-    if not 0.0 <= diversity <= 1.0:
-        raise ExtractionError(f"diversity is {diversity}; it is a share between 0 and 1")
+    whole("k", k)
+    if finite("diversity", diversity) > 1.0:
+        raise InputError(f"diversity={diversity}: it is a share between 0 and 1")
     prices = egraph.check_costs(costs)
     budget = Budget(time_limit, work_limit)
     run = _Run(egraph, prices, budget, seed)

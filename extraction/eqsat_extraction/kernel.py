@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import prod
 from typing import Protocol, runtime_checkable
@@ -89,6 +89,15 @@ class Kernel:
         """Bytes moved when every operand is read once and the result written once."""
         operands = sum(step.operand.bytes for step in self.epilogue if step.operand is not None)
         return sum(spec.bytes for spec in self.inputs) + operands + self.output.bytes
+
+    def floating(self, dtype: str) -> Kernel:
+        """The kernel that reads what it reads in INT8 as floats of `dtype`, and writes what it writes."""
+
+        def read(spec: TensorSpec) -> TensorSpec:
+            return replace(spec, dtype=dtype) if spec.dtype == "int8" else spec
+
+        steps = (s if s.operand is None else replace(s, operand=read(s.operand)) for s in self.epilogue)
+        return replace(self, inputs=tuple(map(read, self.inputs)), epilogue=tuple(steps))
 
     def attribute(self, name: str) -> int | float | str | tuple[int, ...]:
         """The attribute called `name`; `KeyError` names the kernel when there is none."""

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ._budget import Budget
-from .egraph import EGraph, Floats
+from .egraph import EGraph, Floats, as_floats
 from .errors import CostError, InfeasibleError
 from .mip import branch_and_cut
 from .problem import from_egraph
@@ -19,7 +19,7 @@ def scalarize(costs: ArrayLike, weights: ArrayLike) -> Floats:
 
     An e-node with any infinite component stays forbidden, whatever its weight. Raises `CostError`.
     """
-    vectors, factors = np.asarray(costs, dtype=np.float64), np.asarray(weights, dtype=np.float64)
+    vectors, factors = as_floats("costs", costs), as_floats("weights", weights)
     if vectors.ndim != 2 or factors.shape != vectors.shape[1:]:
         raise CostError(f"costs {vectors.shape} and weights {factors.shape} must have shapes (n, d) and (d,)")
     if not np.all(np.isfinite(factors) & (factors >= 0)):
@@ -30,7 +30,10 @@ def scalarize(costs: ArrayLike, weights: ArrayLike) -> Floats:
 
 def totals(costs: ArrayLike, solution: Solution) -> Floats:
     """The sum (d,) of every component of `costs` (n, d) over a solution's e-nodes."""
-    return np.asarray(np.asarray(costs, dtype=np.float64)[solution.nodes()].sum(axis=0), dtype=np.float64)
+    vectors = as_floats("costs", costs)
+    if vectors.ndim != 2 or len(vectors) <= max(solution.nodes(), default=-1):
+        raise CostError(f"costs have shape {vectors.shape}; expected (n, d), a vector per e-node")
+    return np.asarray(vectors[solution.nodes()].sum(axis=0), dtype=np.float64)
 
 
 def extract_within(
@@ -50,7 +53,7 @@ def extract_within(
     """
     from . import extract
 
-    vectors = np.asarray(costs, dtype=np.float64)
+    vectors = as_floats("costs", costs)
     if vectors.ndim != 2 or vectors.shape[1] != 2:
         raise CostError(f"costs have shape {vectors.shape}; a budgeted extraction needs (n, 2)")
     budget = Budget(time_limit, work_limit)
@@ -139,10 +142,13 @@ def pareto(
     """Solutions on the lower convex hull of two costs (n, 2), from least first cost to least second cost.
 
     Each is optimal (within its own `gap`) for some weighting; its `cost` and `bound` are of that weighted sum.
+    Raises like `extract`.
     """
     from . import extract
 
-    vectors = np.asarray(costs, dtype=np.float64)
+    vectors = as_floats("costs", costs)
+    if vectors.ndim != 2 or vectors.shape[1] != 2:
+        raise CostError(f"costs have shape {vectors.shape}; a front between two costs needs (n, 2)")
     budget = Budget(time_limit, None)
 
     def solve(first: float, second: float) -> Solution:

@@ -15,13 +15,14 @@ from torch.export import Dim
 import eqsat_deploy
 from eqsat_deploy.errors import CaptureError, EqsatError, InputError, UnknownNameError, VerificationError
 from eqsat_deploy.language import relu
+from eqsat_deploy.noise import decibels
 from eqsat_deploy.rules import rule
 from eqsat_deploy.saturate import Budget
 from eqsat_deploy.selection import find_rules, registered_rules
 from eqsat_deploy.stages import listening
 from eqsat_extraction import Solution, extract
 from tests.support.models import Residual, Several, Transformer, Unexportable, image, randomized
-from tests.support.stages import assert_same, called, optimized
+from tests.support.stages import assert_same, called, optimized, outputs
 
 
 def fingerprint(model: nn.Module) -> dict[str, object]:
@@ -269,3 +270,13 @@ def test_a_verification_that_shows_little_says_so():
     (note,) = optimized(model, image(2, 6)).report.notes
     assert "optimize model.double()" in note
     assert not optimized(model.double(), image(2, 6).double()).report.notes
+
+
+def test_calibration_and_a_budget_quantize_at_once():
+    model = randomized(nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU()))
+    batches = [image(8, 3, 24, 24)]
+    with pytest.raises(InputError, match="calibration="):
+        eqsat_deploy.optimize(model, batches[0], cost="openvino_int8", accuracy_budget=30)
+    quantized = optimized(model, batches[0], cost="openvino_int8", calibration=batches, accuracy_budget=30)
+    expected, found = outputs(model, batches[0])[0], outputs(quantized, batches[0])[0]
+    assert decibels(expected, found) >= 29

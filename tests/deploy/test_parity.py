@@ -309,6 +309,6 @@ def test_sizes_of_a_batch_are_whole_numbers_in_order(sizes: Any) -> None:
 def test_what_amplifies_everything_still_has_a_floor() -> None:
     wanted = torch.ones(100)
     noise = torch.randn(100, generator=torch.Generator().manual_seed(0))
-    itself = lambda: [wanted + 2 * noise]  # noqa: E731
+    itself = [wanted + 2 * noise]
     assert parity._departs(wanted, wanted + 0.1 * noise, itself, True, torch.float32) is None
     assert "12.0 are needed" in str(parity._departs(wanted, wanted + noise, itself, True, torch.float32))

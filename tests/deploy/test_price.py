@@ -8,7 +8,7 @@ import pytest
 from eqsat_deploy.errors import ExtractionError
 from eqsat_deploy.freeze import Space
 from eqsat_deploy.language import conv2d
-from eqsat_deploy.price import kernel_of, price
+from eqsat_deploy.price import kernel_of, price, specs_of
 from eqsat_extraction.cost_models import find_cost_model
 from tests.support.models import Residual, image, randomized
 from tests.support.stages import space
@@ -48,7 +48,7 @@ def test_leaves_are_free(residual):
 
 def test_the_batch_scales_shapes(residual):
     number, node = next((c, n) for c, n in residual.choices if n.operator is conv2d and not n.integer)
-    one, eight = (kernel_of(residual, number, node, Model(), batch) for batch in (1, 8))
+    one, eight = (kernel_of(specs_of(residual, Model(), batch), number, node) for batch in (1, 8))
     assert one.inputs[0].shape == (1, *eight.inputs[0].shape[1:])
     assert eight.inputs[0].shape[0] == 8
     assert eight.flops == pytest.approx(8 * one.flops)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from eqsat_extraction import (
     CostError,
     EGraph,
-    ExtractionError,
     InfeasibleError,
+    InputError,
     extract_within,
     k_best,
     pareto,
@@ -63,9 +63,9 @@ def test_diverse_solutions_differ():
 
 def test_bad_requests_are_refused():
     egraph = EGraph.build([(0, [])], [0])
-    with pytest.raises(ExtractionError, match="k is 0"):
+    with pytest.raises(InputError, match="k=0"):
         k_best(egraph, [1.0], 0)
-    with pytest.raises(ExtractionError, match="diversity"):
+    with pytest.raises(InputError, match="diversity"):
         k_best(egraph, [1.0], 1, diversity=2.0)
     with pytest.raises(CostError, match="shapes"):
         scalarize([[1.0, 2.0]], [1.0])

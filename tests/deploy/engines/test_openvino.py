@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 import eqsat_deploy
 from eqsat_deploy.deployment import DEFAULT_BATCH, deployment
-from eqsat_deploy.engines import Batch, Layer
+from eqsat_deploy.engines import Batch, Layer, openvino
 from eqsat_deploy.engines.base import realized
 from eqsat_deploy.engines.openvino import OpenVINOEngine
 from eqsat_deploy.errors import InputError, UnknownNameError
@@ -219,6 +219,33 @@ class Structured(nn.Module):
         hidden = self.table(ids) + shift
         scores = self.layer(hidden)
         return {"scores": scores, "more": (hidden, [scores, None]), "shift": shift}
+
+
+class ChannelsLast(nn.Module):
+    """A pool of one position, a slice, a join and a cast of what torch holds channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x).permute(0, 2, 3, 1)
+        y = torch.roll(y, (1, 1), (1, 2)).narrow(1, 2, 8).contiguous() * 2.0
+        y = y.to(torch.float64).to(torch.float32).permute(0, 3, 1, 2)
+        return F.adaptive_avg_pool2d(y, (1, 1)).flatten(1) + F.adaptive_avg_pool2d(y, (2, 1)).sum((2, 3))
+
+
+@pytest.mark.parametrize("model", [ChannelsLast, Residual, Attention])
+def test_what_the_language_knows_is_traced_once_and_not_exported(
+    model: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = traced(model().eval(), torch.zeros(1, 3, 32, 32))
+    monkeypatch.setattr(openvino, "export_program", pytest.fail)
+    engine = build(module)
+    for size in (1, 3):
+        x = images(1, batch=size)[0]
+        with torch.no_grad():
+            torch.testing.assert_close(engine(x), module(x), rtol=1e-4, atol=1e-4)
 
 
 def test_inputs_and_outputs_keep_their_structure() -> None:

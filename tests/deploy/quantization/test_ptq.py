@@ -10,10 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from eqsat_deploy.deployment import InputSpec, PlacedKernel, Placement, Quantizer, deployment, record
+from eqsat_deploy.deployment import (
+    InputSpec,
+    PlacedKernel,
+    Placement,
+    Quantizer,
+    deployment,
+    fingerprint,
+    record,
+)
 from eqsat_deploy.errors import InputError, QuantizationError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization import FakeQuantize, MinMax, QuantizedConv2d, QuantizedLinear, quantize
+from eqsat_deploy.quantization.rounding import Rounding
 from tests.deploy.placing import ADDS, WEIGHTED, Attention, Residual, images, int8, shared, traced
 from tests.deploy.test_build import Halves
 from tests.support.stages import optimized
@@ -254,13 +263,17 @@ def test_an_image_and_its_label_is_one_input(residual: fx.GraphModule) -> None:
         ),
         ([{"image": torch.ones(2, 3, 32, 32)}], "missing a required argument: 'x'"),
         (["image.png"], "calibration batch 1: it must be a tensor, .*not str"),
-        (None, "batches: an iterable of batches is expected"),
         ({"x": torch.ones(2, 3, 32, 32)}, "batches: an iterable of batches is expected.*not dict"),
     ],
 )
 def test_unusable_data_is_an_error(residual: fx.GraphModule, batches: list[Any], message: str) -> None:
     with pytest.raises(QuantizationError, match=message):
         quantize(residual, batches)
+
+
+def test_no_batches_at_all_is_an_error(residual: fx.GraphModule) -> None:
+    with pytest.raises(InputError, match="parameter batches="):
+        quantize(residual, None)  # type: ignore[arg-type]
 
 
 def test_a_module_that_overflows_is_an_error_naming_the_node(residual: fx.GraphModule) -> None:
@@ -468,3 +481,28 @@ def test_real_data_is_not_warned_of(residual: fx.GraphModule) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         quantize(residual, [torch.randn(32, 3, 32, 32)])
+
+
+def test_what_two_forms_have_in_common_is_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Rounding] = []
+    doubted = Rounding.doubted
+    monkeypatch.setattr(
+        Rounding, "doubted", lambda self, *a, **k: asked.append(self) or doubted(self, *a, **k)
+    )
+    alone = int8(traced(Residual(), torch.zeros(1, 3, 32, 32)), WEIGHTED + ADDS)
+    expected = quantize(alone, images(3))
+    once = len(asked)
+    both = copy.deepcopy(alone)
+    record(both, plain=copy.deepcopy(alone), fingerprint=fingerprint(both))
+    quantized = quantize(both, images(3))
+    plain = deployment(quantized).plain
+    assert plain is not None
+    assert 0 < len(asked) - once == once
+    assert fingerprint(quantized) == fingerprint(plain) == fingerprint(expected)
+    other = copy.deepcopy(alone)
+    with torch.no_grad():
+        next(m for m in other.modules() if isinstance(m, nn.Conv2d)).weight.mul_(1.01)
+    record(both, plain=other)
+    asked.clear()
+    quantize(both, images(3))
+    assert len(asked) > once

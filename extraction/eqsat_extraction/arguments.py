@@ -5,7 +5,12 @@ from __future__ import annotations
 from math import isfinite
 from typing import Any
 
-from eqsat_deploy.errors import InputError
+from beartype import BeartypeConf, beartype
+
+from eqsat_extraction.errors import InputError
+
+checked = beartype(conf=BeartypeConf(violation_param_type=InputError, is_color=False, is_pep484_tower=True))
+"""Decorates a public function or method: an argument that is not of its annotated type is an `InputError`."""
 
 
 def whole(name: str, value: Any, *, least: int = 1) -> int:
@@ -30,6 +35,33 @@ def seconds(name: str, value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not (value > 0 and isfinite(value)):
         raise InputError(f"{name}={value!r}: a positive number of seconds, or None, is expected")
     return float(value)
+
+
+def finite(name: str, value: Any, *, least: float = 0.0) -> float:
+    """`value` as a finite number from `least` on.
+
+    Raises:
+        InputError: it is none.
+    """
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not (least <= value and isfinite(value))
+    ):
+        raise InputError(f"{name}={value!r}: a number from {least:g} on is expected")
+    return float(value)
+
+
+def limits(time_limit: float | None, work_limit: float | None, seed: int) -> None:
+    """Check what bounds an extraction.
+
+    Raises:
+        InputError: a limit is negative or not finite, or the seed no whole number from 0 on.
+    """
+    for name, limit in (("time_limit", time_limit), ("work_limit", work_limit)):
+        if limit is not None:
+            finite(name, limit)
+    whole("seed", seed, least=0)
 
 
 def instance(name: str, value: Any, *kinds: type) -> Any:

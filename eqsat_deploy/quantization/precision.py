@@ -1,0 +1,130 @@
+"""Which kernels stay in float: those whose rounding costs the outputs more than float costs time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf, log10
+
+import torch
+import torch.nn.functional as F
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
+
+from eqsat_deploy.errors import InputError, UnknownNameError
+from eqsat_deploy.noise import decibels
+from eqsat_deploy.quantization.sensitivity import Sensitivities
+from eqsat_extraction.arguments import finite
+
+WORTH = 0.4
+"""How many dB of the outputs a hundredth of the predicted time has to buy."""
+
+MOST = 0.025
+"""The part of the predicted time that may be spent where no accuracy is asked for."""
+
+
+def economical(found: Sensitivities) -> list[str]:
+    """The kernels to keep in float where no accuracy is asked for: the most noise for the least time first, as long as
+    each is worth it and all together take no more than `MOST` of the time."""
+    kept: list[str] = []
+    left, spent = 10 ** (-found.sqnr / 10), 0.0
+    for one in found.by_worth():
+        part = inf if one.time is None else one.time / (found.total or inf)
+        rest = left - one.noise
+        if spent + part > MOST or rest <= 0 or 10 * log10(left / rest) <= WORTH * 100 * part:
+            continue
+        kept.append(one.kernel)
+        left, spent = rest, spent + part
+    return kept
+
+
+def leaving(found: Sensitivities, part: float) -> list[str]:
+    """The kernels to put in float for a `part` of the noise to be left, at least one, in the same order."""
+    left = total = sum(one.noise for one in found.kernels)
+    kept: list[str] = []
+    for one in found.by_worth():
+        if kept and left <= part * total:
+            break
+        kept.append(one.kernel)
+        left -= one.noise
+    return kept
+
+
+Metric = Callable[[Sequence[Tensor], Sequence[Tensor]], float]
+"""From the outputs in float and those in INT8, in the order that the model returns them, to a number."""
+
+
+def sqnr(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """The signal-to-noise ratio in dB of the output that has lost most."""
+    return min(decibels(e, f) for e, f in zip(expected, found, strict=True))
+
+
+def cosine(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """The mean cosine between rows along the last axis, of the output where it is least."""
+    return min(float(F.cosine_similarity(e.float(), f.float(), dim=-1).mean())
+               for e, f in zip(expected, found, strict=True))  # fmt: skip
+
+
+def kl(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """The mean Kullback-Leibler divergence in nats of the distributions whose logits lie along the last axis, of the
+    output where it is greatest."""
+
+    def one(e: Tensor, f: Tensor) -> float:
+        p, q = (F.log_softmax(values.float(), -1).flatten(0, -2) for values in (e, f))
+        return float(F.kl_div(q, p, log_target=True, reduction="batchmean"))
+
+    return max(one(e, f) for e, f in zip(expected, found, strict=True))
+
+
+METRICS: dict[str, Metric] = {"sqnr": sqnr, "cosine": cosine, "kl": kl}
+
+
+@dataclass(frozen=True)
+class AccuracyBudget:
+    """A bound on what INT8 does to the outputs on calibration data.
+
+    Attributes:
+        limit: least `sqnr` in dB or `cosine`, greatest `kl` or error.
+        metric: a name of `METRICS`, or a function that returns an error.
+
+    Raises:
+        UnknownNameError: no metric of that name.
+        InputError: the limit is no number, or the metric is neither a name nor a function.
+    """
+
+    limit: float
+    metric: str | Metric = "sqnr"
+
+    def __post_init__(self) -> None:
+        finite("limit", self.limit)
+        if isinstance(self.metric, str) and self.metric not in METRICS:
+            raise UnknownNameError("metric", self.metric, METRICS)
+        if not isinstance(self.metric, str) and not callable(self.metric):
+            raise InputError(f"metric={self.metric!r}: a name or a function is expected")
+
+    @property
+    def name(self) -> str:
+        """What the metric is called."""
+        return self.metric if isinstance(self.metric, str) else getattr(self.metric, "__name__", "error")
+
+    def measure(self, expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+        """The metric of the outputs `found`."""
+        metric = METRICS[self.metric] if isinstance(self.metric, str) else self.metric
+        return float(metric(expected, found))
+
+    def excess(self, value: float) -> float:
+        """By which factor the power of the noise is too great for a value of the metric; at most 1 where it is not."""
+        match self.metric:
+            case "sqnr":
+                return float(10 ** ((self.limit - value) / 10))
+            case "cosine":
+                return (1 - value) / max(1 - self.limit, 1e-12)
+            case _:
+                return value / max(self.limit, 1e-12)
+
+
+def outputs_of(module: fx.GraphModule, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors that `module` returns for `inputs`, in the order of its placeholders."""
+    with torch.no_grad():
+        results = fx.Interpreter(module).run(*inputs)
+    return [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, Tensor)]

@@ -1,0 +1,202 @@
+"""What stays in float: by worth, for a budget, and along the front."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from eqsat_deploy.deployment import deployment
+from eqsat_deploy.errors import EqsatError, InputError, QuantizationError, UnknownNameError
+from eqsat_deploy.noise import decibels
+from eqsat_deploy.pareto import pareto
+from eqsat_deploy.quantization import (
+    AccuracyBudget,
+    FakeQuantize,
+    precision,
+    ptq,
+    quantize,
+    sensitivity,
+)
+from eqsat_deploy.quantization.fake_quantize import swapped
+from eqsat_deploy.quantization.observers import Extremes
+from eqsat_deploy.quantization.precision import MOST, WORTH, economical, leaving
+from eqsat_deploy.quantization.sensitivity import Sensitivities, Sensitivity
+from tests.support.models import randomized
+from tests.support.stages import optimized, outputs
+
+pytestmark = pytest.mark.filterwarnings("ignore:the calibration data", "ignore:INT8 leaves the outputs")
+
+
+class Gated(nn.Module):
+    """A squeeze-excite block over channels of very different sizes, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.spread = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 3, padding=1, groups=64)
+        self.squeeze, self.excite = nn.Conv2d(64, 32, 1), nn.Conv2d(32, 64, 1)
+        self.head = nn.Conv2d(64, 64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.spread(torch.relu(self.stem(x))))
+        gate = torch.sigmoid(self.excite(torch.relu(self.squeeze(y.mean((2, 3), keepdim=True)))))
+        return self.head(y * gate)  # type: ignore[no-any-return]
+
+
+def batches(count: int = 4, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(8, 3, 24, 24, generator=generator) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def gated() -> fx.GraphModule:
+    model = randomized(Gated())
+    with torch.no_grad():
+        model.spread.weight.mul_(10 ** torch.linspace(-1.5, 1.5, 64)[:, None, None, None])
+    return optimized(model, batches()[0], cost="openvino_int8")
+
+
+def found(*kernels: tuple[str, float, float | None], sqnr: float, total: float = 100.0) -> Sensitivities:
+    return Sensitivities(
+        tuple(Sensitivity(n, noise, 1.0, time) for n, noise, time in kernels), sqnr, total, "us"
+    )
+
+
+def test_only_what_is_worth_its_time_stays_in_float() -> None:
+    half = 10 ** (-1.5) / 2  # 3 dB of 15
+    assert economical(found(("free", half / 100, 0.0), ("dear", half, 8.0), sqnr=15)) == ["free"]
+    assert economical(found(("worth it", half, 1.0), sqnr=15)) == ["worth it"]
+    assert economical(found(("not enough", half / 100, 1.0), sqnr=15)) == []
+    assert economical(found(("unknown", half, None), sqnr=15)) == []
+    many = found(*((f"k{i}", half / 4, MOST * 40) for i in range(6)), sqnr=15)
+    assert len(economical(many)) == 2, "no more than MOST of the time in all"
+    assert 10 * math.log10(1 / (1 - 1 / 8)) > WORTH * 40 * MOST, "each of them alone is worth it"
+
+
+def test_enough_goes_to_float_for_a_part_of_the_noise_to_be_left() -> None:
+    known = found(("a", 4.0, 1.0), ("b", 3.0, 3.0), ("c", 2.0, 1.0), ("d", 1.0, 1.0), sqnr=0)
+    assert leaving(known, 1.0) == ["a"]
+    assert leaving(known, 0.6) == ["a"]
+    assert leaving(known, 0.5) == ["a", "c"]
+    assert leaving(known, 0.0) == ["a", "c", "b", "d"]
+
+
+def test_noise_is_what_each_kernel_alone_does(gated: fx.GraphModule) -> None:
+    quantized = quantize(gated, batches(), effort="fast")  # whose biases take back nothing
+    data = torch.cat(batches(2, seed=1))
+    known = sensitivity(quantized, [data])
+    exact = swapped(quantized, lambda quantizer: nn.Identity())
+    compared = 0
+    for one in known.kernels:
+        kernel = next(k for k in deployment(quantized).placement.kernels if k.anchor == one.kernel)
+        own = _quantizers(quantized, kernel.anchor)
+        if own is None:
+            continue
+        alone = swapped(
+            quantized, lambda quantizer, own=own: quantizer if id(quantizer) in own else nn.Identity()
+        )
+        measured = decibels(outputs(exact, data)[0], outputs(alone, data)[0])
+        assert one.sqnr == pytest.approx(measured, abs=3), one.kernel
+        compared += 1
+    assert compared >= 4
+
+
+def _quantizers(module: fx.GraphModule, anchor: str) -> set[int] | None:
+    """What rounds the operands and the weight of a node; None where others read the same codes."""
+    node = next(n for n in module.graph.nodes if n.name == anchor)
+    if any(len(operand.users) > 1 for operand in node.all_input_nodes):
+        return None
+    owners = [n for n in (node, *node.all_input_nodes) if n.op == "call_module"]
+    found = [child for n in owners for child in module.get_submodule(str(n.target)).modules()]
+    return {id(child) for child in found if isinstance(child, FakeQuantize)}
+
+
+def test_what_is_economical_stays_in_float(gated: fx.GraphModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = torch.cat(batches())
+    expected, before = outputs(gated, data)[0], quantize(gated, batches())
+    assert _floats(before) == _floats(gated), "accurate enough"
+    monkeypatch.setattr(ptq, "EXPECTED", 60.0)
+    assert _floats(quantize(gated, batches())) == _floats(gated), "nothing is worth its time"
+    monkeypatch.setattr(precision, "MOST", 0.4)
+    monkeypatch.setattr(precision, "WORTH", 0.05)
+    after = quantize(gated, batches())
+    kept = _floats(after) - _floats(gated)
+    assert "mul" in kept
+    assert decibels(expected, outputs(after, data)[0]) > decibels(expected, outputs(before, data)[0]) + 1
+    assert _floats(quantize(gated, batches(), effort="fast")) == _floats(gated)
+
+
+def _floats(module: fx.GraphModule) -> set[str]:
+    return {k.anchor for k in deployment(module).placement.kernels if k.precision != "int8"}
+
+
+@pytest.mark.parametrize("limit", [25.0, 35.0])
+def test_a_budget_is_kept(gated: fx.GraphModule, limit: float) -> None:
+    quantized = quantize(gated, batches(), accuracy_budget=limit)
+    data = torch.cat(batches())
+    assert decibels(outputs(gated, data)[0], outputs(quantized, data)[0]) >= limit - 1
+    kernels = deployment(quantized).placement.kernels
+    assert any(kernel.precision == "int8" for kernel in kernels), "no more than has to be"
+
+
+def test_a_budget_that_is_kept_anyway_changes_nothing(gated: fx.GraphModule) -> None:
+    assert _floats(quantize(gated, batches(), effort="fast", accuracy_budget=1.0)) == _floats(gated)
+
+
+def largest(expected: list[Tensor], found: list[Tensor]) -> float:
+    return float((expected[0] - found[0]).abs().max() / expected[0].abs().max())
+
+
+@pytest.mark.parametrize(("metric", "limit"), [("cosine", 0.999), ("kl", 0.01), (largest, 0.02)])
+def test_budgets_have_metrics(
+    gated: fx.GraphModule, metric: str | Callable[..., float], limit: float
+) -> None:
+    budget = AccuracyBudget(limit, metric)
+    quantized = quantize(gated, batches(), accuracy_budget=budget)
+    data = torch.cat(batches())
+    assert budget.excess(budget.measure(outputs(gated, data), outputs(quantized, data))) < 1.3
+
+
+def test_a_budget_that_nothing_keeps_is_an_error(gated: fx.GraphModule) -> None:
+    with pytest.raises(QuantizationError, match="on never cannot be kept"):
+        quantize(gated, batches(), accuracy_budget=AccuracyBudget(0.5, _never))
+    with pytest.raises(UnknownNameError, match="kl"):
+        AccuracyBudget(1.0, "k")
+    with pytest.raises(InputError, match="limit"):
+        AccuracyBudget(float("nan"))
+    with pytest.raises(EqsatError, match="accuracy_budget"):
+        quantize(gated, batches(), accuracy_budget="good")
+
+
+def _never(expected: list[Tensor], found: list[Tensor]) -> float:
+    return 1.0
+
+
+_never.__name__ = "never"
+
+
+def test_the_front_trades_time_for_accuracy(gated: fx.GraphModule) -> None:
+    front = pareto(gated, batches(), points=4)
+    times, ratios = [p.time for p in front.points], [p.sqnr for p in front.points]
+    assert len(front.points) >= 3
+    assert times == sorted(times)
+    assert ratios == sorted(ratios)
+    last = quantize(gated, batches(), precision=front.points[-1].precision)
+    assert sum(k.cost for k in deployment(last).placement.kernels) == pytest.approx(times[-1])
+    assert str(len(front.points[-1].floats)) in str(front)
+    figure = front.plot()
+    assert "us" in figure.axes[0].get_xlabel()
+
+
+def test_vectors_get_room_for_what_calibration_has_not_shown() -> None:
+    vectors, maps = Extremes(1), Extremes(1)
+    for value in (1.0, 2.0, 3.0):
+        vectors.update(torch.full((1, 4, 1, 1), value))
+        maps.update(torch.full((1, 4, 2, 2), value))
+    assert maps.whole == (1.0, 3.0)
+    assert vectors.whole == (0.0, 4.0), (
+        "as far beyond the greatest as that is beyond the mean, and not below zero"
+    )
