@@ -359,3 +359,30 @@ def test_a_job_runs_a_strategy_on_a_model_by_name(tmp_path):
         (row,) = sweep([job], tmp_path / "rows.jsonl", pool)
     assert row["result"]["cost"] == 1.0
     assert row["job"]["strategy"] == "joint"
+
+
+def killed_once(job):
+    """Stands for the work of a job; the second one takes its worker with it, the first time."""
+    begun = Path(job.spec) / f"{job.key}.begun"
+    first = not begun.exists()
+    begun.write_text("")
+    if job.strategy == "dies" and first:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"seed": job.seed}
+
+
+@pytest.mark.slow
+def test_a_cluster_of_dask_loses_a_worker_and_no_job(tmp_path):
+    distributed = pytest.importorskip("distributed")
+    jobs = [Job(str(tmp_path), "dies" if seed == 1 else "works", seed) for seed in range(6)]
+    file = tmp_path / "rows.jsonl"
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        before = {worker.pid for worker in (w.process.process for w in cluster.workers.values())}
+        rows = sweep(jobs, file, client.get_executor(), run=killed_once)
+        after = {worker.pid for worker in (w.process.process for w in cluster.workers.values())}
+    assert [row["result"]["seed"] for row in rows] == list(range(6))
+    assert sorted(json.loads(line)["key"] for line in file.read_text().splitlines()) == sorted(job.key for job in jobs)
+    assert before != after
