@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import benchmarks._models  # noqa: F401  (makes torchvision importable)
-from eqsat_deploy.calibration import DEVIATION, MEAN
+from eqsat_deploy.data import DEVIATION, MEAN
 
 # Few of scikit-image's pictures are in colour; those in grey are repeated over the channels.
 CALIBRATION_PHOTOGRAPHS = ("coffee", "rocket", "flower", "camera", "coins", "grass", "ihc")

@@ -28,14 +28,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import eqsat_deploy as eqd
 from benchmarks.zoo import versions
-from eqsat_deploy import artifact
-from eqsat_deploy.errors import EqsatError
+from eqsat_deploy import artifact, torchless
+from eqsat_deploy.calling import arguments
+from eqsat_deploy.errors import EqsatError, InputError
 from eqsat_deploy.manifest import WEIGHTS
 
 MEMORY = 4 << 30
@@ -272,27 +274,46 @@ def runtime(bases: list[Path], folder: Path, seeds: list[int]) -> None:
         print(json.dumps([seed, "died"]), flush=True)
         signal.alarm(SECONDS)  # nobody handles it: the process ends
         _, made, _ = fuzzed(bases, folder, seed)
-        try:
-            engine = eqd.load(made)
-            try:
-                args, kwargs = eqsat_arguments(engine)
-                engine(*args, **kwargs)
-                said = "ran"
-            except EqsatError:
-                said = "refused a call"
-        except EqsatError:
-            said = "refused"
-        except Exception as error:
-            said = f"raised {type(error).__name__}: {error}"
+        said, without_torch = called(with_torch, made), called(alone, made)
+        if without_torch.startswith("raised"):
+            said = f"{without_torch}, without torch"
         print(json.dumps([seed, said]), flush=True)
 
 
-def eqsat_arguments(engine: Any) -> Any:
-    """A call of zeros at the typical batch."""
-    from eqsat_deploy.calling import arguments
+def called(call: Callable[[Path], Callable[[], Any]], made: Path) -> str:
+    """What becomes of loading an artifact and then calling it."""
+    try:
+        run = call(made)
+        try:
+            run()
+        except EqsatError:
+            return "refused a call"
+    except EqsatError:
+        return "refused"
+    except Exception as error:
+        return f"raised {type(error).__name__}: {error}"
+    return "ran"
 
+
+def with_torch(made: Path) -> Callable[[], Any]:
+    """A call of zeros at the typical batch."""
+    engine = eqd.load(made)
     signature = engine.signature
-    return arguments(signature.call.batch(signature.zeros(signature.batch.typical)))
+    args, kwargs = arguments(signature.call.batch(signature.zeros(signature.batch.typical)))
+    return lambda: engine(*args, **kwargs)
+
+
+def alone(made: Path) -> Callable[[], Any]:
+    """The same without torch."""
+    engine = torchless.load(made)
+    size = engine.manifest.signature.batch.typical
+    shapes = ([size if n is None else n for n in leaf.shape or ()] for leaf in engine.inputs)
+    dtypes = ("float32" if leaf.dtype == "bfloat16" else leaf.dtype for leaf in engine.inputs)
+    try:
+        arrays = [np.zeros(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    except TypeError as error:  # NumPy has no such dtype: nobody can call it
+        raise InputError(str(error)) from error
+    return lambda: engine.flat(arrays)
 
 
 def through_runtime(bases: list[Path], folder: Path, seeds: list[int]) -> dict[int, str]:

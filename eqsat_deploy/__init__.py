@@ -10,6 +10,7 @@ engine.save("model.eqsat")
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ _HOMES = {
     "OptimizedModule": "module",
     "Report": "report",
     "check_egraph": "soundness",
-    "load": "loading",
+    # Where torch is not installed, an artifact is loaded without it, to be called with NumPy arrays.
+    "load": "loading" if find_spec("torch") is not None else "torchless",
     "optimize": "optimizer",
     "rule": "rules",
 }

@@ -23,15 +23,15 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
-
-from eqsat_deploy.deployment import Signature
 from eqsat_deploy.errors import ArtifactError, EqsatError
 from eqsat_deploy.manifest import ENGINE, FORMAT, WEIGHTS, File, Manifest, decode, encode
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from eqsat_deploy.deployment import Signature
 
 MANIFEST = "manifest.json"
 SUM = "manifest.json.sha256"
@@ -74,6 +74,8 @@ def save(engine: Saved, path: str | Path) -> None:
     artifact, whatever interrupts. Raises `ArtifactError`: `path` holds something else, the disk is full, the
     folder is read-only, or the report or an option is not JSON.
     """
+    from safetensors.torch import save_file
+
     path = Path(path)
     check_target(path)
     with _sibling(path) as folder:
@@ -128,16 +130,28 @@ def read(path: str | Path) -> Artifact:
     Raises:
         ArtifactError: no artifact, damaged, incomplete, or of another format; the message has the file and the key.
     """
+    from eqsat_deploy.deployment import Signature
+
     path = Path(path)
+    manifest, signature = read_checked(path)
+    try:
+        return Artifact(path, manifest, Signature.from_json(signature))
+    except Exception as error:  # a class that the schema knows by name only refuses what it is given
+        raise ArtifactError(f"{path / MANIFEST}: signature: {error}; save the artifact again") from error
+
+
+def read_checked(path: Path) -> tuple[Manifest, dict[str, Any]]:
+    """The manifest of the artifact at `path` and its signature as JSON, after its files were checked; needs no torch.
+
+    Raises:
+        ArtifactError: as `read` does.
+    """
     try:
         manifest, signature = decode(_manifest(path), path / MANIFEST)
         _check_files(path, manifest.files)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error}; {AGAIN}") from error
-    try:
-        return Artifact(path, manifest, Signature.from_json(signature))
-    except Exception as error:  # a class that the schema knows by name only refuses what it is given
-        raise ArtifactError(f"{path / MANIFEST}: signature: {error}; save the artifact again") from error
+    return manifest, signature
 
 
 def _manifest(path: Path) -> bytes:
@@ -188,6 +202,8 @@ def _sum(text: bytes) -> str:
 
 
 def _versions(engine: Saved) -> dict[str, str]:
+    import torch
+
     try:
         own = package_version("eqsat-deploy")
     except PackageNotFoundError:

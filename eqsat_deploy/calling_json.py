@@ -22,27 +22,9 @@ import torch
 import torch.utils._pytree as pytree
 
 from eqsat_deploy.calling import Argument, CallSpec, Fixed, InputSpec, keys_of, same_value
+from eqsat_deploy.record import Record as Record
 
 _named_tuple: Any = namedtuple  # of which mypy knows the literal form alone
-
-
-class Record(dict[str, Any]):
-    """What the model returned in a class that is not known here: its fields, as keys and as attributes."""
-
-    def __init__(self, kind: str, fields: Mapping[str, Any]) -> None:
-        super().__init__(fields)
-        self.__dict__["kind"] = kind
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(
-                f"{self.__dict__.get('kind')} has no field {name!r}, but {list(self)}"
-            ) from None
-
-    def __repr__(self) -> str:
-        return f"{self.__dict__['kind']}({', '.join(f'{name}={value!r}' for name, value in self.items())})"
 
 
 def _flatten(record: Record) -> tuple[list[Any], Any]:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from math import prod
 from typing import Annotated, Any, Literal, TypeAlias, Union
 
-import torch
 from msgspec import UNSET, Meta, Struct, UnsetType, ValidationError, convert, field
 
 from eqsat_deploy.errors import ArtifactError
@@ -25,7 +24,17 @@ REBUILD = "eqd.optimize(model).quantize(batches).build({engine!r}).save({path!r}
 LARGEST = 2**31 - 1  # of a size or a batch
 MEMORY = 2**40  # bytes of all inputs at the typical batch
 DEPTH = 200  # of objects and arrays within each other
-DTYPES = {str(d).removeprefix("torch."): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
+# Names of torch's dtypes, and bytes of a value; without torch, so that an artifact can be read where it is not there.
+DTYPES = {
+    **dict.fromkeys(("bool", "uint8", "int8", "quint8", "qint8", "quint4x2", "quint2x4"), 1),
+    **dict.fromkeys(
+        ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"), 1
+    ),
+    **dict.fromkeys(("float16", "bfloat16", "int16", "uint16"), 2),
+    **dict.fromkeys(("float32", "int32", "uint32", "qint32", "complex32"), 4),
+    **dict.fromkeys(("float64", "int64", "uint64", "complex64"), 8),
+    "complex128": 16,
+}
 PART = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
 LISTED = re.compile(rf"{re.escape(WEIGHTS)}|{ENGINE}(/{PART})+")
 
@@ -114,7 +123,7 @@ class Leaf(_Strict):
         """What it takes at that batch size; 0 for a value."""
         if not isinstance(self.shape, list) or not isinstance(self.dtype, str):
             return 0
-        return prod(batch if n is None else n for n in self.shape) * DTYPES[self.dtype].itemsize
+        return prod(batch if n is None else n for n in self.shape) * DTYPES[self.dtype]
 
 
 class Argument(_Strict):

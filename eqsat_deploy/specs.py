@@ -1,4 +1,5 @@
-"""A model by name: `torchvision:NAME`, `timm:NAME`, `transformers:NAME`, `module:factory`, `file.py:factory`."""
+"""A model by name: `torchvision:NAME`, `timm:NAME`, `transformers:NAME`, `module:factory`, `file.py:factory`,
+`file.pt2`."""
 
 from __future__ import annotations
 
@@ -19,13 +20,14 @@ from torch.export import ExportedProgram
 from eqsat_deploy.errors import InputError, UnknownNameError
 
 Model = nn.Module | ExportedProgram
-FORMS = "torchvision:NAME, timm:NAME, transformers:NAME, package.module:factory or path/to/file.py:factory"
+FORMS = "torchvision:NAME, timm:NAME, transformers:NAME, package.module:factory, path/to/file.py:factory or file.pt2"
 
 
 def load_model(spec: str, *, pretrained: bool = False, weights: str | Path | None = None) -> Model:
     """The model that `spec` names, in eval mode.
 
-    Without `pretrained` or `weights` its parameters are whatever its factory makes, random for most.
+    Without `pretrained` or `weights` its parameters are whatever its factory makes, random for most. A factory is
+    somebody's code, and so may be what is in a .pt2 file, which torch.export.load unpickles.
 
     Args:
         spec: see the module's docstring; a factory is called without arguments and returns the model.
@@ -37,6 +39,10 @@ def load_model(spec: str, *, pretrained: bool = False, weights: str | Path | Non
             something that is no model, or the weights do not fit it.
         UnknownNameError: the library or file has nothing of that name; the message lists near misses.
     """
+    if spec.endswith(".pt2"):
+        if pretrained or weights is not None:
+            raise InputError(f"{spec}: an exported program has its weights in it; leave others out")
+        return _exported(Path(spec))
     source, separator, name = spec.rpartition(":")
     if not separator or not source or not name:
         raise InputError(f"{spec!r} names no model: write {FORMS}")
@@ -45,7 +51,7 @@ def load_model(spec: str, *, pretrained: bool = False, weights: str | Path | Non
         raise InputError(
             f"{spec!r}: pretrained weights are published for {', '.join(LIBRARIES)}; use weights= here"
         )
-    model = known(name, pretrained) if known is not None else _from_factory(spec, source, name)
+    model = known(name, pretrained) if known is not None else _from_factory(spec)
     if not isinstance(model, Model):
         raise InputError(f"{spec}: a torch.nn.Module is expected, not {type(model).__name__}")
     if isinstance(model, nn.Module):
@@ -84,14 +90,14 @@ def draw_inputs(model: Model, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _torchvision(name: str, pretrained: bool) -> Any:
-    models = _library("torchvision").models
+    models = library("torchvision").models
     if name not in models.list_models():
         raise UnknownNameError("torchvision model", name, models.list_models())
     return models.get_model(name, weights="DEFAULT" if pretrained else None)
 
 
 def _timm(name: str, pretrained: bool) -> Any:
-    timm = _library("timm")
+    timm = library("timm")
     if name.partition(".")[0] not in timm.list_models():
         raise UnknownNameError("timm model", name, timm.list_models())
     return timm.create_model(name, pretrained=pretrained)
@@ -99,7 +105,7 @@ def _timm(name: str, pretrained: bool) -> Any:
 
 def _transformers(name: str, pretrained: bool) -> Any:
     """A hub name or local folder; or, for random weights, also a model type (`vit`) in its default configuration."""
-    transformers = _library("transformers")
+    transformers = library("transformers")
     _check_transformers(name, list(transformers.CONFIG_MAPPING))
     try:
         if pretrained:
@@ -134,7 +140,8 @@ LIBRARIES: dict[str, Callable[[str, bool], Any]] = {
 }
 
 
-def _library(name: str) -> Any:
+def library(name: str) -> Any:
+    """The library of this name; `InputError` says how to get it where its import fails."""
     try:
         module = importlib.import_module(name)
         if name == "torchvision":
@@ -149,19 +156,45 @@ def _library(name: str) -> Any:
     return module
 
 
-def _from_factory(spec: str, source: str, name: str) -> Any:
-    module = _from_file(Path(source)) if source.endswith(".py") else _from_module(spec, source)
-    factory = getattr(module, name, None)
-    if factory is None:
-        public = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
-        raise UnknownNameError(f"factory in {source}", name, public)
+def _exported(path: Path) -> ExportedProgram:
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    try:
+        return torch.export.load(path)
+    except Exception as error:  # of a damaged archive, of operators that are not registered here
+        raise InputError(f"{path} is no program that torch.export saved: {_first_line(error)}") from error
+
+
+def _from_factory(spec: str) -> Any:
+    factory = find_object(spec)
     if isinstance(factory, Model):
         return factory
     if not callable(factory):
         raise InputError(f"{spec}: a function that returns a model is expected, not {type(factory).__name__}")
+    return call_located(spec, factory)
+
+
+def find_object(spec: str) -> Any:
+    """What `module:name` or `file.py:name` names.
+
+    Raises:
+        InputError: the module or file cannot be imported.
+        UnknownNameError: it is not there, or has nothing of that name; the message lists near misses.
+    """
+    source, _, name = spec.rpartition(":")
+    module = _from_file(Path(source)) if source.endswith(".py") else _from_module(spec, source)
+    found = getattr(module, name, None)
+    if found is None:
+        public = [k for k, v in vars(module).items() if callable(v) and not k.startswith("_")]
+        raise UnknownNameError(f"name in {source}", name, public)
+    return found
+
+
+def call_located(spec: str, function: Callable[[], Any]) -> Any:
+    """What somebody else's function returns; `InputError` says where it fails."""
     try:
-        return factory()
-    except Exception as error:  # whatever somebody else's factory raises
+        return function()
+    except Exception as error:  # whatever it raises
         raise InputError(f"{spec} failed when called without arguments: {_located(error)}") from error
 
 

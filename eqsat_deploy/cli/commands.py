@@ -19,6 +19,7 @@ from eqsat_deploy.errors import (
 )
 
 if TYPE_CHECKING:
+    from eqsat_deploy.data import Reading
     from eqsat_deploy.rules import EgglogRule
 
 
@@ -48,7 +49,7 @@ def optimize(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Optimize, quantize, and write the file that a target builds its engine from elsewhere."""
+    """Optimize, quantize, and write what a target builds its engine from elsewhere, or what Triton serves."""
     from eqsat_deploy.targets import find_target
 
     _check_calibration(args)
@@ -59,7 +60,9 @@ def export(args: argparse.Namespace) -> int:
         args.cost = target.cost_models[0]
     model, inputs = _load(args)
     optimized = _optimize(args, model, inputs)
-    made = _quantize(args, model, optimized).export(args.out, target.name, batch=args.batch, opset=args.opset)
+    made = _quantize(args, model, optimized).export(
+        args.out, target.name, batch=args.batch, opset=args.opset, triton=args.triton
+    )
     result = {
         "files": list(map(str, made.files)),
         "target": made.target,
@@ -67,7 +70,7 @@ def export(args: argparse.Namespace) -> int:
         "command": made.command,
         "changes": list(made.changes),
     }
-    show(args, result, made)
+    show(args, result, str(made))
     return OK
 
 
@@ -182,6 +185,7 @@ def doctor(args: argparse.Namespace) -> int:
 
 def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     """The model and its example inputs (None where they are to be inferred)."""
+    from eqsat_deploy.data import check_source, example_batch
     from eqsat_deploy.selection import find_rules
     from eqsat_deploy.specs import draw_inputs, load_model, parse_input
     from eqsat_deploy.stages import Stages
@@ -192,9 +196,21 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
     find_rules(args.rules)
     EXTRACTORS.known(args.extractor)
     given = tuple(parse_input(text) for text in args.input)
+    if args.inputs is not None:
+        check_source(args.inputs, _reading(args), random=False)
     with Stages()("load"):
         model = load_model(args.spec, pretrained=args.pretrained, weights=args.weights)
+        if args.inputs is not None:
+            return model, example_batch(args.inputs, model, _reading(args))
     return model, draw_inputs(model, given) if given else None
+
+
+def _reading(args: argparse.Namespace) -> Reading:
+    from eqsat_deploy.data import Reading
+
+    return Reading(
+        args.spec, args.image_size, args.mean, args.std, args.tokenizer, args.length, args.skip_bad
+    )
 
 
 def _optimize(args: argparse.Namespace, model: Any, inputs: Any) -> Any:
@@ -220,7 +236,7 @@ def _check_build(args: argparse.Namespace) -> None:
 
 
 def _check_calibration(args: argparse.Namespace) -> None:
-    from eqsat_deploy.calibration import check_source
+    from eqsat_deploy.data import check_source
     from eqsat_deploy.quantization.observers import OBSERVERS
 
     if args.calibration is None and not args.float:
@@ -230,30 +246,20 @@ def _check_calibration(args: argparse.Namespace) -> None:
     if args.calibration is not None and args.float:
         raise InputError("--float and --calibration exclude each other")
     if args.calibration is not None:
-        check_source(args.calibration)
+        check_source(args.calibration, _reading(args))
     if args.observer is not None and args.observer not in OBSERVERS:
         raise UnknownNameError("observer", args.observer, OBSERVERS)
 
 
 def _quantize(args: argparse.Namespace, model: Any, optimized: Any) -> Any:
-    from eqsat_deploy.calibration import load_batches
+    from eqsat_deploy.data import load_batches
     from eqsat_deploy.deployment import call_of
     from eqsat_deploy.stages import Stages
 
     if args.float:
         return optimized
-    call = call_of(optimized)
     with Stages()("calibrate"):
         batches = load_batches(
-            args.calibration,
-            call.inputs,
-            normalization=_normalization(model),
-            module=optimized,
+            args.calibration, call_of(optimized), reading=_reading(args), model=model, module=optimized
         )
-        return optimized.quantize(map(call.batch, batches), effort=args.effort, observer=args.observer)
-
-
-def _normalization(model: Any) -> Any:
-    """What timm's models say their images are normalized with."""
-    config = getattr(model, "pretrained_cfg", None) or {}
-    return (config["mean"], config["std"]) if "mean" in config and "std" in config else None
+        return optimized.quantize(batches, effort=args.effort, observer=args.observer)

@@ -23,7 +23,8 @@ def show(args: argparse.Namespace, result: Any, *texts: Any) -> None:
         return
     out = console(args.results)
     for text in texts:
-        out.print(text, markup=False, highlight=False)
+        # Commands and code are printed as they are, to be copied: only what is laid out in a width is fitted to one.
+        out.print(text, markup=False, highlight=False, soft_wrap=isinstance(text, str))
 
 
 def console(stream: TextIO) -> Console:

@@ -18,7 +18,8 @@ from eqsat_deploy.errors import InputError
 MODEL = """\
 SPEC names the model: torchvision:NAME, timm:NAME, transformers:NAME (a hub name, a local folder, or a model type such
 as vit), package.module:factory, or path/to/file.py:factory, where factory is a function without arguments that returns
-the model. Its parameters are random unless the factory, --pretrained or --weights makes them others.
+the model; or it is a file.pt2 that torch.export saved. Parameters are random unless the factory, --pretrained or
+--weights makes them others.
 """
 
 
@@ -137,10 +138,12 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         _search,
         _calibration,
     )
-    made.add_argument("--out", type=Path, required=True, metavar="FILE", help="the ONNX file to write")
-    made.add_argument(
-        "--target", default="tensorrt", metavar="NAME", help="tensorrt (default) or onnxruntime"
-    )
+    made.add_argument("--out", type=Path, required=True, metavar="PATH",
+                      help="the ONNX file to write, or with --triton the model's folder")  # fmt: skip
+    made.add_argument("--target", default="tensorrt", metavar="NAME",
+                      help="tensorrt (default) or onnxruntime; with --triton also openvino")  # fmt: skip
+    made.add_argument("--triton", action="store_true",
+                      help="write a model's folder for a repository of the Triton Inference Server")  # fmt: skip
     made.add_argument("--opset", type=_count, metavar="N", help="of ONNX (default 21)")
     made = command(
         "inspect", inspect, "Say what a saved engine is, what it expects and what was measured.", _artifact
@@ -169,8 +172,26 @@ def _model(parser: Parser) -> None:
     group.add_argument("spec", metavar="SPEC")
     group.add_argument("--pretrained", action="store_true", help="download the weights its library publishes")
     group.add_argument("--weights", type=Path, metavar="FILE", help="a state dict, .safetensors or .pt")
-    group.add_argument("--input", action="append", default=[], metavar="SHAPE[:DTYPE]",
-                       help="an example input, batch first, such as 2x3x224x224; repeatable")  # fmt: skip
+    given = group.add_mutually_exclusive_group()
+    given.add_argument("--input", action="append", default=[], metavar="SHAPE[:DTYPE]",
+                       help="a random example input, batch first, such as 2x3x224x224; repeatable")  # fmt: skip
+    given.add_argument("--inputs", metavar="DATA", help="real example inputs, from where --calibration reads")
+    _reading(parser)
+
+
+def _reading(parser: Parser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--image-size", type=_size, metavar="HxW",
+                       help="of images, instead of what the model's library does to them")  # fmt: skip
+    group.add_argument(
+        "--mean", type=_numbers, metavar="R,G,B", help="of images in 0..1 (default ImageNet's)"
+    )
+    group.add_argument("--std", type=_numbers, metavar="R,G,B", help="of images in 0..1 (default ImageNet's)")
+    group.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="of Hugging Face, for texts")
+    group.add_argument(
+        "--length", type=_count, metavar="N", help="of texts, in tokens (default: the longest)"
+    )
+    group.add_argument("--skip-bad", action="store_true", help="leave out what cannot be read, and say so")
 
 
 def _search(parser: Parser) -> None:
@@ -199,7 +220,8 @@ def _search(parser: Parser) -> None:
 def _calibration(parser: Parser) -> None:
     group = parser.add_argument_group("quantization")
     group.add_argument("--calibration", metavar="DATA",
-                       help="an .npy, .npz, .safetensors or .pt file, a folder of images, or random:N")  # fmt: skip
+                       help="an .npy, .npz, .safetensors or .pt file, a folder of images, a .txt file, "
+                       "module:function, or random:N")  # fmt: skip
     group.add_argument("--float", action="store_true", help="do not quantize")
     group.add_argument(
         "--effort",
@@ -249,6 +271,23 @@ def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"a port from 0 to 65535 is expected, not {text!r}")
     return int(text)
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"HEIGHTxWIDTH is expected, such as 224x224, not {text!r}")
+    return int(sides[0]), int(sides[-1])
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        values = tuple(map(float, text.split(",")))
+    except ValueError:
+        values = ()
+    if not values or not all(map(math.isfinite, values)):
+        raise argparse.ArgumentTypeError(f"numbers are expected, such as 0.5,0.5,0.5, not {text!r}")
+    return values
 
 
 def _names(text: str) -> str | list[str]:

@@ -251,14 +251,28 @@ def _converted(module: fx.GraphModule, signature: Signature) -> tuple[Any, fx.Gr
     """
     errors = []
     for lowered in (_traced, _exported):
+        graph = None
         try:
             graph = lowered(module, signature, _decompositions())
             return _of_graph(graph), graph
         except EngineError as error:
             errors.append(str(error))
         except Exception as error:  # neither the tracing's nor the frontend's errors have a common base
-            errors.append(f"OpenVINO cannot convert the module: {error}")
+            errors.append(_reason(str(error), graph))
     raise EngineError(errors[-1])
+
+
+def _reason(message: str, graph: fx.GraphModule | None) -> str:
+    """Why a module cannot be converted: the operators that OpenVINO does not have and their nodes, if it says so."""
+    found = re.search(r"No conversion rule found for operations: (.*)", message)
+    if found is None or graph is None:
+        return f"OpenVINO cannot convert the module: {message}"
+    missing, origins = found[1].split(", "), node_origins(graph.graph)
+    nodes = dict.fromkeys(origins.get(n.name, n.name) for n in graph.graph.nodes if str(n.target) in missing)
+    return (
+        f"OpenVINO has no operator for {', '.join(missing)} (node {', '.join(nodes)}): compute that outside the model, "
+        "or build for another engine"
+    )
 
 
 def _of_graph(graph: fx.GraphModule) -> Any:

@@ -7,23 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.errors import InputError
+from eqsat_deploy.interface import Output, outputs_of
 from eqsat_deploy.loading import load
-from eqsat_deploy.serving.protocol import DATATYPES, described
+from eqsat_deploy.serving.protocol import described
 
 VERSION = "1"
-
-
-@dataclass(frozen=True)
-class Output:
-    """One flat output: `output_0`, ... as in the files of `export`; None in `shape` where the batch stands."""
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -70,24 +60,10 @@ def served(name: str, engine: Engine, limit: int | None = None) -> Model:
     `limit` is how many samples to run together, by default the largest batch that it was built for where there is a
     bound, else the typical one.
     """
-    signature = engine.signature
-    batch = signature.batch
-    size = batch.typical
-    other = size + 1 if batch.maximum is None or size < batch.maximum else max(batch.minimum, size - 1)
-    shapes = []
-    for number in (other, size):  # the typical one last: what it leaves warm is what will be used
-        found = engine.flat(signature.zeros(number))
-        shapes.append([tuple(value.shape) for value in found])
-    joined = size != other and all(spec.shape[:1] == (None,) for spec in signature.inputs)
-    outputs = []
-    for index, (value, first, last) in enumerate(zip(found, *shapes, strict=True)):
-        pattern = tuple(
-            None if (a, b) == (other, size) and a != b else b for a, b in zip(first, last, strict=True)
-        )
-        joined = joined and pattern.index(None) == 0 if None in pattern else False
-        outputs.append(Output(f"output_{index}", pattern, value.dtype))
-    for dtype in (*(spec.dtype for spec in signature.inputs), *(output.dtype for output in outputs)):
-        if dtype not in DATATYPES:
-            raise InputError(f"model {name!r}: the protocol has no {dtype}")
-    most = limit or batch.maximum or size
-    return Model(name, engine, tuple(outputs), min(most, batch.maximum or most) if joined else 1)
+    batch = engine.signature.batch
+    try:
+        outputs = outputs_of(engine.flat, engine.signature)
+    except InputError as error:
+        raise InputError(f"model {name!r}: {error}") from error
+    most = limit or batch.maximum or batch.typical
+    return Model(name, engine, outputs.each, min(most, batch.maximum or most) if outputs.joined else 1)

@@ -19,21 +19,9 @@ from torch import Tensor
 
 from eqsat_deploy.calling import InputSpec
 from eqsat_deploy.errors import InputError
+from eqsat_deploy.interface import DATATYPES
 
 JSON_LENGTH = "inference-header-content-length"
-# BF16 has no NumPy dtype: its bytes are read as uint16 and viewed.
-DATATYPES: dict[torch.dtype, tuple[str, Any]] = {
-    torch.bool: ("BOOL", np.bool_),
-    torch.uint8: ("UINT8", np.uint8),
-    torch.int8: ("INT8", np.int8),
-    torch.int16: ("INT16", np.int16),
-    torch.int32: ("INT32", np.int32),
-    torch.int64: ("INT64", np.int64),
-    torch.float16: ("FP16", np.float16),
-    torch.bfloat16: ("BF16", np.uint16),
-    torch.float32: ("FP32", np.float32),
-    torch.float64: ("FP64", np.float64),
-}
 KINDS = {
     "b": "b",
     "i": "iub",

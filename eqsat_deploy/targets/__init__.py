@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.errors import EngineError, EqsatError, InputError, RegistrationError
 from eqsat_deploy.grid import IntegerGrid
-from eqsat_deploy.targets.target import Target
+from eqsat_deploy.targets.target import Target, Triton
 from eqsat_extraction.cost_models import find_cost_model
 from eqsat_extraction.kernel import CostModel
 from eqsat_extraction.registry import Registry
 
 __all__ = [
-    "TARGETS", "Candidate", "IntegerGrid", "Target", "auto", "candidates", "find_cost", "find_engine", "find_target",
-    "target_of",
+    "TARGETS", "Candidate", "IntegerGrid", "Target", "Triton", "auto", "candidates", "find_cost", "find_engine",
+    "find_target", "target_of",
 ]  # fmt: skip
 
 TARGETS: Registry[Target] = Registry(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,25 @@ from eqsat_deploy.grid import IntegerGrid
 
 if TYPE_CHECKING:
     from eqsat_deploy.engines.onnx import Lane
+
+
+@dataclass(frozen=True)
+class Triton:
+    """How NVIDIA's Triton Inference Server serves the files of a target.
+
+    Attributes:
+        backend: of Triton, which runs them.
+        file: what it looks for in the folder of a version.
+        kind: the processor that it runs on, as an instance group's `kind`.
+        joins: whether it runs requests joined to a batch at their own number.
+        parameters: of the backend.
+    """
+
+    backend: str
+    file: str
+    kind: str
+    joins: bool = True
+    parameters: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -26,6 +45,7 @@ class Target:
         rank: the order of preference among targets that a machine can build, the lowest first.
         grid: the codes of activations that its kernels read.
         cost_options: what the cost models are made with on the machine at hand, its device for instance.
+        triton: how Triton serves it, None where it does not.
     """
 
     engine: type[Engine]
@@ -33,6 +53,7 @@ class Target:
     rank: int
     grid: IntegerGrid
     cost_options: Callable[[], Mapping[str, Any]] = dict
+    triton: Triton | None = None
 
     def __post_init__(self) -> None:
         if not self.cost_models:

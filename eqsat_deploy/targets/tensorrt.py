@@ -6,7 +6,7 @@ import torch
 
 from eqsat_deploy.engines.tensorrt import TensorRTEngine
 from eqsat_deploy.grid import IntegerGrid
-from eqsat_deploy.targets.target import Target
+from eqsat_deploy.targets.target import Target, Triton
 from eqsat_extraction.cost_models import CostModelError
 from eqsat_extraction.cost_models.roofline import device_table
 
@@ -29,4 +29,5 @@ TENSORRT = Target(
     rank=10,
     grid=IntegerGrid(),  # symmetric int8 alone: zero points are 0, and there is no uint8
     cost_options=device_option,
+    triton=Triton("tensorrt", "model.plan", "KIND_GPU"),
 )

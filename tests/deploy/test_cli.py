@@ -276,3 +276,35 @@ def test_help_lists_exit_codes_without_importing_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert "130  interrupted" in done.stdout
+
+
+def test_real_inputs_and_data_of_ones_own(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (models / "data.py").write_text(
+        "import torch\ndef batches():\n    for _ in range(3):\n        yield torch.randn(4, 3, 8, 8), torch.zeros(4)\n"
+    )
+    known = ("models.py:net", "--cost", "openvino_int8", "--inputs", "data.py:batches")
+    assert cli.main(["optimize", *known, "--calibration", "data.py:batches", "--no-baseline", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["engine"]["name"]
+    code, message = failure(capsys, "optimize", *known, "--input", "2x3x8x8")
+    assert (code, "not allowed with" in message) == (2, True)
+    code, message = failure(
+        capsys, "optimize", "models.py:net", "--cost", "flops", "--inputs", "data.py:batch"
+    )
+    assert (code, "'batches'" in message) == (2, True)
+
+
+def test_a_folder_of_images_is_prepared_as_told(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = pytest.importorskip("PIL.Image")
+    (models / "images").mkdir()
+    image.new("RGB", (30, 20), (9, 99, 200)).save(models / "images" / "a.png")
+    (models / "images" / "b.png").write_bytes(b"none")
+    command = ("optimize", "models.py:net", "--cost", "flops", "--inputs", "images")
+    assert "--image-size" in failure(capsys, *command, "--skip-bad")[1]
+    told = ("--image-size", "8x8", "--mean", "0.5,0.5,0.5", "--std", "0.5")
+    code, message = failure(capsys, *command, *told)
+    assert code == 2
+    assert "b.png cannot be read" in message
+    assert cli.main([*command, *told, "--skip-bad", "--json"]) == 0
+    assert "1 left out" in capsys.readouterr().err
+    for wrong in (("--image-size", "8x8x8"), ("--mean", "red")):
+        assert wrong[0] in failure(capsys, *command, *wrong)[1]

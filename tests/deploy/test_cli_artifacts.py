@@ -127,6 +127,15 @@ def test_export_writes_a_file_and_the_command(artifact: Path, capsys: pytest.Cap
         "trtexec --onnx=net.onnx --saveEngine=net.plan --stronglyTyped --minShapes="
     )
     assert Path("net.onnx").stat().st_size > 1000
+    assert cli.main([*words, "--out", "net.onnx", "--quiet"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("wrote net.onnx: ")
+    assert f"  {found['command']}" in said
+    found = printed(capsys, *words, "--out", "net", "--target", "openvino", "--triton")
+    assert found["files"] == ["net/1/model.bin", "net/1/model.xml", "net/config.pbtxt"]
+    assert found["command"] is None
+    error = printed(capsys, *words, "--out", "net.onnx", "--target", "openvino", code=2)["error"]
+    assert "reads no ONNX file" in error["message"]
     error = printed(capsys, *words, "--out", "nowhere/net.onnx", code=2)["error"]
     assert "there is no folder nowhere" in error["message"]
     error = printed(capsys, *words, "--out", "net.onnx", "--target", "tensort", code=2)["error"]

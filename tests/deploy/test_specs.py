@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,3 +43,33 @@ def test_integer_inputs_are_drawn_once_the_model_is_known() -> None:
     (drawn,) = draw_inputs(model, (parse_input("2x9:int64"),))
     assert len(drawn.unique()) > 9
     assert int(drawn.max()) < 40
+
+
+def test_an_exported_program_is_a_model(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU())
+    x = torch.randn(2, 4)
+    path = tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(model, (x,)), path)
+    program = load_model(str(path))
+    torch.testing.assert_close(program.module()(x), model(x))
+    with pytest.raises(InputError, match="has its weights in it"):
+        load_model(str(path), weights="net.pt")
+    path.write_bytes(b"PK torn")
+    with pytest.raises(InputError, match=r"net\.pt2 is no program"):
+        load_model(str(path))
+    with pytest.raises(InputError, match="there is no file"):
+        load_model(str(tmp_path / "none.pt2"))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_weights_of_a_file(tmp_path: Path, suffix: str) -> None:
+    from safetensors.torch import save_file
+
+    (tmp_path / "net.py").write_text("from torch import nn\ndef make(): return nn.Linear(4, 3)\n")
+    state = nn.Linear(4, 3).state_dict()
+    path = tmp_path / f"weights{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    model = load_model(f"{tmp_path / 'net.py'}:make", weights=path)
+    assert torch.equal(model.state_dict()["weight"], state["weight"])
+    with pytest.raises(InputError, match="weights"):
+        load_model(f"{tmp_path / 'net.py'}:make", weights=tmp_path / f"none{suffix}")

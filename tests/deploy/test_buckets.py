@@ -1,0 +1,186 @@
+"""Engines for inputs of any length: what they compute, and what cannot be padded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import benchmarks._models  # noqa: F401  (makes torchvision importable)
+from eqsat_deploy.buckets import BucketedEngine, BucketedModule, load_buckets, optimize_buckets
+from eqsat_deploy.errors import ArtifactError, InputError, VerificationError
+from tests.support.models import randomized
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+SIZES = [4, 8]
+
+
+class Attending(nn.Module):
+    """Every position attends to those that the mask names; results for each, over all, and in a channel-first order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.query, self.head = nn.Embedding(20, 32), nn.Linear(32, 32), nn.Linear(32, 6)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
+        x = self.table(input_ids)
+        scores = self.query(x) @ x.transpose(1, 2) / 8
+        if attention_mask is not None:
+            scores = scores.masked_fill(attention_mask[:, None, :] == 0, float("-inf"))
+        x = scores.softmax(-1) @ x
+        return {"all": x[:, 0], "each": self.head(x), "channels": x.transpose(1, 2)}
+
+
+class Unmasked(nn.Module):
+    """A mean over all positions, whatever stands there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).mean(1)
+
+
+def tokens(length: int, batch: int = 3) -> Tensor:
+    return torch.randint(1, 20, (batch, length), generator=torch.Generator().manual_seed(length))
+
+
+def assert_like(expected: Any, found: Any, tolerance: float = 1e-4) -> None:
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        assert value.shape == found[name].shape
+        torch.testing.assert_close(found[name], value, atol=tolerance * float(value.abs().max()), rtol=0)
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return randomized(Attending())
+
+
+@pytest.fixture(scope="module")
+def forms(model: nn.Module) -> BucketedModule:
+    return optimize_buckets(model, tokens(6), SIZES, cost="openvino_int8")
+
+
+@pytest.fixture(scope="module")
+def engine(forms: BucketedModule) -> BucketedEngine:
+    pytest.importorskip("openvino")
+    return forms.build("openvino", baseline=False)
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 8])
+def test_inputs_of_every_length_are_computed(
+    model: nn.Module, forms: BucketedModule, engine: BucketedEngine, length: int
+) -> None:
+    ids = tokens(length)
+    with torch.no_grad():
+        assert_like(model(ids), forms(ids))
+        assert_like(model(ids), engine(ids))
+        mask = torch.ones_like(ids)
+        mask[0, length // 2 + 1 :] = 0
+        assert_like(model(ids, mask), engine(input_ids=ids, attention_mask=mask))
+
+
+def test_the_shortest_that_fits_runs(engine: BucketedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[int] = []
+    kind = type(engine.engines[4])
+    call = kind.__call__
+    monkeypatch.setattr(
+        kind, "__call__", lambda self, **given: ran.append(given["input_ids"].shape[1]) or call(self, **given)
+    )
+    for length in (1, 4, 5, 8):
+        engine(tokens(length))
+    assert ran == [4, 4, 8, 8]
+    with pytest.raises(InputError, match=r"inputs of length 9: the longest .* is 8"):
+        engine(tokens(9))
+    with pytest.raises(InputError, match="inputs of one length"):
+        engine(tokens(4), tokens(5))
+    with pytest.raises(InputError, match="call it as forward"):
+        engine(ids=tokens(4))
+
+
+def test_forms_are_calibrated_on_batches_of_every_length_with_labels(
+    model: nn.Module, forms: BucketedModule
+) -> None:
+    batches: list[Any] = [(tokens(length), torch.zeros(3)) for length in (2, 4, 7, 10)]
+    batches.append({"input_ids": tokens(5), "labels": torch.zeros(3)})
+    quantized = forms.quantize(batches)
+    with torch.no_grad():
+        assert_like(model(tokens(5)), quantized(tokens(5)), tolerance=0.1)
+    with pytest.raises(InputError, match="a batch does not fit"):
+        forms.quantize([torch.zeros(3)])
+
+
+def test_a_saved_one_loads(model: nn.Module, engine: BucketedEngine, tmp_path: Path) -> None:
+    engine.save(tmp_path / "buckets")
+    engine.save(tmp_path / "buckets")
+    assert sorted(p.name for p in (tmp_path / "buckets").iterdir()) == ["4", "8", "buckets.json"]
+    loaded = load_buckets(tmp_path / "buckets")
+    first, second = (loaded.engines[size].weights for size in SIZES)
+    assert all(second[name] is value for name, value in first.items() if torch.equal(value, second[name]))
+    with torch.no_grad():
+        assert_like(model(tokens(6)), loaded(tokens(6)))
+    file = tmp_path / "buckets" / "buckets.json"
+    text = file.read_text()
+    for wrong in (
+        text.replace('"input_ids"', '"ids"'),
+        text.replace("4", "5", 1),
+        text.replace("null", "99"),
+        text[:-9],
+        "{}",
+    ):
+        assert wrong != text
+        file.write_text(wrong)
+        with pytest.raises(ArtifactError, match=r"buckets"):
+            load_buckets(tmp_path / "buckets")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes").touch()
+    with pytest.raises(ArtifactError, match="holds no"):
+        engine.save(tmp_path / "other")
+
+
+def test_what_padding_changes_is_refused() -> None:
+    model = randomized(Unmasked())
+    with pytest.raises(VerificationError, match=r"change what the model computes.*needs a mask"):
+        optimize_buckets(model, torch.randn(2, 6, 5), SIZES, cost="flops")
+    each = randomized(nn.Sequential(nn.Linear(5, 4), nn.ReLU()))
+    x = torch.randn(2, 3, 5)
+    torch.testing.assert_close(optimize_buckets(each, torch.randn(2, 6, 5), SIZES, cost="flops")(x), each(x))
+
+
+@pytest.mark.parametrize(
+    ("example", "sizes", "padding", "says"),
+    [
+        (torch.randn(2, 6, 5), [], None, "lengths are expected"),
+        (torch.randn(2, 6, 5), [0], None, "a whole number"),
+        (torch.randn(6), [4], None, "an axis behind the batch"),
+        (torch.randn(2, 1, 5), [4], None, "length 1"),
+        (torch.randn(2, 6, 5), [4], {"y": 0.0}, "'y' is none of the inputs input"),
+    ],
+)
+def test_what_cannot_be_is_said(example: Tensor, sizes: list[int], padding: Any, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        optimize_buckets(nn.Linear(5, 4).eval(), example, sizes, padding=padding)
+
+
+@pytest.mark.slow
+def test_a_model_of_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("openvino")
+    configuration = transformers.DistilBertConfig(
+        dim=32, n_heads=2, n_layers=2, hidden_dim=64, vocab_size=50, pad_token_id=7
+    )
+    model = randomized(transformers.DistilBertModel(configuration))
+    forms = optimize_buckets(model, {"input_ids": tokens(6)}, SIZES, cost="openvino_int8")
+    assert forms.padding.values == {"input_ids": 7.0, "attention_mask": 0.0}
+    engine = forms.build("openvino", baseline=False)
+    for length in (3, 8):
+        with torch.no_grad():
+            expected = model(input_ids=tokens(length)).last_hidden_state
+        torch.testing.assert_close(
+            engine(input_ids=tokens(length)).last_hidden_state, expected, atol=1e-3, rtol=1e-3
+        )
