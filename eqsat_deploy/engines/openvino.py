@@ -6,6 +6,7 @@ import platform
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import median
 from threading import Lock
@@ -62,6 +63,7 @@ class OpenVINOEngine(Engine):
             if self.options.get(option, next(iter(known))) not in known:
                 raise UnknownNameError(f"openvino {option}", str(self.options[option]), known)
         self.model = model
+        self._results = len(model.outputs)
         self._lock = Lock()  # an inference request serves one call at a time
         self._requests: dict[int, Any] = {}
         self._request(signature.batch.typical)
@@ -93,13 +95,16 @@ class OpenVINOEngine(Engine):
 
     def run(self, inputs: Sequence[Tensor], batch: int) -> Sequence[Tensor]:
         """The flat outputs, on the CPU, in memory of their own."""
+        # Inputs are shared and results copied once. Written into memory of ours, some were garbage (2026.4.1): of a
+        # module that also returns one of its inputs, whose memory becomes that of the result.
+        feed = _tensors(inputs)
         with self._lock:
             request = self._request(batch)
-            request.infer(dict(enumerate(_tensors(inputs))))
-            return [
-                torch.from_numpy(np.array(request.get_output_tensor(index).data, copy=True))
-                for index in range(len(self.model.outputs))
-            ]
+            for index, value in enumerate(feed):
+                request.set_input_tensor(index, value)
+            request.infer(share_outputs=True)
+            results = [request.get_output_tensor(index).data.copy() for index in range(self._results)]
+        return list(map(torch.from_numpy, results))
 
     def save_files(self, folder: Path) -> None:
         """`model.xml` and `model.bin`: OpenVINO IR with a dynamic batch, INT8 weights stored as such."""
@@ -436,6 +441,12 @@ def _pad_pools(model: Any) -> None:
 
 
 def _tensors(inputs: Sequence[Tensor]) -> list[Any]:
+    shared = _tensor_type()
+    return [shared(value.detach().cpu().contiguous().numpy(), shared_memory=True) for value in inputs]
+
+
+@cache
+def _tensor_type() -> Any:
     from openvino import Tensor as Shared
 
-    return [Shared(value.detach().cpu().contiguous().numpy(), shared_memory=True) for value in inputs]
+    return Shared
