@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import random
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -132,6 +131,8 @@ class Schedule:
         Raises:
             InputError: there is no such file, or it is no schedule.
         """
+        import tomllib
+
         try:
             return cls.from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, tomllib.TOMLDecodeError, InputError) as error:

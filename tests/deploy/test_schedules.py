@@ -377,12 +377,16 @@ def test_a_cluster_of_dask_loses_a_worker_and_no_job(tmp_path):
     jobs = [Job(str(tmp_path), "dies" if seed == 1 else "works", seed) for seed in range(6)]
     file = tmp_path / "rows.jsonl"
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
         distributed.Client(cluster) as client,
     ):
         before = {worker.pid for worker in (w.process.process for w in cluster.workers.values())}
         rows = sweep(jobs, file, client.get_executor(), run=killed_once)
         after = {worker.pid for worker in (w.process.process for w in cluster.workers.values())}
     assert [row["result"]["seed"] for row in rows] == list(range(6))
-    assert sorted(json.loads(line)["key"] for line in file.read_text().splitlines()) == sorted(job.key for job in jobs)
+    assert sorted(json.loads(line)["key"] for line in file.read_text().splitlines()) == sorted(
+        job.key for job in jobs
+    )
     assert before != after
