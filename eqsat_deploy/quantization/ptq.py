@@ -7,13 +7,14 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from math import inf
+from math import inf, isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from eqsat_deploy.deployment import (
+    EXPECTED_SQNR,
     Placement,
     Quantizer,
     call_of,
@@ -34,15 +35,13 @@ from eqsat_deploy.quantization.fake_quantize import (
     QuantizedLinear,
 )
 from eqsat_deploy.quantization.observers import OBSERVERS, Extremes, Observer
-from eqsat_deploy.quantization.precision import AccuracyBudget, economical, leaving, outputs_of
+from eqsat_deploy.quantization.precision import AccuracyBudget, economical, leaving, outputs_of, sqnr
 from eqsat_deploy.quantization.reconstruction import reconstruct
 from eqsat_deploy.quantization.sensitivity import ranked
 from eqsat_deploy.quantization.tuning import TUNED, tuned
 from eqsat_extraction.arguments import checked, instance
 
 ANY_GRID = IntegerGrid(unsigned=True, asymmetric=True, channels=True)
-EXPECTED = 20.0
-"""The SQNR of outputs in dB below which a quantized module is warned of."""
 EFFORTS = ("fast", "balanced", "best")
 
 
@@ -83,7 +82,7 @@ def quantize(
         precision: `"float"` for kernels that stay in float, by the names of their nodes or patterns of them such as
             `layer4_*` (`fnmatch`); `sensitivity` says which are worth it. With `effort="balanced"`, others whose
             rounding costs the outputs more than float would cost time (`economical`) are kept in float as well where
-            the outputs lose more than `EXPECTED`.
+            the outputs lose more than `EXPECTED_SQNR`.
         accuracy_budget: keep in float what has to be for the outputs to lose no more than this on calibration data:
             an SQNR in dB, or an `AccuracyBudget` with another metric.
         learnable: scales are parameters that training adapts (LSQ).
@@ -127,34 +126,38 @@ def quantize(
         if budget is None:
             break
     others = [form.quantized(effort, sample, choices) for form in rest]
+    measured = first.sqnr if isfinite(first.sqnr) else None
     if effort == "best":
         quantized = tuned(quantized, module, held)
-    if first.sqnr < EXPECTED and budget is None:
+        measured = sqnr(outputs_of(module, sample), outputs_of(quantized, sample))
+    if measured is not None and measured < EXPECTED_SQNR and budget is None:
         warnings.warn(
-            f"INT8 leaves the outputs {first.sqnr:.1f} dB above the error on calibration data, {EXPECTED} are "
-            "expected: sensitivity() ranks the kernels, and quantize(precision={name: 'float'}) or "
-            "quantize(accuracy_budget=dB) keeps some in float",
+            f"INT8 leaves the outputs {measured:.1f} dB above the error on calibration data, {EXPECTED_SQNR} are "
+            "expected: sensitivity() ranks the kernels; effort='best' trains scales, and accuracy_budget=dB or "
+            "precision={name: 'float'} keeps some in float",
             stacklevel=4,
         )
     for form in (quantized, *others) if learnable else ():
         _learn(form)
     for form in (quantized, *others):
         record(form, samples=samples_of(known.inputs, sample))
-    record(quantized, plain=next(iter(others), None), fingerprint=fingerprint(quantized))
+    record(quantized, plain=next(iter(others), None), fingerprint=fingerprint(quantized), sqnr=measured)
     return quantized
 
 
 def _to_float(
     module: fx.GraphModule,
     quantized: fx.GraphModule,
-    sqnr: float,
+    measured: float,
     effort: str,
     sample: Sequence[Tensor],
     budget: AccuracyBudget | None,
 ) -> list[str]:
     """The kernels of `quantized` to put in float next, so that it keeps the budget, or for little time without one."""
     if budget is None:
-        return economical(ranked(quantized, [sample])) if effort != "fast" and sqnr < EXPECTED else []
+        return (
+            economical(ranked(quantized, [sample])) if effort != "fast" and measured < EXPECTED_SQNR else []
+        )
     value = budget.measure(outputs_of(module, sample), outputs_of(quantized, sample))
     excess = budget.excess(value)
     if excess <= 1:
