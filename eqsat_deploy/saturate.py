@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from eqsat_deploy.egraph import EGraph, loaded
-from eqsat_deploy.errors import InputError
 from eqsat_deploy.lower import Lowered
 from eqsat_deploy.rules import EgglogRule
 from eqsat_deploy.schedule import Schedule
 from eqsat_deploy.scheduling import ANALYSIS, Iteration, Observer, Scheduled
 from eqsat_deploy.tables import Frozen
-from eqsat_extraction.arguments import seconds, whole
+from eqsat_extraction.arguments import finite, whole
 
 SCHEDULES = {
     "rewrites": f"(seq {ANALYSIS} (saturate (seq (run demand) {ANALYSIS})) (run rewrites))",
@@ -40,8 +39,7 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("iterations", "nodes"):
             whole(name, getattr(self, name))
-        if seconds("seconds", self.seconds) is None:
-            raise InputError("seconds=None: saturation needs a limit")
+        finite("seconds", self.seconds)
 
 
 @dataclass

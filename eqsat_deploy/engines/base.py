@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from eqsat_deploy import artifact
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, PlacedKernel, Signature
@@ -209,7 +209,7 @@ class Engine(ABC):
         return measure.benchmark(self, batch, seconds)
 
     @checked
-    def compare(self, module: nn.Module, batches: Iterable[Any]) -> measure.Comparison:
+    def compare(self, module: Callable[..., Any], batches: Iterable[Any]) -> measure.Comparison:
         """Its outputs beside those of `module` (the original, or an optimized one) on batches given as example inputs.
 
         Raises:

@@ -20,7 +20,7 @@ from torch.export import default_decompositions
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
 from eqsat_deploy.engines.base import Engine, Layer, check_options, threads
 from eqsat_deploy.engines.openvino_operators import DECOMPOSITIONS, extensions
-from eqsat_deploy.engines.program import export_program, node_origins, prepared, traced
+from eqsat_deploy.engines.program import composites, export_program, node_origins, prepared, traced
 from eqsat_deploy.errors import EngineError, UnknownNameError
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize, swapped
 
@@ -307,26 +307,11 @@ def _decompositions() -> Any:
 
 
 def _traced(module: fx.GraphModule, signature: Signature, table: Any) -> fx.GraphModule:
-    return traced(module, signature, {**_composites(), **dict(table.items()), **_SPELLED})
-
-
-def _composites() -> dict[Any, Any]:
-    """What takes apart the operators that torch itself does, and export does before its tables are asked: views and
-    casts (`narrow`, `contiguous`, `to`)."""
     from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
 
-    kept = set(ops_to_not_decompose())
-    overloads = (name.removeprefix("aten::").split(".") for name in torch._C._dispatch_get_all_op_names()
-                 if name.startswith("aten::"))  # fmt: skip
-    operators = (
-        getattr(getattr(aten, name, None), rest[0] if rest else "default", None) for name, *rest in overloads
+    return traced(
+        module, signature, {**composites(ops_to_not_decompose()), **dict(table.items()), **_SPELLED}
     )
-    return {
-        operator: operator.decompose
-        for operator in operators
-        if operator is not None and operator not in kept
-        if operator._can_decompose() and not operator._schema.is_mutable
-    }
 
 
 def _exported(module: fx.GraphModule, signature: Signature, table: Any) -> fx.GraphModule:

@@ -89,7 +89,7 @@ def test_an_argument_that_no_pattern_binds_is_an_error():
 
 @pytest.mark.parametrize(
     ("budget", "reason"),
-    [(Budget(iterations=1), "iterations"), (Budget(seconds=1e-9), "time"), (Budget(nodes=1), "nodes")],
+    [(Budget(iterations=1), "iterations"), (Budget(seconds=0.0), "time"), (Budget(nodes=1), "nodes")],
 )
 def test_what_stopped_saturation_is_reported(budget, reason):
     low = lowered(randomized(Transformer()), image())
