@@ -186,10 +186,10 @@ def train(model: nn.Module, data: Images, recipe: Recipe, seed: int = 0) -> None
             schedule.step()
 
 
-def outputs(run: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    """The logits of `run`, `BATCH` images at a time."""
+def outputs(run: Callable[[Tensor], Tensor], batch: Tensor, at_once: int = BATCH) -> Tensor:
+    """The logits of `run`, some images at a time."""
     with torch.no_grad():
-        return torch.cat([run(part) for part in batch.split(BATCH)])
+        return torch.cat([run(part) for part in batch.split(at_once)])
 
 
 def accuracy(run: Callable[[Tensor], Tensor], batch: Tensor, labels: Tensor) -> float:
