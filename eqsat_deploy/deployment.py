@@ -205,6 +205,10 @@ class Signature:
         return cls(call_from_json(data["call"]), outputs, Batch(**data["batch"]), narrow)
 
 
+EXPECTED_SQNR = 20.0
+"""The SQNR of outputs in dB below which a quantized module is warned of."""
+
+
 @dataclass(frozen=True)
 class Deployment:
     """The record of a rebuilt module.
@@ -213,7 +217,8 @@ class Deployment:
     `target` names what it was optimized for and `grid` the codes that its kernels read, None where its prices are of no
     target. `samples` are a few real inputs in the order of `inputs`, which an engine is compared with the module on.
     `plain` is the form that an engine reaches by itself, for comparison, and `fingerprint` that of the module's weights
-    when the two were the same function.
+    when the two were the same function. `sqnr` is that of the outputs of a quantized module in dB, on calibration data
+    and before anything was trained; None where it was not measured.
     """
 
     inputs: tuple[InputSpec, ...]
@@ -225,6 +230,7 @@ class Deployment:
     report: Report | None = None
     plain: fx.GraphModule | None = None
     fingerprint: int = 0
+    sqnr: float | None = None
 
     def __repr__(self) -> str:
         integer = sum(kernel.precision == "int8" for kernel in self.placement.kernels)

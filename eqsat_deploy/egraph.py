@@ -15,8 +15,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from egglog import bindings
-
 from eqsat_deploy.errors import EqsatError, RuleError
 from eqsat_deploy.language import OPERATORS, Operator
 from eqsat_deploy.language.expressions import Call, Comparison, Guard, OneOf, StartsWith, Variable
@@ -211,10 +209,17 @@ def _declare(o: Operator) -> list[str]:
     return lines
 
 
+def _egglog() -> Any:
+    """The engine, loaded where it is first needed: its package imports a formatter of source text, and more."""
+    from egglog import bindings
+
+    return bindings
+
+
 @lru_cache(maxsize=2048)
 def _parsed(program: str) -> list[Any]:
     """Commands do not know which e-graph they are for, and the same rules are loaded again and again."""
-    return bindings.EGraph().parse_program(program)
+    return _egglog().EGraph().parse_program(program)  # type: ignore[no-any-return]
 
 
 _kept: dict[tuple[int, ...], EGraph] = {}
@@ -240,7 +245,7 @@ class EGraph:
     def __init__(self, rules: Sequence[EgglogRule]) -> None:
         self.rules = tuple(rules)
         self.depth = 0
-        self._egglog = bindings.EGraph()
+        self._egglog = _egglog().EGraph()
         self._run(PRELUDE)
         self._run(declarations(OPERATORS.values()))
         for index, rule in enumerate(self.rules):
@@ -293,7 +298,7 @@ class EGraph:
         """
         try:
             output: Any = self._run(f"(run-schedule {schedule})")[0]
-        except bindings.EggSmolError as error:
+        except _egglog().EggSmolError as error:
             if "shape" in str(error):
                 raise RuleError(
                     "a rule joined two tensors of different shapes; run research.find_unsound_rule on this model "
@@ -317,7 +322,7 @@ class EGraph:
         text = f"(check {' '.join(map(fact_text, given))})"
         try:
             self._egglog.run_program(*self._egglog.parse_program(text))
-        except bindings.EggSmolError as error:
+        except _egglog().EggSmolError as error:
             if "Check failed" in str(error):
                 return False
             raise RuleError(str(error)) from error

@@ -115,7 +115,7 @@ _Written = tuple[str, str, Any, Any, Any]
 
 @dataclass(frozen=True)
 class _Named:
-    """A node, or an operator overload, neither of which can be pickled, by name."""
+    """A node, or a function within torch that cannot be pickled, by name."""
 
     name: str
 
@@ -124,9 +124,18 @@ def _written(graph: fx.Graph) -> list[_Written]:
     written = []
     for node in graph.nodes:
         args, kwargs = pytree.tree_map_only(fx.Node, lambda n: _Named(n.name), (node.args, node.kwargs))
-        target = _Named(str(node.target)) if isinstance(node.target, OpOverload) else node.target
-        written.append((node.name, node.op, target, args, dict(kwargs)))
+        written.append((node.name, node.op, _by_name(node.target), args, dict(kwargs)))
     return written
+
+
+def _by_name(target: Any) -> Any:
+    """A node's target, or where torch has it: an overload, or what `torch.nn.functional` makes of two functions."""
+    if isinstance(target, OpOverload):
+        return _Named(f"ops.{target}")
+    if "<locals>" in getattr(target, "__qualname__", ""):
+        found = next((name for name, known in vars(torch.nn.functional).items() if known is target), None)
+        return target if found is None else _Named(f"nn.functional.{found}")
+    return target
 
 
 def _restored(
@@ -140,7 +149,7 @@ def _restored(
 
     for node_name, op, target, args, kwargs in written:
         if isinstance(target, _Named):
-            target = reduce(getattr, target.name.split("."), torch.ops)
+            target = reduce(getattr, target.name.split("."), torch)
         args, kwargs = pytree.tree_map(read, (args, kwargs))
         nodes[node_name] = graph.create_node(op, target, args, kwargs, name=node_name)
     module = OptimizedModule(root, graph, name)

@@ -9,10 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from eqsat_deploy.egraph import EGraph, Frozen, loaded
-from eqsat_deploy.errors import InputError
 from eqsat_deploy.lower import Lowered
 from eqsat_deploy.rules import EgglogRule
-from eqsat_extraction.arguments import seconds, whole
+from eqsat_extraction.arguments import finite, whole
 
 ANALYSIS = "(saturate analysis)"
 REWRITE = f"(seq {ANALYSIS} (saturate (seq (run demand) {ANALYSIS})) (run rewrites))"
@@ -33,8 +32,7 @@ class Budget:
     def __post_init__(self) -> None:
         for name in ("iterations", "nodes"):
             whole(name, getattr(self, name))
-        if seconds("seconds", self.seconds) is None:
-            raise InputError("seconds=None: saturation needs a limit")
+        finite("seconds", self.seconds)
 
 
 @dataclass

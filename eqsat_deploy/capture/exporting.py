@@ -13,15 +13,11 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram, export
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from eqsat_deploy.calling import Arguments, plain_signature
 from eqsat_deploy.capture.copying import describe, described_line, model_line, quiet
 from eqsat_deploy.errors import CaptureError, InputError
-
-BATCH_DIMENSION = Dim("batch")
 
 
 def exported(module: nn.Module, arguments: Arguments, dynamic_shapes: Any) -> ExportedProgram:
@@ -57,9 +53,10 @@ def exported(module: nn.Module, arguments: Arguments, dynamic_shapes: Any) -> Ex
 
 def _batch_first(module: nn.Module, arguments: Arguments) -> dict[str, Any]:
     """By argument, as forward binds them: *args is one, a tuple."""
+    dimension = Dim("batch")
 
     def batch(value: Any) -> Any:
-        return {0: BATCH_DIMENSION} if isinstance(value, Tensor) and value.dim() else None
+        return {0: dimension} if isinstance(value, Tensor) and value.dim() else None
 
     args, kwargs = pytree.tree_map(batch, arguments)
     return dict(plain_signature(module.forward).bind(*args, **kwargs).arguments)
@@ -86,6 +83,10 @@ def _fixing_line(module: nn.Module, arguments: Arguments) -> str:
 
     The model runs once more on fake tensors, in a shape environment that notes where a symbol gets a value.
     """
+    # Here, and not above: they import sympy, which takes longer than everything else of this package together.
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
     lines: list[str] = []
 
     class Noting(ShapeEnv):

@@ -262,4 +262,11 @@ def _quantize(args: argparse.Namespace, model: Any, optimized: Any) -> Any:
         batches = load_batches(
             args.calibration, call_of(optimized), reading=_reading(args), model=model, module=optimized
         )
-        return optimized.quantize(batches, effort=args.effort, observer=args.observer)
+        kept = args.keep_float or []
+        return optimized.quantize(
+            batches,
+            effort=args.effort,
+            observer=args.observer,
+            accuracy_budget=args.accuracy_budget,
+            precision=dict.fromkeys([kept] if isinstance(kept, str) else kept, "float"),
+        )

@@ -226,8 +226,21 @@ def _calibration(parser: Parser) -> None:
     group.add_argument(
         "--effort",
         default="balanced",
-        choices=("fast", "balanced"),
-        help="how ranges and biases are chosen: as observed, or by the error at each kernel's output (default)",
+        choices=("fast", "balanced", "best"),
+        help="how ranges and biases are chosen: as observed, by the error at each kernel's output (default), or "
+        "trained on top of that",
+    )
+    group.add_argument(
+        "--accuracy-budget",
+        type=_positive,
+        metavar="DB",
+        help="keep in float what has to be for this SQNR of the outputs",
+    )
+    group.add_argument(
+        "--keep-float",
+        type=_names,
+        metavar="NAMES",
+        help="kernels or patterns of them that stay in float, comma-separated",
     )
     group.add_argument(
         "--observer",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from eqsat_deploy import artifact
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, PlacedKernel, Signature
@@ -20,6 +21,9 @@ from eqsat_extraction.arguments import checked, whole
 
 if TYPE_CHECKING:
     from eqsat_deploy.engines.onnx import Lane
+
+KINDS = 64
+"""How many kinds of calls an engine remembers to have checked."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class Engine(ABC):
         self.options: Mapping[str, Any] = options or {}
         self.report: dict[str, Any] | None = None
         self.changes: tuple[str, ...] = ()
+        self._kinds: dict[tuple[Any, ...], int] = {}
 
     @property
     def computes(self) -> torch.dtype:
@@ -148,7 +153,17 @@ class Engine(ABC):
             InputError: an argument is missing or unknown, or nested otherwise, or has another shape, dtype or value
                 than the engine was built for; the message says what is expected.
         """
-        return self.signature.pack(self.flat(self.signature.call.flatten(args, kwargs)))
+        # All that is checked follows from this, which calls of one kind have in common.
+        kind = tuple([(v.shape, v.dtype) if type(v) is Tensor else None for v in args]) if not kwargs else ()
+        if (batch := self._kinds.get(kind)) is not None:
+            return self.signature.pack(self._flat(args, batch))
+        inputs = self.signature.call.flatten(args, kwargs)
+        batch = self.signature.check(inputs)
+        if kind and len(inputs) == len(args) and all(map(operator.is_, inputs, args)):
+            if len(self._kinds) >= KINDS:
+                self._kinds = {}
+            self._kinds[kind] = batch
+        return self.signature.pack(self._flat(inputs, batch))
 
     def __repr__(self) -> str:
         shipped = ((self.report or {}).get("engine") or {}).get("shipped")
@@ -162,7 +177,10 @@ class Engine(ABC):
             InputError: they do not fit.
             EngineError: the runtime fails on inputs that fit.
         """
-        batch = self.signature.check(inputs)
+        return self._flat(inputs, self.signature.check(inputs))
+
+    def _flat(self, inputs: Sequence[Tensor], batch: int) -> Sequence[Tensor]:
+        """`flat` of what is checked."""
         try:
             found = self.run(self.signature.widened(inputs), batch)
         except EqsatError:
@@ -191,7 +209,7 @@ class Engine(ABC):
         return measure.benchmark(self, batch, seconds)
 
     @checked
-    def compare(self, module: nn.Module, batches: Iterable[Any]) -> measure.Comparison:
+    def compare(self, module: Callable[..., Any], batches: Iterable[Any]) -> measure.Comparison:
         """Its outputs beside those of `module` (the original, or an optimized one) on batches given as example inputs.
 
         Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import Tensor
 
 from eqsat_deploy.calling import Arguments, arguments
 from eqsat_deploy.errors import InputError
@@ -124,7 +124,7 @@ def benchmark(engine: Engine, batch: Any = None, seconds: float = 2.0) -> Benchm
     return Benchmark(size, len(taken), p50, p90, p99, min(taken), size * len(taken) / (now - begin))
 
 
-def compare(engine: Engine, module: nn.Module, batches: Iterable[Any]) -> Comparison:
+def compare(engine: Engine, module: Callable[..., Any], batches: Iterable[Any]) -> Comparison:
     """`engine` beside `module` on `batches`; see `Engine.compare`."""
     outputs: dict[str, Agreement] = {}
     count = 0

@@ -6,6 +6,7 @@ import platform
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import median
 from threading import Lock
@@ -19,7 +20,7 @@ from torch.export import default_decompositions
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
 from eqsat_deploy.engines.base import Engine, Layer, check_options, threads
 from eqsat_deploy.engines.openvino_operators import DECOMPOSITIONS, extensions
-from eqsat_deploy.engines.program import export_program, node_origins, prepared, traced
+from eqsat_deploy.engines.program import composites, export_program, node_origins, prepared, traced
 from eqsat_deploy.errors import EngineError, UnknownNameError
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize, swapped
 
@@ -62,6 +63,7 @@ class OpenVINOEngine(Engine):
             if self.options.get(option, next(iter(known))) not in known:
                 raise UnknownNameError(f"openvino {option}", str(self.options[option]), known)
         self.model = model
+        self._results = len(model.outputs)
         self._lock = Lock()  # an inference request serves one call at a time
         self._requests: dict[int, Any] = {}
         self._request(signature.batch.typical)
@@ -93,13 +95,16 @@ class OpenVINOEngine(Engine):
 
     def run(self, inputs: Sequence[Tensor], batch: int) -> Sequence[Tensor]:
         """The flat outputs, on the CPU, in memory of their own."""
+        # Inputs are shared and results copied once. Written into memory of ours, some were garbage (2026.4.1): of a
+        # module that also returns one of its inputs, whose memory becomes that of the result.
+        feed = _tensors(inputs)
         with self._lock:
             request = self._request(batch)
-            request.infer(dict(enumerate(_tensors(inputs))))
-            return [
-                torch.from_numpy(np.array(request.get_output_tensor(index).data, copy=True))
-                for index in range(len(self.model.outputs))
-            ]
+            for index, value in enumerate(feed):
+                request.set_input_tensor(index, value)
+            request.infer(share_outputs=True)
+            results = [request.get_output_tensor(index).data.copy() for index in range(self._results)]
+        return list(map(torch.from_numpy, results))
 
     def save_files(self, folder: Path) -> None:
         """`model.xml` and `model.bin`: OpenVINO IR with a dynamic batch, INT8 weights stored as such."""
@@ -246,14 +251,28 @@ def _converted(module: fx.GraphModule, signature: Signature) -> tuple[Any, fx.Gr
     """
     errors = []
     for lowered in (_traced, _exported):
+        graph = None
         try:
             graph = lowered(module, signature, _decompositions())
             return _of_graph(graph), graph
         except EngineError as error:
             errors.append(str(error))
         except Exception as error:  # neither the tracing's nor the frontend's errors have a common base
-            errors.append(f"OpenVINO cannot convert the module: {error}")
+            errors.append(_reason(str(error), graph))
     raise EngineError(errors[-1])
+
+
+def _reason(message: str, graph: fx.GraphModule | None) -> str:
+    """Why a module cannot be converted: the operators that OpenVINO does not have and their nodes, if it says so."""
+    found = re.search(r"No conversion rule found for operations: (.*)", message)
+    if found is None or graph is None:
+        return f"OpenVINO cannot convert the module: {message}"
+    missing, origins = found[1].split(", "), node_origins(graph.graph)
+    nodes = dict.fromkeys(origins.get(n.name, n.name) for n in graph.graph.nodes if str(n.target) in missing)
+    return (
+        f"OpenVINO has no operator for {', '.join(missing)} (node {', '.join(nodes)}): compute that outside the model, "
+        "or build for another engine"
+    )
 
 
 def _of_graph(graph: fx.GraphModule) -> Any:
@@ -288,26 +307,11 @@ def _decompositions() -> Any:
 
 
 def _traced(module: fx.GraphModule, signature: Signature, table: Any) -> fx.GraphModule:
-    return traced(module, signature, {**_composites(), **dict(table.items()), **_SPELLED})
-
-
-def _composites() -> dict[Any, Any]:
-    """What takes apart the operators that torch itself does, and export does before its tables are asked: views and
-    casts (`narrow`, `contiguous`, `to`)."""
     from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
 
-    kept = set(ops_to_not_decompose())
-    overloads = (name.removeprefix("aten::").split(".") for name in torch._C._dispatch_get_all_op_names()
-                 if name.startswith("aten::"))  # fmt: skip
-    operators = (
-        getattr(getattr(aten, name, None), rest[0] if rest else "default", None) for name, *rest in overloads
+    return traced(
+        module, signature, {**composites(ops_to_not_decompose()), **dict(table.items()), **_SPELLED}
     )
-    return {
-        operator: operator.decompose
-        for operator in operators
-        if operator is not None and operator not in kept
-        if operator._can_decompose() and not operator._schema.is_mutable
-    }
 
 
 def _exported(module: fx.GraphModule, signature: Signature, table: Any) -> fx.GraphModule:
@@ -422,6 +426,12 @@ def _pad_pools(model: Any) -> None:
 
 
 def _tensors(inputs: Sequence[Tensor]) -> list[Any]:
+    shared = _tensor_type()
+    return [shared(value.detach().cpu().contiguous().numpy(), shared_memory=True) for value in inputs]
+
+
+@cache
+def _tensor_type() -> Any:
     from openvino import Tensor as Shared
 
-    return [Shared(value.detach().cpu().contiguous().numpy(), shared_memory=True) for value in inputs]
+    return Shared

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -74,6 +74,21 @@ def traced(
             raise EngineError(f"{node.name!r} changes a tensor in place")
     _hold(graph, state)
     return graph
+
+
+def composites(kept: Iterable[OpOverload]) -> dict[OpOverload, Callable[..., Any]]:
+    """What takes apart the operators that torch itself takes apart, but for those `kept`: among them views and casts
+    (`narrow`, `contiguous`, `to`), which are in no table of decompositions since export never meets them."""
+    names = (name.removeprefix("aten::").partition(".") for name in torch._C._dispatch_get_all_op_names()
+             if name.startswith("aten::"))  # fmt: skip
+    aten, left = torch.ops.aten, set(kept)
+    found = (getattr(getattr(aten, name, None), overload or "default", None) for name, _, overload in names)
+    return {
+        operator: operator.decompose
+        for operator in found
+        if operator is not None and operator not in left
+        if operator._can_decompose() and not operator._schema.is_mutable
+    }
 
 
 def _hold(graph: fx.GraphModule, state: Mapping[str, Tensor]) -> None:

@@ -27,14 +27,16 @@ LABELS = frozenset({"label", "labels", "label_ids", "target", "targets"})
 """What data loaders call labels in batches by name."""
 
 
-def calibrate(modules: Sequence[nn.Module], call: CallSpec, batches: Iterable[Any]) -> tuple[Tensor, ...]:
-    """Run every batch, once, through all the modules; the first `SAMPLE` samples of all, in one batch.
+def calibrate(
+    modules: Sequence[nn.Module], call: CallSpec, batches: Iterable[Any], keep: int = SAMPLE
+) -> tuple[Tensor, ...]:
+    """Run every batch, once, through all the modules; the first `keep` samples of all, in one batch.
 
     Raises:
         QuantizationError: no batches, or one that does not fit `call` or has NaN or infinity, by its number.
     """
     device = device_of(modules[0])
-    count, held, ranges = 0, Held(call.inputs), _Ranges(call.inputs)
+    count, held, ranges = 0, Held(call.inputs, keep), _Ranges(call.inputs)
     with torch.no_grad():
         for count, batch in enumerate(_iterable(batches), 1):
             try:
@@ -102,21 +104,23 @@ def readings(batch: Any) -> Iterator[Arguments]:
 
 
 class Held:
-    """The first `SAMPLE` samples of what passes."""
+    """The first samples of what passes."""
 
-    def __init__(self, specs: Sequence[InputSpec]) -> None:
-        self.specs = specs
+    def __init__(self, specs: Sequence[InputSpec], most: int = SAMPLE) -> None:
+        self.specs, self.most = specs, most
         self.axes = [next((i for i, n in enumerate(spec.shape) if n is None), None) for spec in specs]
         self.parts: list[tuple[Tensor, ...]] = []
         self.count = 0
 
     def add(self, inputs: Sequence[Tensor]) -> None:
         """Take one batch."""
-        if self.count >= SAMPLE:
+        if self.count >= self.most:
             return
-        few = samples_of(self.specs, inputs, SAMPLE - self.count)
+        few = samples_of(self.specs, inputs, self.most - self.count)
         self.parts.append(few)
-        self.count += next((v.shape[a] for v, a in zip(few, self.axes, strict=True) if a is not None), SAMPLE)
+        self.count += next(
+            (v.shape[a] for v, a in zip(few, self.axes, strict=True) if a is not None), self.most
+        )
 
     def joined(self) -> tuple[Tensor, ...]:
         """All in one batch."""

@@ -86,6 +86,11 @@ class FakeQuantize(nn.Module):
             self.log_scale = nn.Parameter(self.scale.log())
             self.scale = None
 
+    def settle(self) -> None:
+        """Make the scale a constant again."""
+        if self.log_scale is not None:
+            self.scale, self.log_scale = self.step, None
+
     @property
     def step(self) -> Tensor:
         """The scale, learnable or not, detached: what exporters read."""

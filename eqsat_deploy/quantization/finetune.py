@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -53,23 +53,38 @@ def finetune(
     held = [read_batch(batch, call) for batch in batches]
     if not held:
         raise QuantizationError("no batches: finetune() needs inputs to train on")
-    student, device = copy.deepcopy(module).eval(), device_of(module)
+    student = copy.deepcopy(module).eval()
+    for _ in distilling(student, teacher, held, epochs, rate):
+        pass
+    return student
+
+
+def distilling(
+    student: fx.GraphModule, teacher: nn.Module, held: Sequence[Sequence[Tensor]], epochs: int, rate: float
+) -> Iterator[None]:
+    """Train `student` in place on batches in the order of its placeholders; yields after every epoch."""
+    device = device_of(student)
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(held))
     for _ in range(epochs):
         for inputs in held:
-            args, kwargs = arguments(call.batch([value.to(device) for value in inputs]))
-            with torch.no_grad():
-                expected = _outputs(teacher, args, kwargs)
-            loss = _loss(_outputs(student, args, kwargs), expected)
+            loss = distance(student, teacher, [value.to(device) for value in inputs])
             if not torch.isfinite(loss):
                 raise QuantizationError(f"training diverged at a rate of {rate}: take a smaller one")
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-    return student
+        yield
+
+
+def distance(student: fx.GraphModule, teacher: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
+    """The squared error of every floating-point output as a part of its variance, summed."""
+    args, kwargs = arguments(call_of(student).batch(list(inputs)))
+    with torch.no_grad():
+        expected = _outputs(teacher, args, kwargs)
+    return _loss(_outputs(student, args, kwargs), expected)
 
 
 def _outputs(module: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:

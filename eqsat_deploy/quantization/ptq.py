@@ -7,13 +7,14 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from math import inf
+from math import inf, isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from eqsat_deploy.deployment import (
+    EXPECTED_SQNR,
     Placement,
     Quantizer,
     call_of,
@@ -26,7 +27,7 @@ from eqsat_deploy.deployment import (
 )
 from eqsat_deploy.errors import QuantizationError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
-from eqsat_deploy.quantization.calibrate import calibrate, device_of
+from eqsat_deploy.quantization.calibrate import SAMPLE, calibrate, device_of
 from eqsat_deploy.quantization.fake_quantize import (
     FakeQuantize,
     QuantizedConv2d,
@@ -34,15 +35,14 @@ from eqsat_deploy.quantization.fake_quantize import (
     QuantizedLinear,
 )
 from eqsat_deploy.quantization.observers import OBSERVERS, Extremes, Observer
-from eqsat_deploy.quantization.precision import AccuracyBudget, economical, leaving, outputs_of
+from eqsat_deploy.quantization.precision import AccuracyBudget, economical, leaving, outputs_of, sqnr
 from eqsat_deploy.quantization.reconstruction import reconstruct
 from eqsat_deploy.quantization.sensitivity import ranked
+from eqsat_deploy.quantization.tuning import TUNED, tuned
 from eqsat_extraction.arguments import checked, instance
 
 ANY_GRID = IntegerGrid(unsigned=True, asymmetric=True, channels=True)
-EXPECTED = 20.0
-"""The SQNR of outputs in dB below which a quantized module is warned of."""
-EFFORTS = ("fast", "balanced")
+EFFORTS = ("fast", "balanced", "best")
 
 
 @checked
@@ -72,14 +72,17 @@ def quantize(
             done, a few of them for good: what engines are compared with the module on.
         effort: `fast` takes the observed ranges; `balanced` moves scales per channel into weights and chooses the
             ranges of matrix products, both by the error at the outputs of what reads the tensor, and corrects biases
-            (`reconstruction`).
+            (`reconstruction`); `best` then trains scales and biases to give the float outputs on up to
+            `tuning.TUNED` samples, keeping what is best on samples left out. `fast` takes the time of a pass over the
+            data, `balanced` two to three times that, `best` about 20 passes forward and back over its samples more; it
+            leaves out the plain form, which `build` then does not compare with.
         grid: the codes that kernels read, the module's target's when missing (any, where it has no target).
         observer: `minmax`, `percentile`, `entropy`, `mse`, or a function returning a new `Observer`: takes the range
             from it alone. When missing, the range is chosen as `effort` says.
         precision: `"float"` for kernels that stay in float, by the names of their nodes or patterns of them such as
             `layer4_*` (`fnmatch`); `sensitivity` says which are worth it. With `effort="balanced"`, others whose
             rounding costs the outputs more than float would cost time (`economical`) are kept in float as well where
-            the outputs lose more than `EXPECTED`.
+            the outputs lose more than `EXPECTED_SQNR`.
         accuracy_budget: keep in float what has to be for the outputs to lose no more than this on calibration data:
             an SQNR in dB, or an `AccuracyBudget` with another metric.
         learnable: scales are parameters that training adapts (LSQ).
@@ -102,7 +105,8 @@ def quantize(
     grid = grid or known.grid or ANY_GRID
     make_observer = _observer_factory(observer)
     budget = AccuracyBudget(accuracy_budget) if isinstance(accuracy_budget, float | int) else accuracy_budget
-    forms = [_Watched(form, patterns, grid, make_observer) for form in (module, plain) if form is not None]
+    both = (module,) if plain is None or effort == "best" else (module, plain)
+    forms = [_Watched(form, patterns, grid, make_observer) for form in both]
     placed = known.placement
     if not placed.quantizers and not any(kernel.precision == "int8" for kernel in placed.kernels):
         warnings.warn(
@@ -110,7 +114,9 @@ def quantize(
             f"(optimized for {known.target or 'no target'}); the result computes in float",
             stacklevel=4,
         )
-    sample = calibrate([form.module for form in forms], call_of(module), batches)
+    keep = TUNED if effort == "best" else SAMPLE
+    held = calibrate([form.module for form in forms], call_of(module), batches, keep)
+    sample = samples_of(known.inputs, held, SAMPLE)
     choices: dict[Any, int] = {}
     first, *rest = forms
     quantized = first.quantized(effort, sample, choices)
@@ -120,32 +126,38 @@ def quantize(
         if budget is None:
             break
     others = [form.quantized(effort, sample, choices) for form in rest]
-    if first.sqnr < EXPECTED and budget is None:
+    measured = first.sqnr if isfinite(first.sqnr) else None
+    if effort == "best":
+        quantized = tuned(quantized, module, held)
+        measured = sqnr(outputs_of(module, sample), outputs_of(quantized, sample))
+    if measured is not None and measured < EXPECTED_SQNR and budget is None:
         warnings.warn(
-            f"INT8 leaves the outputs {first.sqnr:.1f} dB above the error on calibration data, {EXPECTED} are "
-            "expected: sensitivity() ranks the kernels, and quantize(precision={name: 'float'}) or "
-            "quantize(accuracy_budget=dB) keeps some in float",
+            f"INT8 leaves the outputs {measured:.1f} dB above the error on calibration data, {EXPECTED_SQNR} are "
+            "expected: sensitivity() ranks the kernels; effort='best' trains scales, and accuracy_budget=dB or "
+            "precision={name: 'float'} keeps some in float",
             stacklevel=4,
         )
     for form in (quantized, *others) if learnable else ():
         _learn(form)
     for form in (quantized, *others):
         record(form, samples=samples_of(known.inputs, sample))
-    record(quantized, plain=next(iter(others), None), fingerprint=fingerprint(quantized))
+    record(quantized, plain=next(iter(others), None), fingerprint=fingerprint(quantized), sqnr=measured)
     return quantized
 
 
 def _to_float(
     module: fx.GraphModule,
     quantized: fx.GraphModule,
-    sqnr: float,
+    measured: float,
     effort: str,
     sample: Sequence[Tensor],
     budget: AccuracyBudget | None,
 ) -> list[str]:
     """The kernels of `quantized` to put in float next, so that it keeps the budget, or for little time without one."""
     if budget is None:
-        return economical(ranked(quantized, [sample])) if effort != "fast" and sqnr < EXPECTED else []
+        return (
+            economical(ranked(quantized, [sample])) if effort != "fast" and measured < EXPECTED_SQNR else []
+        )
     value = budget.measure(outputs_of(module, sample), outputs_of(quantized, sample))
     excess = budget.excess(value)
     if excess <= 1:

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from eqsat_deploy.deployment import checksum, fingerprint, flat_outputs
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.noise import decibels
+from eqsat_deploy.quantization.absorption import giver
 from eqsat_deploy.quantization.biases import corrected
 from eqsat_deploy.quantization.equalization import ChannelScale
 from eqsat_deploy.quantization.fake_quantize import (
@@ -85,7 +86,8 @@ def reconstruct(
             once = calls[target] == 1
             if isinstance(child, FakeQuantize) and once and target in seen:
                 layers = _layers(module, node, calls)
-                chosen = _chosen(node, layers, originals, seen[target], grid, rounded, choices)
+                by = giver(module, node, layers, calls)
+                chosen = _chosen(node, layers, originals, seen[target], grid, rounded, choices, by)
                 if chosen is not None:
                     chosen.place(module, node)
                     rounded.env[node] = chosen.codes(rounded.env[operands[0]])
@@ -119,17 +121,25 @@ def _chosen(
     grid: IntegerGrid,
     rounded: fx.Interpreter,
     choices: dict[Any, int],
+    by: str | None,
 ) -> Rounding | None:
-    """The way of least error to round what the quantizer `node` reads; None where no layer reads its codes."""
+    """The way of least error to round what the quantizer `node` reads, whose channels the layer `by` can scale; None
+    where no layer reads its codes."""
     if not layers:
         return None
     source = node.all_input_nodes[0]
     given = rounded.env[source][:SEARCHED]
     read_whole = len(layers) < len(node.users)
-    ways = list(roundings(layers, seen, grid, read_whole=read_whole))
+    ways = list(roundings(layers, seen, grid, read_whole=read_whole, giver=by))
     for way in ways:
         way.quantizer.to(given.device)
-    key = (seen.checksum, read_whole, checksum(given), *((repr(m), fingerprint(m)) for m in layers.values()))
+    key = (
+        seen.checksum,
+        read_whole,
+        by,
+        checksum(given),
+        *((repr(m), fingerprint(m)) for m in layers.values()),
+    )
     if key not in choices:
         # Of what is read, not of what would be read in float: what has been lost before is the same for every way.
         expected = {

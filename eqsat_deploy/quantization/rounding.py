@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from eqsat_deploy.grid import IntegerGrid
+from eqsat_deploy.quantization.absorption import scale
 from eqsat_deploy.quantization.equalization import ChannelScale, Layer, divisor, over_channels, taking_in
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize, QuantizedLinear, with_rounded_weight
 from eqsat_deploy.quantization.observers import Extremes, Grid
@@ -59,12 +60,14 @@ class Readers(dict[str, Layer]):
 @dataclass(frozen=True)
 class Rounding:
     """One way to round a tensor that `layers` read. `divided`, where its channels are divided first, has their
-    divisors in the shape that broadcasts over the tensor; `share` is how far."""
+    divisors in the shape that broadcasts over the tensor; `share` is how far; `giver`, where the layer that writes the
+    tensor divides them, is its name."""
 
     quantizer: FakeQuantize
     layers: Readers
     divided: Tensor | None = None
     share: float = 0.0
+    giver: str | None = None
 
     def codes(self, values: Tensor) -> Tensor:
         """What `layers` read of the tensor `values`."""
@@ -102,6 +105,9 @@ class Rounding:
             module.set_submodule(name, layer)
         if self.divided is None:
             return
+        if self.giver is not None:
+            scale(module.get_submodule(self.giver), 1 / self.divided.flatten())
+            return
         others = [user for user in node.users if str(user.target) not in self.layers]
         with module.graph.inserting_before(node):
             node.replace_input_with(
@@ -114,8 +120,11 @@ class Rounding:
                 user.replace_input_with(node, restored)
 
 
-def roundings(layers: Readers, seen: Extremes, grid: IntegerGrid, *, read_whole: bool) -> Iterator[Rounding]:
-    """Ways to round a tensor that `layers` read, of which calibration has `seen` the extremes.
+def roundings(
+    layers: Readers, seen: Extremes, grid: IntegerGrid, *, read_whole: bool, giver: str | None = None
+) -> Iterator[Rounding]:
+    """Ways to round a tensor that `layers` read, of which calibration has `seen` the extremes. Its channels are divided
+    by the target, where that can, else by `giver`, the layer that writes it, where there is one.
 
     What products of matrices alone read may have a zero point and be clipped. Convolutions lose more by values clipped
     in what calibration has not shown than they gain by finer steps, and run slower with zero points.
@@ -125,7 +134,8 @@ def roundings(layers: Readers, seen: Extremes, grid: IntegerGrid, *, read_whole:
     means = [(seen.mean_minimum, seen.mean_maximum)] if product else []
     for covered in _grids([whole, *means], grid, product):
         yield Rounding(FakeQuantize.of_grid(covered), layers)
-    if grid.equalized and seen.lows.numel():
+    giver = None if grid.equalized else giver
+    if (grid.equalized or giver is not None) and seen.lows.numel():
         lows, highs = seen.channels
         peaks, readers = torch.maximum(lows.abs(), highs.abs()), list(layers.values())
         for share in SHARES:
@@ -134,7 +144,7 @@ def roundings(layers: Readers, seen: Extremes, grid: IntegerGrid, *, read_whole:
             whole = (float((lows / divided).min()), float((highs / divided).max()))
             shape = over_channels(divided, readers[0])
             for covered in _grids([whole], grid, product):
-                yield Rounding(FakeQuantize.of_grid(covered), taking, shape, share)
+                yield Rounding(FakeQuantize.of_grid(covered), taking, shape, share, giver)
 
 
 def _grids(ranges: list[tuple[float, float]], grid: IntegerGrid, product: bool) -> Iterator[Grid]:

@@ -132,7 +132,7 @@ CALLS: dict[str, tuple[Callable[[Made, Any], Any], tuple[Any, ...]]] = {
     "check_egraph(tolerance)": (checking("tolerance"), FROM_ZERO),
     "check_egraph(budget)": (checking("budget"), (None,)),
     "check_egraph(seed)": (checking("seed"), FROM_ZERO),
-    "Budget(seconds)": (lambda made, v: eqd.Budget(seconds=v), NUMBERS),
+    "Budget(seconds)": (lambda made, v: eqd.Budget(seconds=v), FROM_ZERO),
     "Budget(nodes)": (lambda made, v: eqd.Budget(nodes=v), NUMBERS),
     "quantize(module)": (lambda made, v: quantize(v, [X]), ()),
     "quantize(batches)": (lambda made, v: quantize(made.optimized, v), ()),

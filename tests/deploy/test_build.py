@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import pytest
 import torch
 
 from eqsat_deploy.build import CHOSEN, PLAIN, build, is_quantized
-from eqsat_deploy.deployment import Signature, deployment
+from eqsat_deploy.deployment import Signature, deployment, record
 from eqsat_deploy.engines import Batch, Engine, Layer
 from eqsat_deploy.errors import EngineError, UnknownNameError
 from tests.support.models import Residual, image, randomized
@@ -130,3 +131,16 @@ def test_an_unquantized_module_builds_in_float_with_a_warning(result):
 def test_unknown_engines_name_near_misses(result):
     with pytest.raises(UnknownNameError, match="did you mean 'openvino'"):
         build(result, "openvin")
+
+
+def test_an_engine_that_loses_accuracy_is_warned_of_until_it_was_trained(quantized):
+    record(quantized, sqnr=12.5)
+    with pytest.warns(UserWarning, match=r"12\.5 dB") as caught:
+        engine = quantized.build(baseline=False)
+    assert [w.filename for w in caught if "12.5 dB" in str(w.message)] == [__file__]
+    assert any("12.5 dB" in note for note in engine.report["engine"]["notes"])
+    with torch.no_grad():
+        next(quantized.parameters()).add_(1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantized.build(baseline=False)

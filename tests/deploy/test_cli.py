@@ -308,3 +308,22 @@ def test_a_folder_of_images_is_prepared_as_told(models: Path, capsys: pytest.Cap
     assert "1 left out" in capsys.readouterr().err
     for wrong in (("--image-size", "8x8x8"), ("--mean", "red")):
         assert wrong[0] in failure(capsys, *command, *wrong)[1]
+
+
+def test_what_stays_in_float_is_asked_for(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (models / "wide.py").write_text(
+        "import torch\ndef net():\n    torch.manual_seed(0)\n    return torch.nn.Sequential("
+        "torch.nn.Conv2d(3, 64, 3), torch.nn.ReLU(), torch.nn.Conv2d(64, 64, 3), torch.nn.ReLU())\n"
+    )
+    known = ("optimize", "wide.py:net", "--input", "2x3x24x24", "--cost", "openvino_int8", "--no-baseline")
+    data = ("--calibration", "random:8", "--quiet", "--json")
+
+    def planned(*more: str) -> int:
+        assert cli.main([*known, *data, *more]) == 0
+        return int(json.loads(capsys.readouterr().out)["engine"]["expected_int8"])
+
+    assert planned() > planned("--keep-float", "_2*") > 0
+    assert planned("--accuracy-budget", "200") == 0
+    code, message = failure(capsys, *known, *data, "--keep-float", "third")
+    assert (code, "third" in message) == (2, True)
+    assert failure(capsys, *known, *data, "--accuracy-budget", "much")[0] == 2

@@ -175,3 +175,10 @@ def test_neither_the_e_graph_nor_the_model_is_kept():
         assert not any(isinstance(o, Search | Lowered | Space) for o in gc.get_objects())
     weights = sum(t.nbytes for t in result.state_dict().values())
     assert len(pickle.dumps(result)) < 3 * weights + 200_000
+
+
+def test_functions_that_torch_makes_inside_another_are_pickled_by_name():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.ReLU(), nn.AdaptiveMaxPool2d(2)).eval()
+    module = optimized(model, image(2, 3, 9, 9))
+    assert any("<locals>" in getattr(node.target, "__qualname__", "") for node in module.graph.nodes)
+    assert_same(module, pickle.loads(pickle.dumps(module)), image(3, 3, 9, 9), tolerance=0.0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -280,3 +282,13 @@ def test_calibration_and_a_budget_quantize_at_once():
     quantized = optimized(model, batches[0], cost="openvino_int8", calibration=batches, accuracy_budget=30)
     expected, found = outputs(model, batches[0])[0], outputs(quantized, batches[0])[0]
     assert decibels(expected, found) >= 29
+
+
+def test_importing_optimize_loads_nothing_that_only_running_it_needs() -> None:
+    slow = {"black", "egglog", "highspy", "numba", "openvino", "pandas", "scipy", "sympy"}
+    code = (
+        "import sys, torch; before = set(sys.modules); from eqsat_deploy import optimize; "
+        f"print(sorted({slow} & (set(sys.modules) - before)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 import eqsat_deploy
 from eqsat_deploy.deployment import DEFAULT_BATCH, deployment
-from eqsat_deploy.engines import Batch, Layer, openvino
+from eqsat_deploy.engines import Batch, Layer, base, openvino
 from eqsat_deploy.engines.base import realized
 from eqsat_deploy.engines.openvino import OpenVINOEngine
 from eqsat_deploy.errors import InputError, UnknownNameError
@@ -333,6 +333,24 @@ def test_inputs_that_do_not_fit_are_an_error(x: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         engine(x)
     with pytest.raises(InputError, match=r"too many positional arguments: call it as forward\(x\)"):
+        engine(x, x)
+
+
+def test_what_follows_a_call_that_fits_is_checked_as_the_first_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = build(traced(Residual(), torch.zeros(1, 3, 32, 32)), Batch(1, 2, 3))
+    monkeypatch.setattr(base, "KINDS", 2)
+    for size in (1, 2, 3, 1, 2):
+        x = images(1, batch=size)[0]
+        torch.testing.assert_close(engine(x), engine(x=x))
+        assert engine(x).shape[0] == size
+    bad = [torch.zeros(4, 3, 32, 32), torch.zeros(2, 3, 32, 31), torch.zeros(2, 3, 32, 32).int(), [1.0], None]
+    for wrong in bad:
+        with pytest.raises(InputError) as first:
+            engine(x=wrong)
+        with pytest.raises(InputError) as then:
+            engine(wrong)
+        assert str(first.value) == str(then.value)
+    with pytest.raises(InputError, match="too many positional"):
         engine(x, x)
 
 

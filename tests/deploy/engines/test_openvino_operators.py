@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from eqsat_deploy.errors import EngineError
 from tests.support.stages import optimized, outputs
 
 
@@ -87,3 +88,17 @@ def test_a_prelu_is_part_of_its_convolution() -> None:
     assert [layer.type for layer in engine.layers() if layer.type != "Reorder"] == ["Convolution"] * 3
     x = torch.randn(1, 3, 16, 16)
     torch.testing.assert_close(outputs(engine, x)[0], outputs(model, x)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_an_operator_that_openvino_does_not_have_is_named_with_its_node() -> None:
+    class Spectrum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.rfft(self.linear(x)).abs()
+
+    module = optimized(Spectrum().eval(), torch.randn(2, 16), cost="openvino_fp32")
+    with pytest.raises(EngineError, match=r"no operator for aten\._fft_r2c\.default \(node fft_rfft"):
+        module.build()

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from eqsat_deploy.deployment import deployment
 from eqsat_deploy.errors import EqsatError, InputError, QuantizationError, UnknownNameError
-from eqsat_deploy.noise import decibels
+from eqsat_deploy.noise import decibels, ratio
 from eqsat_deploy.pareto import pareto
 from eqsat_deploy.quantization import (
     AccuracyBudget,
@@ -86,12 +86,14 @@ def test_enough_goes_to_float_for_a_part_of_the_noise_to_be_left() -> None:
 
 def test_noise_is_what_each_kernel_alone_does(gated: fx.GraphModule) -> None:
     quantized = quantize(gated, batches(), effort="fast")  # whose biases take back nothing
-    data = torch.cat(batches(2, seed=1))
-    known = sensitivity(quantized, [data])
+    data = torch.cat(batches(1, seed=1))
+    known = [sensitivity(quantized, [data], seed=seed) for seed in range(6)]
     exact = swapped(quantized, lambda quantizer: nn.Identity())
     compared = 0
-    for one in known.kernels:
-        kernel = next(k for k in deployment(quantized).placement.kernels if k.anchor == one.kernel)
+    for kernel in deployment(quantized).placement.kernels:
+        if kernel.precision != "int8":
+            continue
+        noise = [one.noise for found in known for one in found.kernels if one.kernel == kernel.anchor]
         own = _quantizers(quantized, kernel.anchor)
         if own is None:
             continue
@@ -99,7 +101,7 @@ def test_noise_is_what_each_kernel_alone_does(gated: fx.GraphModule) -> None:
             quantized, lambda quantizer, own=own: quantizer if id(quantizer) in own else nn.Identity()
         )
         measured = decibels(outputs(exact, data)[0], outputs(alone, data)[0])
-        assert one.sqnr == pytest.approx(measured, abs=3), one.kernel
+        assert ratio(1.0, sum(noise) / len(noise)) == pytest.approx(measured, abs=2), kernel.anchor
         compared += 1
     assert compared >= 4
 
@@ -118,7 +120,7 @@ def test_what_is_economical_stays_in_float(gated: fx.GraphModule, monkeypatch: p
     data = torch.cat(batches())
     expected, before = outputs(gated, data)[0], quantize(gated, batches())
     assert _floats(before) == _floats(gated), "accurate enough"
-    monkeypatch.setattr(ptq, "EXPECTED", 60.0)
+    monkeypatch.setattr(ptq, "EXPECTED_SQNR", 60.0)
     assert _floats(quantize(gated, batches())) == _floats(gated), "nothing is worth its time"
     monkeypatch.setattr(precision, "MOST", 0.4)
     monkeypatch.setattr(precision, "WORTH", 0.05)

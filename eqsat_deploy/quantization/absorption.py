@@ -1,0 +1,82 @@
+"""The layer that a tensor's channels can be scaled in, for targets that cannot scale them in front of the rounding.
+
+A scale moves from a tensor back through what is positively homogeneous in each channel, ReLU and pools, into the
+convolution, product or normalization that wrote it (Nagel et al., "Data-Free Quantization", 2019; Xiao et al.,
+"SmoothQuant", 2023). Exact in float, and of rounded weights too: their scales are those of the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from eqsat_deploy.quantization.fake_quantize import (
+    FakeQuantize,
+    QuantizedConv2d,
+    QuantizedConvTranspose2d,
+    QuantizedLinear,
+)
+
+HOMOGENEOUS = frozenset({
+    torch.relu, F.relu, F.leaky_relu, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d,
+})  # fmt: skip
+HOMOGENEOUS_MODULES = (
+    nn.ReLU, nn.LeakyReLU, nn.Identity, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
+)  # fmt: skip
+Giver = nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.LayerNorm
+
+
+def giver(
+    module: fx.GraphModule, quantizer: fx.Node, readers: Mapping[str, nn.Module], calls: Mapping[str, int]
+) -> str | None:
+    """The submodule that can scale the channels of what the node `quantizer` rounds, for the layers `readers`, where
+    nothing else reads them; None where there is none.
+
+    Args:
+        module: quantized.
+        quantizer: the node that rounds.
+        readers: the layers that take scales in, by their names.
+        calls: how often every submodule is called.
+    """
+    if any(str(user.target) not in readers for user in quantizer.users):
+        return None
+    node = quantizer.all_input_nodes[0]
+    while len(node.users) == 1 and len(node.all_input_nodes) == 1:
+        target = str(node.target)
+        layer = module.get_submodule(target) if node.op == "call_module" else None
+        if isinstance(layer, Giver):
+            last = isinstance(layer, nn.Linear | nn.LayerNorm)
+            fits = all(isinstance(reader, nn.Linear) == last for reader in readers.values())
+            return target if fits and calls[target] == 1 and _by_channel(layer) else None
+        if not isinstance(layer, HOMOGENEOUS_MODULES) and node.target not in HOMOGENEOUS:
+            return None
+        node = node.all_input_nodes[0]
+    return None
+
+
+def _by_channel(layer: Giver) -> bool:
+    """Whether a layer has a weight for each of its output channels."""
+    if isinstance(layer, nn.LayerNorm):
+        return layer.elementwise_affine and len(layer.normalized_shape) == 1
+    return not isinstance(layer, nn.ConvTranspose2d) or layer.groups == 1
+
+
+def scale(layer: nn.Module, factor: Tensor) -> None:
+    """Multiply the channels that `layer` writes by `factor`, (channels,), in place."""
+    assert isinstance(layer, Giver)
+    axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+    shape = [-1 if dim == axis else 1 for dim in range(layer.weight.dim())]
+    with torch.no_grad():
+        layer.weight = nn.Parameter(
+            layer.weight * factor.to(layer.weight.dtype).reshape(shape), layer.weight.requires_grad
+        )
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(layer.bias * factor.to(layer.bias.dtype), layer.bias.requires_grad)
+    if isinstance(layer, QuantizedConv2d | QuantizedConvTranspose2d | QuantizedLinear):
+        layer.weight_quantizer = FakeQuantize.of_weight(layer.weight, axis)
+        correction = getattr(layer, "correction", None)
+        if isinstance(correction, Tensor):
+            layer.correction = correction * factor.to(correction.dtype)

@@ -1,0 +1,134 @@
+"""Scales that move into the layer that writes a tensor, where the target cannot divide channels itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from eqsat_deploy.grid import IntegerGrid
+from eqsat_deploy.noise import decibels
+from eqsat_deploy.quantization import FakeQuantize, quantize
+from eqsat_deploy.quantization.equalization import ChannelScale
+from eqsat_deploy.targets.tensorrt import TENSORRT
+from tests.deploy.placing import WEIGHTED, int8, traced
+from tests.support.stages import outputs
+
+pytestmark = pytest.mark.filterwarnings("ignore:the calibration data", "ignore:INT8 leaves the outputs")
+SPREAD = 10 ** torch.linspace(-1.5, 1.5, 32)
+
+
+class Convs(nn.Module):
+    """A convolution that writes channels of very different sizes, something, and what takes that back."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1, groups=32)
+        self.last = nn.Conv2d(32, 16, 1)
+        self.between = between
+        with torch.no_grad():
+            self.first.weight.mul_(SPREAD[:, None, None, None])
+            self.second.weight.div_(SPREAD[:, None, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.relu(self.second(self.between(self.first(x)))))  # type: ignore[no-any-return]
+
+
+class Normed(nn.Module):
+    """Two products that read a normalization with outlying channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.one, self.two = nn.LayerNorm(32), nn.Linear(32, 32), nn.Linear(32, 16)
+        with torch.no_grad():
+            self.norm.weight.mul_(SPREAD)
+            self.one.weight.div_(SPREAD)
+            self.two.weight.div_(SPREAD)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.norm(x)
+        return self.one(y), self.two(y)
+
+
+def images(count: int = 4, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(8, 3, 12, 12, generator=generator) for _ in range(count)]
+
+
+def rows(count: int = 4, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(8, 10, 32, generator=generator) for _ in range(count)]
+
+
+def gained(
+    model: nn.Module, batches: Callable[..., list[Tensor]], grid: IntegerGrid
+) -> tuple[float, fx.GraphModule]:
+    """By how many dB the worst output of the default is better than that of observed ranges, on other data."""
+    torch.manual_seed(0)
+    module = int8(traced(model.eval(), batches(1)[0]), WEIGHTED)
+    data = torch.cat(batches(4, seed=1))
+    expected = outputs(module, data)
+    fast, balanced = (
+        quantize(module, batches(), effort=effort, grid=grid) for effort in ("fast", "balanced")
+    )
+    worst = [min(map(decibels, expected, outputs(form, data))) for form in (fast, balanced)]
+    return worst[1] - worst[0], balanced
+
+
+@pytest.mark.parametrize("grid", [TENSORRT.grid, IntegerGrid(unsigned=True)])
+@pytest.mark.parametrize("between", [F.relu, lambda x: x, lambda x: F.max_pool2d(F.leaky_relu(x, 0.1), 2)])
+def test_channels_are_scaled_in_the_convolution_that_writes_them(
+    grid: IntegerGrid, between: Callable[[Tensor], Tensor]
+) -> None:
+    better, quantized = gained(Convs(between), images, grid)
+    assert better > 6
+    assert not any(isinstance(child, ChannelScale) for child in quantized.modules())
+
+
+def test_channels_are_scaled_in_the_normalization_that_writes_them() -> None:
+    better, quantized = gained(Normed(), rows, TENSORRT.grid)
+    assert better > 6
+    assert not any(isinstance(child, ChannelScale) for child in quantized.modules())
+
+
+def test_nothing_moves_through_what_is_not_homogeneous() -> None:
+    better, quantized = gained(Convs(F.relu6), images, TENSORRT.grid)
+    assert abs(better) < 6
+    assert float(quantized.first.weight.abs().amax((1, 2, 3)).max()) > 1, "as it was"
+
+
+def test_what_something_else_reads_is_not_scaled() -> None:
+    class Both(Normed):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.norm(x)
+            return self.one(y) + y, self.two(y)
+
+    _, quantized = gained(Both(), rows, TENSORRT.grid)
+    assert torch.equal(quantized.norm.weight, SPREAD)
+
+
+def test_a_target_that_divides_itself_leaves_the_writer_alone() -> None:
+    better, quantized = gained(Convs(F.relu), images, replace(TENSORRT.grid, equalized=True))
+    assert better > 6
+    assert any(isinstance(child, ChannelScale) for child in quantized.modules())
+
+
+def test_without_rounding_the_function_is_the_same() -> None:
+    torch.manual_seed(0)
+    module = int8(traced(Convs(F.relu).eval(), images(1)[0]), WEIGHTED)
+    quantized = quantize(module, images(), grid=TENSORRT.grid)
+    moved = [name for name in ("first", "second") if not torch.equal(
+        module.get_submodule(name).weight, quantized.get_submodule(name).weight)]  # fmt: skip
+    assert moved
+    for name, child in list(quantized.named_modules()):
+        if isinstance(child, FakeQuantize):
+            quantized.set_submodule(name, nn.Identity())
+    for name in ("first", "second", "last"):
+        layer = quantized.get_submodule(name)
+        layer.bias = nn.Parameter(layer.bias - layer.correction)
+    x = images(1, seed=1)[0]
+    torch.testing.assert_close(outputs(quantized, x)[0], outputs(module, x)[0], rtol=1e-4, atol=1e-5)
