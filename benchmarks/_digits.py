@@ -143,7 +143,7 @@ NETWORKS = {
     "mobilenet_v3": Recipe(mobilenet_v3, 5e-3, 50),
     "convnext": Recipe(convnext, 2e-3, 50),
     "vit": Recipe(vit, 2e-3, 100),
-    "swin": Recipe(swin, 2e-3, 80),
+    "swin": Recipe(swin, 2e-3, 200),
 }
 
 

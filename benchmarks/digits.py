@@ -37,7 +37,7 @@ from eqsat_deploy.quantization import finetune
 
 CALIBRATED = 128
 FINETUNED = f"{OURS}, finetuned"
-EPOCHS, RATE = 5, 1e-4
+EPOCHS, RATE = 2, 3e-5
 TRANSFORMERS = ("vit", "swin")
 WANTED = {OURS: 0.3, FINETUNED: 0.1}
 
