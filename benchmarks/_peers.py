@@ -108,7 +108,11 @@ def onnxruntime(model: nn.Module, samples: Sequence[Tensor], transformer: bool) 
 
 
 def torchao(model: nn.Module, samples: Sequence[Tensor], transformer: bool) -> tuple[Run, float]:
-    """torchao's PT2E with the quantizer of X86 Inductor, compiled by Inductor, which needs a C++ compiler."""
+    """torchao's PT2E with the quantizer of X86 Inductor, compiled by Inductor, which needs a C++ compiler.
+
+    It finds convolutions by the module that they were in: one that calls `F.conv2d` itself, as EfficientNet-Lite's do,
+    stays in float, without a word. A module that is called twice, as ResNet's ReLU is, is an error.
+    """
     import torch._inductor.config
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
