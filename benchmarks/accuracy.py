@@ -1,12 +1,12 @@
-"""INT8 on trained networks: how far our default engine and NNCF's default are from the float network, side by side.
+"""INT8 on trained networks: how far our default engine and other quantizers are from the float network, side by side.
 
-    python -m benchmarks.accuracy --json OUT [--models ...] [--seeds N] [--effort ...]
+    python -m benchmarks.accuracy --json OUT [--models ...] [--peers ...] [--seeds N] [--effort ...]
 
-Both run on OpenVINO and are calibrated on the same 96 samples, drawn anew for every seed; both are judged on the same
-samples, of other photographs and other texts. Images: the divergence of softmax (KL, in nats), how often the class is
-the same, and SQNR of the logits in dB. Sentences: the mean cosine to the float embedding, and how often the nearest
-neighbour among the passages is the same. Seconds are those of quantization alone; latency is our engine's over
-NNCF's, the median of interleaved rounds in random order, below 1 where ours is faster.
+All are calibrated on the same 96 samples, drawn anew for every seed; all are judged on the same samples, of other
+photographs and other texts. Images: the divergence of softmax (KL, in nats), how often the class is the same, and SQNR
+of the logits in dB. Sentences: the mean cosine to the float embedding, and how often the nearest neighbour among the
+passages is the same. Seconds are those of quantization alone, ms the median latency of interleaved rounds in random
+order; latency is our engine's over NNCF's, below 1 where ours is faster.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import platform
 import random
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -31,30 +31,35 @@ from torch import Tensor, nn
 
 import eqsat_deploy as eqd
 from benchmarks._data import IMAGE_SIDES, NETWORKS, calibration_data, judged_data, network
-from benchmarks.openvino_nncf import nncf_quantized, runner
+from benchmarks._peers import PACKAGES, PEERS, Run, failure
 from eqsat_deploy.module import OptimizedModule
 
 CALIBRATED, BATCH = 96, 8
 JUDGED = {"minilm_l6": 200}  # 400 crops otherwise
 ROUNDS = 100
-Run = Callable[[Tensor], Tensor]
+OURS = "eqsat-deploy"
 
 
-def compare(name: str, seeds: Sequence[int], options: dict[str, Any]) -> dict[str, Any]:
-    """Ours and NNCF's on one network: a list of figures per seed each, and the ratio of their latencies."""
+def compare(
+    name: str, seeds: Sequence[int], options: dict[str, Any], peers: Sequence[str] = ("nncf",)
+) -> dict[str, Any]:
+    """Ours and the peers' on one network: a list of figures per seed each, and the ratio of our latency to NNCF's."""
     model = network(name)
     judged = judged_data(name, JUDGED.get(name, 400))
     expected = _outputs(model, judged)
     optimized = eqd.optimize(model, (calibration_data(name, 2, 0),), cost="openvino_int8")
-    found: dict[str, Any] = {"eqsat-deploy": [], "nncf": [], "latency": []}
+    found: dict[str, Any] = {OURS: [], **{peer: [] for peer in peers}, "latency": []}
     for seed in seeds:
         data = calibration_data(name, CALIBRATED, seed)
-        ours = _measured(
-            "eqsat-deploy", partial(_ours, optimized, data, options), name, judged, expected, found
-        )
-        theirs = _measured("nncf", partial(_theirs, model, name, data), name, judged, expected, found)
-        if ours is not None and theirs is not None:
-            found["latency"].append(_ratio(ours, theirs, judged[:1]))
+        makers = {OURS: partial(_ours, optimized, data, options)}
+        for peer in peers:
+            makers[peer] = partial(PEERS[peer], model, data.split(1), name not in IMAGE_SIDES)
+        made = {peer: _measured(peer, make, name, judged, expected, found) for peer, make in makers.items()}
+        taken = latencies({peer: run for peer, run in made.items() if run is not None}, judged[:1])
+        for peer, ms in taken.items():
+            found[peer][-1]["ms"] = round(ms, 3)
+        if OURS in taken and "nncf" in taken:
+            found["latency"].append(round(taken[OURS] / taken["nncf"], 3))
     return found
 
 
@@ -71,7 +76,7 @@ def _measured(
         run, seconds = make()
         figures = errors(name, expected, torch.cat([run(sample) for sample in judged.split(1)]))
     except Exception as error:  # whatever a peer raises
-        found[peer].append({"failed": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
+        found[peer].append({"failed": failure(error)})
         return None
     found[peer].append({**figures, "seconds": round(seconds, 2)})
     return run
@@ -82,12 +87,6 @@ def _ours(optimized: OptimizedModule, data: Tensor, options: dict[str, Any]) -> 
     quantized = optimized.quantize(data.split(BATCH), **options)
     seconds = time.perf_counter() - start
     return quantized.build("openvino", baseline=False), seconds
-
-
-def _theirs(model: nn.Module, name: str, data: Tensor) -> tuple[Run, float]:
-    start = time.perf_counter()
-    quantized = nncf_quantized(model, list(data.split(1)), transformer=name not in IMAGE_SIDES)
-    return runner(quantized), time.perf_counter() - start
 
 
 def _outputs(model: nn.Module, data: Tensor) -> Tensor:
@@ -114,28 +113,28 @@ def _nearest(embeddings: Tensor) -> Tensor:
     return (embeddings @ embeddings.T).fill_diagonal_(-2).argmax(-1)
 
 
-def _ratio(ours: Run, theirs: Run, x: Tensor) -> float:
-    """Our median latency over theirs."""
-    times: dict[Run, list[float]] = {ours: [], theirs: []}
-    order, shuffle = [ours, theirs], random.Random(0)
+def latencies(engines: Mapping[str, Run], x: Tensor) -> dict[str, float]:
+    """The median latency of each in milliseconds."""
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    order, shuffle = list(engines), random.Random(0)
     for index in range(ROUNDS + 5):
         shuffle.shuffle(order)
-        for run in order:
+        for name in order:
             start = time.perf_counter()
-            run(x)
+            engines[name](x)
             if index >= 5:
-                times[run].append(time.perf_counter() - start)
-    return round(median(times[ours]) / median(times[theirs]), 3)
+                times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: median(taken) for name, taken in times.items()}
 
 
 def table(results: dict[str, dict[str, Any]]) -> list[str]:
     """Medians over the seeds, as lines of Markdown."""
     lines = ["| network | engine | medians over seeds |", "|---|---|---|"]
     for name, found in results.items():
-        for peer in ("eqsat-deploy", "nncf"):
+        for peer in [key for key in found if key != "latency"]:
             runs = [run for run in found[peer] if "failed" not in run]
             figures = [f"{key} {median(run[key] for run in runs):.4g}" for key in (runs[0] if runs else ())]
-            if peer == "eqsat-deploy" and found["latency"]:
+            if peer == OURS and found["latency"]:
                 figures.append(f"latency over NNCF's {median(found['latency']):.3f}")
             failed = [run["failed"] for run in found[peer] if "failed" in run]
             lines.append(f"| {name} | {peer} | {', '.join(figures + failed)} |")
@@ -147,6 +146,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="*", default=NETWORKS, choices=NETWORKS, metavar="NAME")
+    parser.add_argument("--peers", nargs="*", default=("nncf",), choices=PEERS, metavar="NAME")
     parser.add_argument("--seeds", type=int, default=5, help="how many calibration sets")
     parser.add_argument("--effort", help="of our quantization; its default when missing")
     parser.add_argument("--json", type=Path, help="where to write every figure")
@@ -156,10 +156,10 @@ def main() -> None:
     options = {"effort": arguments.effort} if arguments.effort else {}
     results = {}
     for name in arguments.models:
-        results[name] = compare(name, range(arguments.seeds), options)
+        results[name] = compare(name, range(arguments.seeds), options, arguments.peers)
         print(*table({name: results[name]})[2:], sep="\n", flush=True)
         if arguments.json:
-            packages = ("eqsat-deploy", "torch", "openvino", "nncf")
+            packages = ("eqsat-deploy", "torch", "openvino", *sorted({PACKAGES[p] for p in arguments.peers}))
             versions = {"python": platform.python_version(), **{p: version(p) for p in packages}}
             arguments.json.write_text(
                 json.dumps({"versions": versions, "networks": results}, indent=1) + "\n"

@@ -19,12 +19,11 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from benchmarks._peers import nncf_quantized, runner
 from eqsat_deploy.deployment import record
 from eqsat_deploy.engines.openvino import OpenVINOEngine
 from eqsat_deploy.quantization import quantize
@@ -36,7 +35,6 @@ PLACEMENTS = {
     "and pools": WEIGHTED + ADDS + POOLS,
 }
 MODELS = ("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "vit_small")
-SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 CHUNKS, ROUNDS = 4, 30
 RESULTS = Path(__file__).with_name("results")
 
@@ -46,30 +44,6 @@ def model_of(name: str) -> nn.Module:
         return torchvision_model(name)
     torch.manual_seed(0)
     return Attention(width=384, heads=6, depth=12, size=224, patch=16).eval()
-
-
-def nncf_quantized(model: nn.Module, data: list[Tensor], transformer: bool) -> Any:
-    import nncf
-    import openvino
-
-    converted = openvino.convert_model(torch.export.export(model, (data[0],)))
-    converted.reshape(list(data[0].shape))
-    kind = nncf.ModelType.TRANSFORMER if transformer else None
-    dataset = nncf.Dataset([image.numpy() for image in data])
-    return nncf.quantize(converted, dataset, model_type=kind, subset_size=len(data))
-
-
-def runner(model: Any) -> Callable[[Tensor], Tensor]:
-    """As lean a call as ours: no copies in, one copy out."""
-    import openvino
-
-    request = openvino.Core().compile_model(model, "CPU", SETTINGS).create_infer_request()
-
-    def run(x: Tensor) -> Tensor:
-        request.infer({0: openvino.Tensor(x.numpy(), shared_memory=True)})
-        return torch.from_numpy(np.array(request.get_output_tensor(0).data))
-
-    return run
 
 
 def sqnr(expected: Tensor, found: Tensor) -> float:
