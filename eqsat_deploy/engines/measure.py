@@ -139,8 +139,11 @@ def compare(engine: Engine, module: Callable[..., Any], batches: Iterable[Any]) 
         if len(expected) != len(found):
             raise InputError(f"the module returns {len(expected)} values and the engine {len(found)}")
         for (path, wanted), got in zip(expected, found, strict=True):
+            name = f"output{pytree.keystr(path)}"
+            if isinstance(wanted, Tensor) != isinstance(got, Tensor):
+                kinds = f"{type(wanted).__name__} and the engine {type(got).__name__}"
+                raise InputError(f"{name}: the module returns {kinds}")
             if isinstance(wanted, Tensor):
-                name = f"output{pytree.keystr(path)}"
                 new = _agreement(name, wanted.cpu(), got.cpu())
                 old = outputs.get(name, new)
                 worst = min(old.decibels, new.decibels), max(old.largest, new.largest)

@@ -203,7 +203,7 @@ def test_a_long_table_says_that_it_is_truncated(table):
 
 @pytest.mark.parametrize("orders", [0, -1, "some", 1.5])
 def test_a_wrong_number_of_orders_is_an_error(orders):
-    with pytest.raises(InputError, match="'all' or a positive number"):
+    with pytest.raises(InputError, match="orders"):
         research.compare_orderings(build(Head), IMAGE, cost="kernels", orders=orders)
 
 
