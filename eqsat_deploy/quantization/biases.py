@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import copy
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from eqsat_deploy.quantization.fake_quantize import QuantizedConv2d, QuantizedConvTranspose2d, QuantizedLinear
+from eqsat_deploy.quantization.fake_quantize import (
+    QuantizedConv2d,
+    QuantizedConvTranspose2d,
+    QuantizedLinear,
+    swapped,
+)
 
 
 def corrected(
@@ -37,3 +42,12 @@ def uncorrected(
     clone = copy.copy(layer)
     clone._parameters = {**layer._parameters, "bias": nn.Parameter(layer.bias.detach() - shift)}
     return clone
+
+
+def unrounded(module: fx.GraphModule) -> fx.GraphModule:
+    """A quantized `module` without any rounding and with the biases that it had in float; what stays is shared."""
+    exact = swapped(module, lambda quantizer: nn.Identity())
+    for name, layer in list(exact.named_modules()):
+        if isinstance(layer, QuantizedConv2d | QuantizedConvTranspose2d | QuantizedLinear):
+            exact.set_submodule(name, uncorrected(layer))
+    return exact

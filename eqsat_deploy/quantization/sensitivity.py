@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 from eqsat_deploy.deployment import InputSpec, PlacedKernel, call_of, deployment, flat_outputs
 from eqsat_deploy.errors import QuantizationError
 from eqsat_deploy.noise import ratio
-from eqsat_deploy.quantization.biases import uncorrected
+from eqsat_deploy.quantization.biases import unrounded
 from eqsat_deploy.quantization.calibrate import read_batch
-from eqsat_deploy.quantization.fake_quantize import FakeQuantize, QuantizedLinear, swapped
+from eqsat_deploy.quantization.fake_quantize import FakeQuantize, QuantizedLinear
 from eqsat_deploy.quantization.reconstruction import ANCHORS
 from eqsat_extraction.arguments import checked
 
@@ -150,10 +150,7 @@ class Rounded:
 
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
-        self.without = swapped(module, lambda quantizer: nn.Identity())
-        for name, child in list(self.without.named_modules()):
-            if isinstance(child, ANCHORS):
-                self.without.set_submodule(name, uncorrected(child))
+        self.without = unrounded(module)
         self.nodes = {node.name: node for node in module.graph.nodes}
         self.computing = {name for kernel in deployment(module).placement.kernels for name in kernel.nodes}
 

@@ -16,7 +16,7 @@ from eqsat_deploy.engines import Batch
 from eqsat_deploy.engines.openvino import OpenVINOEngine
 from eqsat_deploy.errors import EngineError, InputError
 from eqsat_deploy.noise import decibels
-from eqsat_deploy.parity import Parity, compare, first_departure, inputs_of
+from eqsat_deploy.parity import Parity, _as_near, compare, first_departure, inputs_of
 from eqsat_deploy.quantization import quantize
 from tests.deploy.placing import WEIGHTED, Residual, images, int8, torchvision_model, traced
 from tests.deploy.test_build import Eager, Halves
@@ -312,3 +312,14 @@ def test_what_amplifies_everything_still_has_a_floor() -> None:
     itself = [wanted + 2 * noise]
     assert parity._departs(wanted, wanted + 0.1 * noise, itself, True, torch.float32) is None
     assert "12.0 are needed" in str(parity._departs(wanted, wanted + noise, itself, True, torch.float32))
+
+
+def test_rounding_of_an_engine_s_own_is_right_where_it_is_less_than_that_of_the_module():
+    generator = torch.Generator().manual_seed(0)
+    exact, one, other = (torch.randn(1000, generator=generator) for _ in range(3))
+    assert _as_near(exact, exact + 0.05 * one, exact + 0.05 * one + 0.03 * other)
+    assert not _as_near(exact, exact + 0.05 * one, exact + 0.05 * one + 0.1 * other)
+    assert not _as_near(exact, exact + 0.05 * one, other)
+    assert not _as_near(exact, exact + 0.5 * one, exact + 0.5 * one), (
+        "this far off, nothing is explained by rounding"
+    )
