@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from eqsat_deploy.deployment import call_of, deployment
-from eqsat_deploy.errors import EqsatError
 from eqsat_deploy.quantization.calibrate import Held, read_batch
 from eqsat_deploy.quantization.precision import leaving, outputs_of, sqnr
 from eqsat_deploy.quantization.ptq import quantize
 from eqsat_deploy.quantization.sensitivity import ranked
+from eqsat_deploy.report.plotting import new_drawing
 from eqsat_extraction.arguments import checked, whole
 
 if TYPE_CHECKING:
@@ -54,11 +54,7 @@ class Front:
         Raises:
             EqsatError: matplotlib is not installed.
         """
-        try:
-            from eqsat_deploy.report.figure import Drawing
-        except ImportError as error:
-            raise EqsatError('drawing needs matplotlib: pip install "eqsat-deploy[notebooks]"') from error
-        figure = Drawing(figsize=(6, 4), layout="constrained")
+        figure = new_drawing(figsize=(6, 4), layout="constrained")
         axes = figure.add_subplot()
         axes.plot([p.time for p in self.points], [p.sqnr for p in self.points], marker="o")
         for point in self.points:

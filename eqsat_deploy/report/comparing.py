@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Any
 
-from eqsat_deploy.errors import EqsatError, ExtractionError, InputError
+from eqsat_deploy.errors import ExtractionError, InputError
+from eqsat_deploy.report.plotting import new_drawing
 from eqsat_deploy.report.render import to_html, to_text
 from eqsat_deploy.search import Search, search
 from eqsat_deploy.words import class_name, shape_words
@@ -144,14 +145,10 @@ class Contribution:
         Raises:
             EqsatError: matplotlib is not installed.
         """
-        try:
-            from eqsat_deploy.report.figure import Drawing
-        except ImportError as error:
-            raise EqsatError('drawing needs matplotlib: pip install "eqsat-deploy[notebooks]"') from error
         from eqsat_deploy.report.drawing import CHOSEN
 
         rows = [row for row in reversed(self.rows) if row.cost < float("inf")]
-        figure = Drawing(figsize=(7, 0.9 + 0.28 * len(rows)), layout="constrained")
+        figure = new_drawing(figsize=(7, 0.9 + 0.28 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         bars = axes.barh([r.name for r in rows], [r.worth for r in rows], color=CHOSEN)
         axes.bar_label(bars, [f"{row.worth:,.2f}" for row in rows], padding=3, fontsize=8)

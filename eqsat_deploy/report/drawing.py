@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from eqsat_deploy.errors import EqsatError
 from eqsat_deploy.provenance import inside_of, why_unchosen
+from eqsat_deploy.report.plotting import new_drawing
 from eqsat_deploy.search import Search
 from eqsat_deploy.words import class_name, shape_words
 
@@ -73,10 +73,6 @@ def draw(
     Raises:
         EqsatError: matplotlib is not installed.
     """
-    try:
-        from eqsat_deploy.report.figure import Drawing
-    except ImportError as error:
-        raise EqsatError('drawing needs matplotlib: pip install "eqsat-deploy[notebooks]"') from error
     boxes, reads, cut = _collect(found, numbers, depth, max_forms, max_classes)
     width, height, gaps = _place(boxes, reads)
     unit = found.priced.model.unit
@@ -88,7 +84,7 @@ def draw(
                       "(depth, max_forms, max_classes)")  # fmt: skip
     width = max(width, LETTER * 0.9 * max(map(len, footer)))
     height += LINE * (len(footer) + 1)
-    figure = Drawing(figsize=(width + 2 * MARGIN, height + 2 * MARGIN), dpi=100, facecolor="white")
+    figure = new_drawing(figsize=(width + 2 * MARGIN, height + 2 * MARGIN), dpi=100, facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(-MARGIN, width + MARGIN)
     axes.set_ylim(-height - MARGIN, MARGIN)

@@ -17,9 +17,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from eqsat_deploy.capture import capture
-from eqsat_deploy.errors import EqsatError, InputError, UnknownNameError
+from eqsat_deploy.errors import InputError, UnknownNameError
 from eqsat_deploy.inputs import example_arguments
 from eqsat_deploy.lower import Lowered, lower
+from eqsat_deploy.report.plotting import new_drawing
 from eqsat_deploy.report.render import to_html, to_text
 from eqsat_deploy.research.destructive import lowered_form
 from eqsat_deploy.research.tables import frame
@@ -283,11 +284,7 @@ class StrategyTable:
         Raises:
             EqsatError: matplotlib is not installed.
         """
-        try:
-            from eqsat_deploy.report.figure import Drawing
-        except ImportError as error:
-            raise EqsatError('drawing needs matplotlib: pip install "eqsat-deploy[notebooks]"') from error
-        figure = Drawing(figsize=(7, 4), layout="constrained")
+        figure = new_drawing(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot()
         names = list(dict.fromkeys(o.strategy for o in self.outcomes))
         for outcome in self.outcomes:
