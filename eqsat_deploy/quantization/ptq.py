@@ -141,7 +141,14 @@ def quantize(
         _learn(form)
     for form in (quantized, *others):
         record(form, samples=samples_of(known.inputs, sample))
-    record(quantized, plain=next(iter(others), None), fingerprint=fingerprint(quantized), sqnr=measured)
+    report = known.report and known.report.without_search()
+    record(
+        quantized,
+        report=report,
+        plain=next(iter(others), None),
+        fingerprint=fingerprint(quantized),
+        sqnr=measured,
+    )
     return quantized
 
 

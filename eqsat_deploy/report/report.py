@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -87,6 +87,10 @@ class Report:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("searches", "rules")}
         return values | {"rules": [asdict(rule) for rule in self.rules],
                          "errors": {str(k): v for k, v in self.errors.items()}}  # fmt: skip
+
+    def without_search(self) -> Report:
+        """The same report without the e-graph that it is of."""
+        return replace(self, searches=Searches())
 
     def explain(self, node: str) -> tuple[Explained, ...]:
         """Why the tensors that `node` stands for are computed as they are: the equalities from the model's own nodes to
@@ -173,7 +177,8 @@ class Report:
     def _search(self) -> Search:
         if self.searches.found is None:
             raise InputError(
-                "this report was loaded or unpickled, and the e-graph it is of was not kept: run optimize() again"
+                "this report is of a quantized module, or was loaded or unpickled, and the e-graph it is of was not "
+                "kept: ask the report of what optimize() returned, or run optimize() again"
             )
         return self.searches.found
 
