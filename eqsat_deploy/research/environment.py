@@ -95,13 +95,18 @@ class Environment:
 
     def destructively(self, order: Sequence[str]) -> float:
         """The cost where each action is saturated alone, and only the cheapest form of its e-graph goes on."""
+        found = self.follow(order)
+        self.orders[tuple(order)] = Ordering(tuple(order), found.solution.cost, len(found.launches))
+        return found.solution.cost
+
+    def follow(self, order: Sequence[str]) -> Search:
+        """What `destructively` finds last."""
         form, found = self.lowered, self.search(Schedule(()), ())
         for count, action in enumerate(order, 1):
             alone = Schedule((Step(run=(action,), times=SATURATE, nodes=self.effort.nodes),))
             found = self.search(alone, tuple(order[:count]), form)
-            form = self.form(found)
-        self.orders[tuple(order)] = Ordering(tuple(order), found.solution.cost, len(found.launches))
-        return found.solution.cost
+            form = self.form(found) if count < len(order) else form
+        return found
 
     def form(self, found: Search) -> Lowered:
         """The cheapest form of what was found, as a model to go on with."""

@@ -119,7 +119,9 @@ class OrderingTable:
 
     def _some_orders(self) -> tuple[Ordering, ...]:
         if not self.orders:
-            raise InputError("no order was followed to its end: add 'destructive' to strategies=, or raise effort=")
+            raise InputError(
+                "no order was followed to its end: add 'destructive' to strategies=, or raise effort="
+            )
         return self.orders
 
     @property
@@ -228,7 +230,9 @@ class OrderingTable:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title="One family after another, each keeping only the cheapest form", title_justify="left")
+        table = Table(
+            title="One family after another, each keeping only the cheapest form", title_justify="left"
+        )
         for column in (self.unit, "kernels", "above best", "orders"):
             table.add_column(column, justify="right")
         table.add_column("what these orders have in common")
@@ -244,7 +248,9 @@ class OrderingTable:
         sampled = ", a sample" if len(self.orders) < self.possible else ""
         lines.append(f"{len(self.orders)} of {self.possible} orders tried{sampled}")
         if len(groups) > SHOWN:
-            lines.append(f"TRUNCATED: {len(groups) - SHOWN} dearer costs are not shown (they are in `orders`)")
+            lines.append(
+                f"TRUNCATED: {len(groups) - SHOWN} dearer costs are not shown (they are in `orders`)"
+            )
         return [table, *map(Text, lines)]
 
     def __repr__(self) -> str:

@@ -66,7 +66,9 @@ class Sketch:
     def matches(self, node: ENode) -> bool:
         """Whether a kernel has this name and enough operands."""
         names = {node.operator.name, node.name, *(base_name(step.function) for step in node.steps)}
-        return self.name in names and len(self.operands) <= len(node.children) and node.operator is not CONSTANT
+        return (
+            self.name in names and len(self.operands) <= len(node.children) and node.operator is not CONSTANT
+        )
 
     def parts(self) -> Iterator[Sketch]:
         """The sketch and those in it, inner ones first."""
@@ -128,9 +130,7 @@ class Sketches:
             form = environment.form(found)
 
 
-def containing(
-    sketch: Sketch, saturation: Saturation, space: Space, priced: Priced
-) -> tuple[Space, Priced]:
+def containing(sketch: Sketch, saturation: Saturation, space: Space, priced: Priced) -> tuple[Space, Priced]:
     """The forms that contain a sketch: every e-class once more as what matches a part of it, and as what contains it.
 
     A value that is needed both as it comes cheapest and as it contains the sketch is computed twice, so what is found is

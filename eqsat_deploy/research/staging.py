@@ -93,14 +93,18 @@ def _keeping(before: Search, which: Which) -> Restrict:
         for number, node in chosen:
             exact = _exact(before.space, number)
             if exact in ends and exact in now:
-                kept.setdefault(now[exact], set()).add((_meaning(before.space, node, now), precise and node.integer))
+                kept.setdefault(now[exact], set()).add(
+                    (_meaning(before.space, node, now), precise and node.integer)
+                )
         members: dict[int, dict[int, bool]] = {}
         for index, (number, node) in enumerate(space.choices):
             if (exact := _exact(space, number)) in kept:
                 alike = (_meaning(space, node, same), precise and node.integer) in kept[exact]
                 members.setdefault(number, {})[index] = alike or node.operator is QUANTIZE
         # a kernel that rewriting found to change nothing is gone
-        ruled_out = [i for found in members.values() if any(found.values()) for i, ok in found.items() if not ok]
+        ruled_out = [
+            i for found in members.values() if any(found.values()) for i, ok in found.items() if not ok
+        ]
         return space, _ruled_out(priced, ruled_out)
 
     return restrict
@@ -110,7 +114,8 @@ def _meaning(space: Space, node: ENode, now: dict[int, int]) -> Any:
     """What a kernel computes, whatever the precision, in the numbers of the e-classes `now`."""
     read = tuple(now.get(_exact(space, o), -1) for o in node.operands)
     steps = tuple(
-        (s.function, s.side, None if s.operand is None else now.get(_exact(space, s.operand), -1)) for s in node.steps
+        (s.function, s.side, None if s.operand is None else now.get(_exact(space, s.operand), -1))
+        for s in node.steps
     )
     return node.operator, node.operator.join(read, node.attributes), steps
 

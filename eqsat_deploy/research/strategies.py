@@ -51,9 +51,7 @@ def destructive(environment: Environment, generator: random.Random) -> None:
         orders = list(itertools.permutations(actions))
         generator.shuffle(orders)
     else:
-        orders = list(
-            dict.fromkeys(tuple(generator.sample(actions, len(actions))) for _ in range(ALL_UP_TO))
-        )
+        orders = list(dict.fromkeys(tuple(generator.sample(actions, len(actions))) for _ in range(ALL_UP_TO)))
     for order in orders:
         environment.destructively(order)
 
