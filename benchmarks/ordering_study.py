@@ -6,8 +6,8 @@ of the MCTS study on real modules.
 
 Every job runs in a process of its own and adds a line to `--rows`, beside the JSON: run again, it goes on with what is
 missing. `--json` then gets everything in one file; `--report` prints its tables as Markdown and draws its figures
-(`benchmarks/_ordering_report.py`). Parts: `orders` (each model of `--models`, prices of `--cost`), `reference` (`--seeds`
-seeds of MCTS beside joint saturation), `latency` (forms measured by OpenVINO).
+(`benchmarks/_ordering_report.py`). Parts: `orders` (each model of `--models`, prices of `--cost`), `reference` (MCTS
+with `--seeds` seeds beside joint saturation), `latency` (forms measured by OpenVINO).
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ import math
 import os
 import platform
 import random
+import resource
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,41 +50,43 @@ from eqsat_deploy.selection import BETWEEN, CONVERSIONS, Selection, find_rules
 from eqsat_deploy.targets import find_cost
 
 ZOO = (
-    *(f"torchvision:{n}" for n in ("resnet18", "mobilenet_v3_small", "squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v2",
-                                   "mnasnet0_5", "regnet_x_400mf", "googlenet", "efficientnet_b0")),
-    *(f"timm:{n}" for n in ("convnext_atto", "deit_tiny_patch16_224", "repvgg_a0", "mobileone_s0", "poolformer_s12",
-                            "ghostnet_100", "mobilevit_xxs", "levit_128s", "resmlp_12_224")),
-    *(f"transformers:{n}" for n in ("swin", "bert", "distilbert", "vit", "convnext", "segformer")),
+    *(f"torchvision:{n}" for n in ("resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1")),
+    *(f"timm:{n}" for n in ("convnext_atto", "deit_tiny_patch16_224", "repvgg_a0", "mobileone_s0")),
+    *(f"transformers:{n}" for n in ("swin", "bert", "vit", "convnext", "segformer", "distilbert")),
+    *(f"torchvision:{n}" for n in ("mobilenet_v2", "mnasnet0_5", "regnet_x_400mf", "googlenet", "efficientnet_b0")),
+    *(f"timm:{n}" for n in ("poolformer_s12", "ghostnet_100", "mobilevit_xxs", "levit_128s", "resmlp_12_224")),
 )  # fmt: skip
 MEASURED = ("timm:convnext_atto", "torchvision:mobilenet_v3_small", "torchvision:shufflenet_v2_x0_5", "timm:repvgg_a0",
             "timm:levit_128s")  # fmt: skip
-SIDE, ORDERS, FORMS = 64, 24, 10
+SIDE, ORDERS, FORMS, NODES = 64, 24, 10, 20_000
 WORK = 100_000
 """Units of an extraction: counted and not timed, so that rows do not depend on what else the machine does."""
+MEMORY = 8 << 30
+"""Bytes of address space of a job: an e-graph that asks for more ends the job, and not the machine."""
 FAILED = "error"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One line of the file."""
+    """One line of the file; `seed` is that of a draw, or how many there are."""
 
     part: str
     model: str
-    strategy: str = ""
     seed: int = 0
     cost: str = "trt_int8"
-    seconds: float = 120.0
+    seconds: float = 60.0
 
     @property
     def key(self) -> str:
         """What the job is known by in the file."""
-        return " ".join((self.part, self.model, self.strategy, str(self.seed), self.cost))
+        return " ".join((self.part, self.model, str(self.seed), self.cost))
 
 
 def run(job: Job) -> dict[str, Any]:
     """What a job finds; what fails is a result too."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     with open(os.devnull, "w") as nowhere:  # solvers greet
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
     start = time.perf_counter()
@@ -181,25 +184,43 @@ def _orders(environment: Environment) -> Iterator[tuple[str, float]]:
 
 
 def reference(job: Job) -> dict[str, Any]:
-    """One strategy with one seed on one of the MCTS study's kinds of models: TENSAT's 50,000 e-nodes and 15 iterations."""
+    """One of the MCTS study's kinds of models: joint saturation, and MCTS with every seed, within TENSAT's limits (15
+    iterations, `NODES` e-nodes, merging in one iteration) and in as much time as `joint` may extract."""
     model, x = REFERENCE[job.model]()
     args, kwargs = example_arguments(model, x)
     lowered = lower(capture(model, args, kwargs))
     del model
-    cost_model = find_cost(job.cost)
-    limits = Limits(time_limit=5.0, budget=Budget(iterations=15, nodes=50_000, seconds=3600.0))
-    actions, _, notes = find_actions(lowered, None, cost_model, limits)
-    untouched = search(lowered, find_rules([]), cost_model, limits).solution.cost
-    environment = Environment(lowered, actions, cost_model, Effort(10**6, job.seconds, 50_000), limits)
-    with suppress(Spent):
-        STRATEGIES[job.strategy](environment, random.Random(job.seed))
-    best = environment.best
-    assert best is not None
+    cost_model, effort = find_cost(job.cost), Effort(10**6, job.seconds, NODES)
+    limits = Limits(time_limit=job.seconds, budget=Budget(iterations=15, nodes=effort.nodes, seconds=3600.0))
+    quick = replace(limits, time_limit=1.0)
+    actions, _, notes = find_actions(lowered, None, cost_model, quick)
+    untouched = search(lowered, find_rules([]), cost_model, quick).solution.cost
+    runs = [("joint", 0, limits), *(("mcts", seed, quick) for seed in range(job.seed))]
     return {
-        "rows": len(lowered.rows), "families": list(actions), "untouched": untouched, "cost": best.solution.cost,
-        "bound": best.solution.bound, "e_nodes": len(best.space.nodes), "evaluations": environment.evaluations,
-        "seconds": environment.curve[-1].seconds, "spent_seconds": time.perf_counter() - environment.start,
-        "sequence": list(environment.sequence), "curve": [asdict(p) for p in environment.curve], "notes": notes,
+        "rows": len(lowered.rows), "families": list(actions), "untouched": untouched, "notes": notes,
+        "runs": [_played(name, seed, _Once(lowered, actions, cost_model, effort, bounds))
+                 for name, seed, bounds in runs],
+    }  # fmt: skip
+
+
+class _Once(Environment):
+    """TENSAT's k_multi of 1: rules of several outputs run in one iteration; each more of it squares their number."""
+
+    def cost(self, sequence: Sequence[str]) -> float:
+        first = sequence.index("merging") if "merging" in sequence else len(sequence)
+        return super().cost([a for i, a in enumerate(sequence) if a != "merging" or i == first])
+
+
+def _played(name: str, seed: int, environment: Environment) -> dict[str, Any]:
+    with suppress(Spent):
+        STRATEGIES[name](environment, random.Random(seed))
+    best = environment.best
+    assert best is not None  # the first evaluation is never refused
+    return {
+        "strategy": name, "seed": seed, "cost": best.solution.cost, "bound": best.solution.bound,
+        "e_nodes": len(best.space.nodes), "evaluations": environment.evaluations,
+        "seconds": time.perf_counter() - environment.start, "sequence": list(environment.sequence),
+        "curve": [asdict(point) for point in environment.curve],
     }  # fmt: skip
 
 
@@ -260,13 +281,12 @@ def _lowered(spec: str, side: int) -> Lowered:
 
 
 def jobs(parts: list[str], models: list[str], cost: str, seeds: int, seconds: float) -> list[Job]:
-    """What to do, the most telling first."""
-    made = [Job("orders", spec, cost=cost, seconds=seconds) for spec in models]
-    for name in REFERENCE:
-        made.append(Job("reference", name, "joint", cost="trt_fp16"))
-        made += [Job("reference", name, "mcts", seed, "trt_fp16", seconds / 4) for seed in range(seeds)]
-    made += [Job("latency", spec, cost="openvino_fp32", seconds=seconds / 2) for spec in MEASURED]
-    return [job for job in made if job.part in parts]
+    """What to do; half of the zoo first, so that a run that is cut has something of every part."""
+    zoo = [Job("orders", spec, cost=cost, seconds=seconds) for spec in models]
+    half = len(zoo) // 2
+    others = [Job("reference", name, seed=seeds, cost="trt_fp16", seconds=seconds / 4) for name in REFERENCE]
+    others += [Job("latency", spec, cost="openvino_fp32", seconds=seconds / 2) for spec in MEASURED]
+    return [job for job in (*zoo[:half], *others, *zoo[half:]) if job.part in parts]
 
 
 def _pool() -> Executor:
@@ -289,7 +309,10 @@ def main() -> None:
     parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated")
     parser.add_argument("--seeds", type=int, default=5, help="of MCTS in the reference experiment")
     parser.add_argument(
-        "--seconds", type=float, default=120.0, help="at most, on a model's orders; a quarter for MCTS"
+        "--seconds",
+        type=float,
+        default=60.0,
+        help="at most, on a model's orders; a quarter of that for MCTS and joint extraction",
     )
     parser.add_argument("--json", type=Path, help="where everything goes at the end")
     parser.add_argument(

@@ -66,6 +66,8 @@ class Environment:
     ) -> None:  # fmt: skip
         self.lowered, self.actions, self.cost_model = lowered, actions, cost_model
         self.effort, self.limits, self.without = effort, limits, without
+        self.evaluations = 0  # e-graphs that were saturated and priced
+        self.costs: dict[Actions, float] = {}
         self.known: dict[Any, Search] = {}
         self.forms: dict[int, Lowered] = {}
         self.signatures: dict[int, str] = {id(lowered): _signature(lowered)}
@@ -75,11 +77,6 @@ class Environment:
         self.sequence: Actions = ()
         self.start = time.perf_counter()
 
-    @property
-    def evaluations(self) -> int:
-        """How many e-graphs were saturated and priced."""
-        return len(self.known)
-
     def cost(self, sequence: Sequence[str]) -> float:
         """The cost of the cheapest form after these actions on one e-graph.
 
@@ -87,7 +84,14 @@ class Environment:
             Spent: nothing is left of the budget.
         """
         sequence = tuple(sequence)[: self.effort.length]
-        return self.search(Schedule.sequence(sequence, nodes=self.effort.nodes), sequence).solution.cost
+        if (
+            sequence not in self.costs
+        ):  # of these only the cost is kept: e-graphs can be large, and sequences many
+            schedule = Schedule.sequence(sequence, nodes=self.effort.nodes)
+            self.costs[sequence] = self._evaluated(
+                self.lowered, schedule, sequence, None, None, True
+            ).solution.cost
+        return self.costs[sequence]
 
     def together(self, schedule: Schedule | None = None) -> float:
         """The cost after saturation with all actions' rules, in the usual order or under a schedule."""
@@ -136,22 +140,31 @@ class Environment:
         form = self.lowered if form is None else form
         key = self.signatures[id(form)], repr(schedule), iterations, restricted
         if key not in self.known:
-            taken = time.perf_counter() - self.start
-            if self.known and (len(self.known) >= self.effort.evaluations or taken > self.effort.seconds):
-                raise Spent
-            most = self.limits.budget.iterations if iterations is None else iterations
-            budget = replace(
-                self.limits.budget, nodes=max(self.effort.nodes, 1), schedule=schedule, iterations=most
-            )
-            limits = replace(self.limits, budget=budget)
-            found = search(form, self.selection, self.cost_model, limits, restrict=restrict)
-            found.saturation.frozen = Frozen({})  # hundreds of searches are kept, but for their largest part
+            found = self._evaluated(form, schedule, sequence, iterations, restrict, counts)
+            found.saturation.frozen = Frozen({})  # its largest part, which nobody asks for
             self.known[key] = found
-            if counts and (self.best is None or found.solution.cost < self.best.solution.cost):
-                self.best, self.sequence = found, sequence
-                seconds = time.perf_counter() - self.start
-                self.curve.append(Point(len(self.known), seconds, found.solution.cost))
         return self.known[key]
+
+    def _evaluated(
+        self, form: Lowered, schedule: Schedule | None, sequence: Actions, iterations: int | None,
+        restrict: Restrict | None, counts: bool,
+    ) -> Search:  # fmt: skip
+        seconds = time.perf_counter() - self.start
+        if self.evaluations and (
+            self.evaluations >= self.effort.evaluations or seconds > self.effort.seconds
+        ):
+            raise Spent
+        self.evaluations += 1
+        most = self.limits.budget.iterations if iterations is None else iterations
+        nodes = max(self.effort.nodes, 1)
+        budget = replace(self.limits.budget, nodes=nodes, schedule=schedule, iterations=most)
+        limits = replace(self.limits, budget=budget)
+        found = search(form, self.selection, self.cost_model, limits, restrict=restrict)
+        if counts and (self.best is None or found.solution.cost < self.best.solution.cost):
+            self.best, self.sequence = found, sequence
+            seconds = time.perf_counter() - self.start
+            self.curve.append(Point(self.evaluations, seconds, found.solution.cost))
+        return found
 
     @cached_property
     def selection(self) -> Selection:
