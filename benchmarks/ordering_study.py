@@ -58,8 +58,8 @@ ZOO = (
 )  # fmt: skip
 MEASURED = ("timm:convnext_atto", "torchvision:mobilenet_v3_small", "torchvision:shufflenet_v2_x0_5", "timm:repvgg_a0",
             "timm:levit_128s")  # fmt: skip
-SIDE, ORDERS, FORMS, NODES = 64, 24, 10, 20_000
-WORK = 100_000
+SIDE, ORDERS, FORMS, NODES = 64, 12, 10, 20_000
+WORK = 10_000
 """Units of an extraction: counted and not timed, so that rows do not depend on what else the machine does."""
 MEMORY = 8 << 30
 """Bytes of address space of a job: an e-graph that asks for more ends the job, and not the machine."""
@@ -100,6 +100,12 @@ def run(job: Job) -> dict[str, Any]:
     return found | {"wall_seconds": round(time.perf_counter() - start, 1), "load": os.getloadavg()[0]}
 
 
+class _All(Environment):
+    """With every rule loaded, whatever matches: loaded once for all models."""
+
+    selection = find_rules(None)
+
+
 # -- orders on the zoo -------------------------------------------------------------------------------------
 
 
@@ -109,7 +115,7 @@ def orders(job: Job) -> dict[str, Any]:
     cost_model = find_cost(job.cost)
     limits = Limits(time_limit=None, work_limit=WORK)
     actions, _, notes = find_actions(lowered, None, cost_model, limits)
-    environment = Environment(lowered, actions, cost_model, Effort(10**6, job.seconds, 200_000), limits)
+    environment = _All(lowered, actions, cost_model, Effort(10**6, job.seconds, 200_000), limits)
     joint = environment.search(None, actions)
     row: dict[str, Any] = {
         "rows": len(lowered.rows), "families": list(actions), "e_nodes": len(joint.space.nodes), "notes": notes,
@@ -161,13 +167,11 @@ def _forced(environment: Environment, form: Lowered, family: str) -> tuple[float
 
 
 def _pairs(environment: Environment) -> Iterator[tuple[str, dict[str, float]]]:
-    """Two families one after the other both ways, each alone, and both in one e-graph."""
+    """Two families one after the other, both ways, and each alone."""
     for one, other in itertools.combinations(environment.actions, 2):
-        both = Schedule((Step(run=(one, other), times=SATURATE, nodes=environment.effort.nodes),))
         found = {
             "first": environment.follow((one,)), "second": environment.follow((other,)),
             "then": environment.follow((one, other)), "reversed": environment.follow((other, one)),
-            "together": environment.search(both, (one, other)),
         }  # fmt: skip
         yield f"{one} + {other}", {name: search.solution.cost for name, search in found.items()}
 
@@ -203,7 +207,7 @@ def reference(job: Job) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class _Once(Environment):
+class _Once(_All):
     """TENSAT's k_multi of 1: rules of several outputs run in one iteration; each more of it squares their number."""
 
     def cost(self, sequence: Sequence[str]) -> float:
@@ -238,7 +242,7 @@ def latency(job: Job) -> dict[str, Any]:
     lowered = _lowered(job.model, 224)
     cost_model, limits = find_cost(job.cost), Limits(time_limit=None, work_limit=WORK)
     actions, _, _ = find_actions(lowered, None, cost_model, limits)
-    environment = Environment(lowered, actions, cost_model, Effort(10**6, job.seconds, 200_000), limits)
+    environment = _All(lowered, actions, cost_model, Effort(10**6, job.seconds, 200_000), limits)
     found = {"untouched": environment.search(Schedule(()), ()), "joint": environment.search(None, actions)}
     draw = random.Random(job.seed)
     with suppress(Spent):
@@ -281,17 +285,18 @@ def _lowered(spec: str, side: int) -> Lowered:
 
 
 def jobs(parts: list[str], models: list[str], cost: str, seeds: int, seconds: float) -> list[Job]:
-    """What to do; half of the zoo first, so that a run that is cut has something of every part."""
+    """What to do, in turns of the parts, so that a run that is cut has something of every one."""
     zoo = [Job("orders", spec, cost=cost, seconds=seconds) for spec in models]
-    half = len(zoo) // 2
     others = [Job("reference", name, seed=seeds, cost="trt_fp16", seconds=seconds / 4) for name in REFERENCE]
-    others += [Job("latency", spec, cost="openvino_fp32", seconds=seconds / 2) for spec in MEASURED]
-    return [job for job in (*zoo[:half], *others, *zoo[half:]) if job.part in parts]
+    measured = [Job("latency", spec, cost="openvino_fp32", seconds=seconds / 2) for spec in MEASURED]
+    third, few = len(zoo) // 3, -2
+    made = (*zoo[:third], *others[:few], *measured[:2], *zoo[third:], *others[few:], *measured[2:])
+    return [job for job in made if job.part in parts]
 
 
 def _pool() -> Executor:
-    """A process for each job: what the libraries keep goes with it."""
-    return ProcessPoolExecutor(1, mp_context=FORKS, max_tasks_per_child=1)
+    """One process, and another where a model is too much for it."""
+    return ProcessPoolExecutor(1, mp_context=FORKS)
 
 
 def _told(job: Job) -> dict[str, Any]:

@@ -133,8 +133,9 @@ class Sketches:
 def containing(sketch: Sketch, saturation: Saturation, space: Space, priced: Priced) -> tuple[Space, Priced]:
     """The forms that contain a sketch: every e-class once more as what matches a part of it, and as what contains it.
 
-    A value that is needed both as it comes cheapest and as it contains the sketch is computed twice, so what is found is
-    a program and its price, but may not be the cheapest. Of several outputs the first that can contain the sketch does.
+    A value that is needed both as it comes cheapest and as it contains the sketch is computed twice, so what is found
+    is a program and its price, but may not be the cheapest. Of several outputs the first that can contain the sketch
+    does.
 
     Raises:
         Unreached: there is none.
