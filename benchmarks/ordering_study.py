@@ -40,11 +40,10 @@ from eqsat_deploy.capture import capture
 from eqsat_deploy.errors import ExtractionError
 from eqsat_deploy.inputs import example_arguments
 from eqsat_deploy.lower import Lowered, lower
-from eqsat_deploy.research import STRATEGIES, Effort, Environment, Schedule, Step, lowered_form, sweep
+from eqsat_deploy.research import STRATEGIES, Effort, Environment, Schedule, lowered_form, sweep
 from eqsat_deploy.research.environment import Spent
 from eqsat_deploy.research.orderings import SAME, find_actions
 from eqsat_deploy.saturate import Budget
-from eqsat_deploy.schedule import SATURATE
 from eqsat_deploy.search import Limits, search
 from eqsat_deploy.selection import BETWEEN, CONVERSIONS, Selection, find_rules
 from eqsat_deploy.targets import find_cost

@@ -223,17 +223,15 @@ print(*(digest(replay(Trace.load(path), build(PooledBlock), IMAGE)[1]) for path 
 
 def test_a_trace_is_replayed_in_another_process_with_other_hashes_threads_and_folder(tmp_path):
     digests, files = [], []
-    for name, schedule in (("usual", None), ("shuffled", SHUFFLED), ("backed off", BACKED_OFF)):
+    for name, schedule in (("usual", None), ("backed off", BACKED_OFF)):
         traced = trace(build(PooledBlock), IMAGE, cost="trt_int8", budget=Budget(schedule=schedule))
         files.append(str(tmp_path / f"{name}.json"))
         traced.save(files[-1])
         digests.append(traced.digest)
-    root = Path(__file__).parents[2]
-    for seed, threads in (("1", "2"), ("12345", "1")):
-        environment = os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(root)}
-        found = subprocess.run([sys.executable, "-c", OTHERWISE, *files], cwd=tmp_path, env=environment,
-                               capture_output=True, text=True, check=False)  # fmt: skip
-        assert found.stdout.split() == digests, found.stderr[-2000:]
+    there = {"PYTHONHASHSEED": "12345", "OMP_NUM_THREADS": "2", "PYTHONPATH": str(Path(__file__).parents[2])}
+    found = subprocess.run([sys.executable, "-c", OTHERWISE, *files], cwd=tmp_path, env=os.environ | there,
+                           capture_output=True, text=True, check=False)  # fmt: skip
+    assert found.stdout.split() == digests, found.stderr[-2000:]
 
 
 def test_what_is_no_trace_is_an_error(tmp_path):
@@ -245,7 +243,7 @@ def test_what_is_no_trace_is_an_error(tmp_path):
 
 # -- strategies --------------------------------------------------------------------------------------------
 
-FEW = Effort(evaluations=12, length=5)
+FEW = Effort(evaluations=8, length=5)
 FAMILIES = ("identity-pool", "folding", "movement")
 
 
@@ -415,13 +413,14 @@ def test_a_sketch_is_read_and_written():
 
 
 def test_a_sketch_decides_what_the_program_contains():
-    """Two kernels are cheapest; a program with a pool in it is to be had as well, and contains it."""
-    own = {"pool": Sketches("adaptive_avg_pool2d"), "none": Sketches("relu(conv2d)")}
-    model = build(PooledBlock)
-    found = compare_orderings(model, IMAGE, cost="trt_int8", strategies={**own, "joint": research.STRATEGIES["joint"]})
-    costs = {o.strategy: o.cost for o in found.outcomes}
-    assert costs["pool"] > costs["joint"] * 1.1
-    assert costs["none"] >= costs["joint"] * (1 - 1e-6)
+    """Two kernels are cheapest; a program with the BatchNorm in it is there from the start, and nothing else is asked."""
+    own = {"with": Sketches("batch_norm"), "fused": Sketches("batch_norm", "relu(?, ?, ?, conv2d)")}
+    found = compare_orderings(build(PooledBlock), IMAGE, cost="trt_int8", strategies=own)
+    first, second = found.outcomes
+    assert first.evaluations == 1
+    assert second.evaluations > first.evaluations
+    assert second.cost < first.cost * 0.9
+    assert second.sequence == ("batch_norm", "relu(?, ?, ?, conv2d)")
 
 
 def test_what_contains_a_sketch_computes_what_the_model_does():
@@ -437,7 +436,7 @@ def test_what_contains_a_sketch_computes_what_the_model_does():
     from tests.deploy.test_research import lowered, run
 
     model = build(PooledBlock)
-    for text in ("adaptive_avg_pool2d", "adaptive_avg_pool2d(conv2d)", "relu(?, conv2d)"):
+    for text in ("batch_norm", "batch_norm(conv2d)", "relu(?, ?, ?, conv2d)"):
         restrict = partial(containing, Sketch.parse(text))
         found = search(lowered(model, IMAGE), find_rules(), find_cost("trt_int8"), restrict=restrict)
         again = search(research.lowered_form(found), find_rules([]), find_cost("trt_int8"))
@@ -445,13 +444,6 @@ def test_what_contains_a_sketch_computes_what_the_model_does():
             assert relative_error([model(IMAGE)], run(again, IMAGE)) < 1e-5
         names = {str(found.space.choices[i][1]) for i in found.launches}
         assert any(text.partition("(")[0] in name for name in names), names
-
-
-def test_each_sketch_starts_from_the_program_of_the_one_before():
-    found = compare_orderings(build(PooledBlock), IMAGE, cost="trt_int8",
-                              strategies={"both": Sketches("adaptive_avg_pool2d", "relu(conv2d)")})  # fmt: skip
-    assert found.outcomes[0].evaluations >= 2
-    assert found.outcomes[0].sequence == ("adaptive_avg_pool2d", "relu(conv2d)")
 
 
 def test_a_sketch_that_is_not_reached_is_named():
