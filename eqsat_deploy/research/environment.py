@@ -155,6 +155,8 @@ class Environment:
         ):
             raise Spent
         self.evaluations += 1
+        if schedule is not None and self.without is not None:
+            schedule = schedule.without(self.without)
         most = self.limits.budget.iterations if iterations is None else iterations
         nodes = max(self.effort.nodes, 1)
         budget = replace(self.limits.budget, nodes=nodes, schedule=schedule, iterations=most)

@@ -113,6 +113,15 @@ def test_everything_to_saturation_is_the_usual_e_graph(joint):
     assert len(Derivation(found).made) == len(Derivation(joint).made)
 
 
+def test_a_schedule_without_a_family_runs_all_else():
+    inner = (Step(run=("folding",)), Step(run=("pooling", "folding")))
+    schedule = Schedule((Step(steps=inner, times=2), Step(run=("folding",)), Step(run=("mine",))), {"mine": ("folding", "a")})
+    left = Schedule((Step(steps=(Step(run=("pooling",)),), times=2), Step(run=("mine",))), {"mine": ("a",)})
+    assert schedule.without("folding") == left
+    assert schedule.without("a") != schedule
+    assert schedule.without("b") == schedule
+
+
 def test_only_what_a_schedule_runs_acts():
     found = explored(Schedule.sequence(["folding"], times=SATURATE))
     acted = {rule.family for rule in found.saturation.rules if found.saturation.matches[rule.name]}
