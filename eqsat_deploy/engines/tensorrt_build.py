@@ -52,7 +52,7 @@ def build_plan(model: bytes, signature: Signature, options: Mapping[str, Any]) -
     config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, workspace)
     config.profiling_verbosity = api.ProfilingVerbosity.DETAILED  # the inspector then says types and formats
     if "level" in options:
-        config.builder_optimization_level = _level(options["level"])
+        config.builder_optimization_level = level_of(options["level"])
     if options.get("refit"):
         config.set_flag(api.BuilderFlag.REFIT)
     for shapes in profile_shapes(signature, options.get("profiles", ())):
@@ -61,7 +61,7 @@ def build_plan(model: bytes, signature: Signature, options: Mapping[str, Any]) -
             profile.set_shape(name, least, typical, most)
         if config.add_optimization_profile(profile) < 0:
             raise EngineError(f"TensorRT refuses the sizes {shapes}. {errors.said()}")
-    cache_file = _file(options.get("timing_cache"), _timing_cache(api), default=True)
+    cache_file = cache_path(options.get("timing_cache"), _timing_cache(api), default=True)
     if cache_file is not None:
         known = cache_file.read_bytes() if cache_file.is_file() else b""
         cache: trt.ITimingCache = config.create_timing_cache(known)
@@ -122,7 +122,7 @@ def plan_file(model: bytes, signature: Signature, options: Mapping[str, Any]) ->
         "refit": bool(options.get("refit")),
     }
     key = hashlib.sha256(json.dumps(named, sort_keys=True).encode() + b"\0" + decomposable(model))
-    folder = _file(options.get("engine_cache"), _root() / "tensorrt-plans", default=False)
+    folder = cache_path(options.get("engine_cache"), user_cache() / "tensorrt-plans", default=False)
     return None if folder is None else folder / f"{key.hexdigest()}.plan"
 
 
@@ -168,7 +168,8 @@ def decomposable(model: bytes) -> bytes:
     return bytes(parsed.SerializeToString(deterministic=True))
 
 
-def _level(level: Any) -> int:
+def level_of(level: Any) -> int:
+    """A builder optimization level; `InputError` where it is none."""
     if whole("level", level, least=0) > LEVELS:
         raise InputError(f"level={level}: the builder optimization level is at most {LEVELS}")
     return int(level)
@@ -192,14 +193,15 @@ def _reporter(progress: Report | None, phases: ExitStack) -> Report:
 
 def _timing_cache(api: Any) -> Path:
     device = re.sub(r"\W+", "-", cuda.get_device_name())
-    return _root() / f"tensorrt-{api.__version__}-{device}.cache"
+    return user_cache() / f"tensorrt-{api.__version__}-{device}.cache"
 
 
-def _root() -> Path:
+def user_cache() -> Path:
+    """Where the user's caches are."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqsat-deploy"
 
 
-def _file(option: str | os.PathLike[str] | bool | None, usual: Path, *, default: bool) -> Path | None:
+def cache_path(option: str | os.PathLike[str] | bool | None, usual: Path, *, default: bool) -> Path | None:
     """The path that an option names: `usual` for True, none for False, `default` where it is not given."""
     chosen = default if option is None else option
     if isinstance(chosen, bool):
