@@ -34,7 +34,9 @@ def optimize(args: argparse.Namespace) -> int:
     result = report.to_dict()
     if wants_engine:
         quantized = _quantize(args, model, optimized)
-        engine = quantized.build(args.engine, batch=args.batch, baseline=not args.no_baseline)
+        engine = quantized.build(
+            args.engine, batch=args.batch, baseline=not args.no_baseline, options=dict(args.option)
+        )
         result = engine.report
         result["command"] = shlex.join(["eqsat-deploy", *args.words])
         report.engine = result["engine"]
@@ -103,6 +105,7 @@ def bench(args: argparse.Namespace) -> int:
         args.engine,
         batch=args.batch,
         baseline=not args.no_baseline,
+        options=dict(args.option),
         seconds=args.seconds,
     )
     result = {"unit": "us", "batch": args.batch, "timings": {name: asdict(t) for name, t in timings.items()}}
