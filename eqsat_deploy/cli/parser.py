@@ -85,6 +85,8 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     made.add_argument(
         "--out", type=Path, metavar="DIR", help="save the engine there; an artifact that is there is replaced"
     )
+    made.add_argument("--buckets", type=_buckets, metavar="sequence=N,...",
+                      help="a form for each of these lengths, such as sequence=32,64; others are padded")  # fmt: skip
     made.add_argument("--code", action="store_true", help="print the code of the chosen form")
     made = command(
         "explain",
@@ -318,6 +320,13 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number from 1 on is expected, not {text!r}")
     return int(text)
+
+
+def _buckets(text: str) -> list[int]:
+    name, _, sizes = text.partition("=")
+    if name != "sequence" or not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", sizes):
+        raise argparse.ArgumentTypeError(f"lengths are expected, such as sequence=32,64,128, not {text!r}")
+    return list(map(int, sizes.split(",")))
 
 
 def _option(text: str) -> tuple[str, str | int]:

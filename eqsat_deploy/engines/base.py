@@ -131,6 +131,11 @@ class Engine(ABC):
     def save_files(self, folder: Path) -> None:
         """Write the engine's own files into an existing, empty folder; no pickles."""
 
+    @classmethod  # noqa: B027  there may be nothing to join
+    def join_files(cls, folders: Sequence[Path]) -> None:
+        """Make what several engines of this class have in common one file, which each of `folders`, that their
+        `save_files` wrote, has a copy of."""
+
     @classmethod
     @abstractmethod
     def load_files(cls, folder: Path, signature: Signature, options: Mapping[str, Any]) -> Self:

@@ -18,6 +18,7 @@ from torch.export import default_decompositions
 from eqsat_deploy import compiled_cache
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
 from eqsat_deploy.engines.base import Engine, Layer, check_options
+from eqsat_deploy.engines.openvino_files import join_constants
 from eqsat_deploy.engines.openvino_operators import DECOMPOSITIONS, extensions
 from eqsat_deploy.engines.program import composites, export_program, node_origins, prepared, traced
 from eqsat_deploy.errors import EngineError
@@ -103,6 +104,11 @@ class OpenVINOEngine(Engine):
         compress_quantize_weights_transformation(model)
         _number(model)
         openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
+
+    @classmethod
+    def join_files(cls, folders: Sequence[Path]) -> None:
+        """One `model.bin` with the constants of all."""
+        join_constants(folders)
 
     @classmethod
     def load_files(cls, folder: Path, signature: Signature, options: Mapping[str, Any]) -> Self:
