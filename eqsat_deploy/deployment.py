@@ -118,7 +118,13 @@ class Signature:
 
     @classmethod
     def of(cls, module: fx.GraphModule, batch: Batch) -> Self:
-        """The signature of a rebuilt module; `InputError` where it has no record."""
+        """The signature of a rebuilt module; `InputError` where it has no record, or free sizes besides the batch."""
+        for spec in call_of(module).inputs:
+            if spec.shape.count(None) > 1:
+                raise InputError(
+                    f"input {spec.name!r} has free sizes besides the batch, {list(spec.shape)}: engines need them fixed"
+                    "; for lengths of sequences, eqsat_deploy.optimize_buckets() makes an engine for each of a few"
+                )
         position = {node: index for index, node in enumerate(flat_outputs(module))}
         leaves = pytree.tree_leaves(module.graph.output_node().args[0])
         outputs = (
