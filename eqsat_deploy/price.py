@@ -35,6 +35,33 @@ class Priced:
     batch: int
 
 
+@dataclass(frozen=True)
+class Floating:
+    """A cost model without its integer kernels: of forms in float."""
+
+    of: CostModel
+    int8 = False
+
+    @property
+    def name(self) -> str:
+        """As the model's."""
+        return self.of.name
+
+    @property
+    def unit(self) -> str:
+        """As the model's."""
+        return self.of.unit
+
+    @property
+    def float_dtype(self) -> str:
+        """As the model's."""
+        return self.of.float_dtype
+
+    def price(self, kernel: Kernel) -> float:
+        """As the model prices it."""
+        return self.of.price(kernel)
+
+
 def price(space: Space, model: CostModel, *, batch: int = 1) -> Priced:
     """Price every choice for batches of `batch`; equal kernels are priced once.
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+
 import pytest
 import torch
 
