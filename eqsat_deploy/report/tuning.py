@@ -15,12 +15,13 @@ def tuning_table(tuning: Mapping[str, Any], unit: str) -> Any:
     for column in ("kernels", "INT8", f"predicted {unit}", "median us", "over the fastest", "rounds"):
         shown.add_column(column, justify="right")
     for row in tuning["forms"]:
-        name = f"{row['form']} *" if row["form"] == tuning["winner"] else row["form"]
-        counts = (name, str(row["kernels"]), str(row["int8"]), f"{row['predicted']:,.1f}")
+        won = row["form"] == tuning["winner"]
+        counts = (f"{row['form']} *" if won else row["form"], str(row["kernels"]), str(row["int8"]))
+        predicted = f"{row['predicted']:,.1f}"
         if "failed" in row:
-            shown.add_row(*counts, row["failed"], "", "")
+            shown.add_row(*counts, predicted, row["failed"], "", "")
             continue
-        low, middle, high = row["over"]
-        interval = f"{middle:.3f} ({low:.3f} .. {'?' if high is None else format(high, '.3f')})"
-        shown.add_row(*counts, f"{row['us']:,.1f}", interval if row["form"] != tuning["winner"] else "", str(row["rounds"]))  # fmt: skip
+        low, middle, high = ("?" if value is None else f"{value:.3f}" for value in row["over"])
+        interval = "" if won else f"{middle} ({low} .. {high})"
+        shown.add_row(*counts, predicted, f"{row['us']:,.1f}", interval, str(row["rounds"]))
     return shown
