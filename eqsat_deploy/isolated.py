@@ -30,7 +30,9 @@ from eqsat_deploy.rebuild import Emitter
 from eqsat_extraction.kernel import CostModel
 
 CHANNELS = 4  # that the reader of codes makes
-TOKENS = 3  # the rank of tensors whose values have both signs, as a rule: others are of images, after activations
+TOKENS = (
+    3  # the rank of tensors whose values have both signs, as a rule: others are of images, after activations
+)
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,9 @@ class Source:
         )
         called = emitter.graph.call_module(emitter.tree.add_module("reader", reader), (written,))
         emitter.placed.read(number, called, conv2d)
-        emitter.placed.kernels.append(PlacedKernel(called.name, (called.name,), "int8", emitter.floating, 0.0, 0))
+        emitter.placed.kernels.append(
+            PlacedKernel(called.name, (called.name,), "int8", emitter.floating, 0.0, 0)
+        )
         return called
 
     def _shape(self, number: int) -> tuple[int, ...]:

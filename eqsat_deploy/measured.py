@@ -18,10 +18,10 @@ import json
 import re
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha256
-from math import isfinite
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,8 +33,9 @@ from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.isolated import Source
 from eqsat_deploy.kernels import ENode
 from eqsat_deploy.lower import Lowered
-from eqsat_deploy.price import Priced, kernel_of, specs_of
+from eqsat_deploy.price import Priced, kernel_of, price, specs_of
 from eqsat_deploy.stages import Stages
+from eqsat_extraction import extract
 from eqsat_extraction.kernel import CostModel, Kernel
 from eqsat_extraction.slack import slack
 
@@ -72,45 +73,51 @@ class Measured:
         return known if known is not None else self.scale * self.table.price(kernel)
 
     def measure(self, lowered: Lowered, space: Space, priced: Priced) -> None:
-        """Measure what is worth it and not known yet; a form that is known again costs no build."""
+        """Measure what is worth it and not known yet, again and again, until nothing is: prices decide what is."""
         source = Source(lowered, space, self.table, priced.batch, self.grid)
+        stages, stop, known = Stages(), time.monotonic() + self.seconds, -1
+        while known < len(self.times):
+            known, left = len(self.times), self._unknown(source, priced)
+            for start in range(0, len(left), BUNDLE):
+                bundle = list(left.items())[start : start + BUNDLE]
+                if time.monotonic() > stop:
+                    warnings.warn(
+                        f"cost={self.name!r}: {len(left) - start} kernels are not measured after {self.seconds:g} s and "
+                        "keep their prices; another run goes on",
+                        stacklevel=2,
+                    )
+                    known = len(self.times)
+                    break
+                with stages(f"measure kernels {start + 1} to {start + len(bundle)} of {len(left)}"):
+                    self._keep(self._times(source, bundle))
+            ratios = [us / self.table.price(kernel) for kernel, us in self.times.items() if us]
+            self.scale = median(ratios) if ratios else 1.0
+            priced = price(space, self, batch=priced.batch)
+
+    def _unknown(self, source: Source, priced: Priced) -> dict[Kernel, Choice]:
+        """What is wanted and neither measured nor in the cache."""
         wanted = self._wanted(source, priced)
-        if not wanted:
-            return
-        if self._folder is None:
+        if wanted and self._folder is None:
             self._folder = self._cache(source, wanted)
-        left = {kernel: choice for kernel, choice in wanted.items() if not self._read(kernel)}
-        stages, stop, done = Stages(), time.monotonic() + self.seconds, 0
-        for bundle in _bundles(list(left)):
-            if time.monotonic() > stop:
-                warnings.warn(
-                    f"cost={self.name!r}: {len(left) - done} of {len(wanted)} kernels are not measured after "
-                    f"{self.seconds:g} s and keep their prices; another run goes on",
-                    stacklevel=2,
-                )
-                break
-            with stages(f"measure kernels {done + 1} to {done + len(bundle)} of {len(left)}"):
-                self._keep(self._times(source, [(kernel, left[kernel]) for kernel in bundle]))
-            done += len(bundle)
-        ratios = [us / self.table.price(kernel) for kernel, us in self.times.items() if us]
-        self.scale = median(ratios) if ratios else 1.0
+        return {kernel: choice for kernel, choice in wanted.items() if not self._read(kernel)}
 
     def _wanted(self, source: Source, priced: Priced) -> dict[Kernel, Choice]:
         """Kernels that may matter, those of the cheapest forms first."""
         specs = specs_of(source.space, self.table, priced.batch)
         bound, more = slack(priced.egraph, priced.costs)
-        best = min((more[i] for i in range(len(more))), default=0.0)
+        # What the bound may lack to the optimum, of which every kernel is wanted.
+        lacking = extract(priced.egraph, priced.costs, extractor="greedy").cost - bound
         found: dict[Kernel, tuple[float, Choice]] = {}
         for index, (number, node) in enumerate(source.space.choices):
             cost = float(priced.costs[index])
-            if not 0 < cost < float("inf") or more[index] - best > cost * (1 - 1 / DOUBT):
+            if not 0 < cost < inf or more[index] > lacking + cost * (1 - 1 / DOUBT):
                 continue
             if source.can_isolate(number, node):
                 kernel = kernel_of(specs, number, node)
                 if kernel not in found or more[index] < found[kernel][0]:
                     found[kernel] = (float(more[index]), (number, node))
         ranked = sorted(found, key=lambda kernel: found[kernel][0])
-        return {kernel: found[kernel][1] for kernel in ranked if isfinite(bound)}
+        return {kernel: found[kernel][1] for kernel in ranked}
 
     def _cache(self, source: Source, wanted: dict[Kernel, Choice]) -> Path:
         """The folder of this engine, version, device and number of CPUs, which an engine of one kernel tells."""
@@ -168,8 +175,3 @@ def _quantized(module: Any) -> Any:
     if not placement.quantizers and not any(kernel.precision == "int8" for kernel in placement.kernels):
         return module
     return quantize(module, [call_of(module).batch(deployment(module).samples)], effort="fast")
-
-
-def _bundles(kernels: Sequence[Kernel]) -> Iterator[Sequence[Kernel]]:
-    for start in range(0, len(kernels), BUNDLE):
-        yield kernels[start : start + BUNDLE]
