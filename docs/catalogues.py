@@ -66,7 +66,8 @@ def _domain(domain: Any) -> str:
         case Tensor(prefix=prefix, extents=extents, values=values):
             sizes = ["*".join(map(str, extent.factors)) for extent in extents]
             kind = "" if values == "real" else f" {values}"
-            return f"({', '.join([prefix] * bool(prefix) + sizes)}){kind}" if prefix != "~" else kind.strip()
+            shape = f"`({', '.join([prefix] * bool(prefix) + sizes)})`"
+            return f"{shape}{kind}" if prefix != "~" else kind.strip()
         case Attribute(sort=sort):
             return {"i64": "integer", "f64": "number", "VI": "integers", "String": "name"}.get(sort, sort)
     return ""

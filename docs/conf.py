@@ -21,7 +21,7 @@ html_title = "eqsat-deploy"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme_options = {"footer_icons": [], "source_repository": ""}
-html_copy_source = html_show_sourcelink = False
+html_copy_source = html_show_sourcelink = html_show_copyright = False
 
 nb_execution_mode = "off"  # notebooks are stored with the outputs that the tests reproduce
 myst_enable_extensions = ["deflist", "fieldlist"]

@@ -76,7 +76,7 @@ def test_the_catalogue_of_rules_has_every_rule_with_both_sides(catalogues):
     assert (
         "=> reshape(conv2d(x, reshape(weight, (o, c, h, w)), b, (1, 1), (0, 0), (1, 1), 1), (n, o))" in head
     )
-    assert "`x` (n, c, h, w)" in head
+    assert "`x` `(n, c, h, w)`" in head
     assert "torchvision:resnet18" in head
     assert "where a is constant" not in head
     assert "where t is constant" in entries["subtracted-constant-is-added"]
