@@ -18,7 +18,7 @@ from eqsat_deploy.freeze import Space, freeze
 from eqsat_deploy.inputs import example_arguments
 from eqsat_deploy.kernels import ENode
 from eqsat_deploy.lower import Lowered, lower
-from eqsat_deploy.price import Priced, price
+from eqsat_deploy.price import Measuring, Priced, price
 from eqsat_deploy.saturate import Budget, Saturation, saturate
 from eqsat_deploy.selection import Rules, Selection, find_rules
 from eqsat_deploy.targets import find_cost
@@ -125,10 +125,14 @@ def search(
         space = freeze(lowered, saturation)
     with timed("price"):
         priced = price(space, cost_model, batch=limits.batch)
-        if selection.forced:
-            priced = _converted(space, saturation, priced, selection.forced)
-        if restrict is not None:
-            space, priced = restrict(saturation, space, priced)
+    if isinstance(cost_model, Measuring):
+        with timed("measure"):
+            cost_model.measure(lowered, space, priced)
+            priced = price(space, cost_model, batch=limits.batch)
+    if selection.forced:
+        priced = _converted(space, saturation, priced, selection.forced)
+    if restrict is not None:
+        space, priced = restrict(saturation, space, priced)
     with timed("extract"):
         solution = _extract(priced, limits)
     return Search(lowered, saturation, space, priced, solution, selection, limits)
