@@ -115,7 +115,9 @@ def test_everything_to_saturation_is_the_usual_e_graph(joint):
 
 def test_a_schedule_without_a_family_runs_all_else():
     inner = (Step(run=("folding",)), Step(run=("pooling", "folding")))
-    schedule = Schedule((Step(steps=inner, times=2), Step(run=("folding",)), Step(run=("mine",))), {"mine": ("folding", "a")})
+    schedule = Schedule(
+        (Step(steps=inner, times=2), Step(run=("folding",)), Step(run=("mine",))), {"mine": ("folding", "a")}
+    )
     left = Schedule((Step(steps=(Step(run=("pooling",)),), times=2), Step(run=("mine",))), {"mine": ("a",)})
     assert schedule.without("folding") == left
     assert schedule.without("a") != schedule
@@ -336,7 +338,12 @@ def test_a_table_is_text_pandas_and_a_plot(table):
 
 def test_only_strategies_that_draw_run_with_every_seed(table):
     seeds = Counter(outcome.strategy for outcome in table.outcomes)
-    assert {name for name, count in seeds.items() if count == 2} == {"shuffled", "destructive", "annealing", "mcts"}
+    assert {name for name, count in seeds.items() if count == 2} == {
+        "shuffled",
+        "destructive",
+        "annealing",
+        "mcts",
+    }
     assert set(seeds.values()) == {1, 2}
 
 
@@ -422,7 +429,7 @@ def test_a_sketch_is_read_and_written():
 
 
 def test_a_sketch_decides_what_the_program_contains():
-    """Two kernels are cheapest; a program with the BatchNorm in it is there from the start, and nothing else is asked."""
+    """Two kernels are cheapest; a program with the BatchNorm in it is there from the start: no more is asked."""
     own = {"with": Sketches("batch_norm"), "fused": Sketches("batch_norm", "relu(?, ?, ?, conv2d)")}
     found = compare_orderings(build(PooledBlock), IMAGE, cost="trt_int8", strategies=own)
     first, second = found.outcomes
