@@ -7,7 +7,8 @@ of the MCTS study on real modules.
 Every job runs in a process of its own and adds a line to `--rows`, beside the JSON: run again, it goes on with what is
 missing. `--json` then gets everything in one file; `--report` prints its tables as Markdown and draws its figures
 (`benchmarks/_ordering_report.py`). Parts: `orders` (each model of `--models`, prices of `--cost`), `reference` (MCTS
-with `--seeds` seeds beside joint saturation), `latency` (forms measured by OpenVINO).
+with `--seeds` seeds beside joint saturation) and `plain` (what an engine does by itself), `latency` (forms measured by
+OpenVINO).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from eqsat_deploy.research.environment import Spent
 from eqsat_deploy.research.orderings import SAME, find_actions
 from eqsat_deploy.saturate import Budget
 from eqsat_deploy.search import Limits, search
-from eqsat_deploy.selection import BETWEEN, CONVERSIONS, Selection, find_rules
+from eqsat_deploy.selection import BETWEEN, CONVERSIONS, Selection, find_rules, plain_rules
 from eqsat_deploy.targets import find_cost
 
 ZOO = (
@@ -208,6 +209,14 @@ def reference(job: Job) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def plain(job: Job) -> dict[str, Any]:
+    """What an engine makes of that model by itself: BatchNorm folded, which TENSAT's models come without."""
+    model, x = REFERENCE[job.model]()
+    args, kwargs = example_arguments(model, x)
+    found = search(lower(capture(model, args, kwargs)), plain_rules(), find_cost(job.cost), Limits())
+    return {"plain": found.solution.cost}
+
+
 class _Once(_All):
     """TENSAT's k_multi of 1: rules of several outputs run in one iteration; each more of it squares their number."""
 
@@ -290,8 +299,18 @@ def jobs(parts: list[str], models: list[str], cost: str, seeds: int, seconds: fl
     zoo = [Job("orders", spec, cost=cost, seconds=seconds) for spec in models]
     others = [Job("reference", name, seed=seeds, cost="trt_fp16", seconds=seconds / 4) for name in REFERENCE]
     measured = [Job("latency", spec, cost="openvino_fp32", seconds=seconds / 2) for spec in MEASURED]
+    alone = [Job("plain", name, cost="trt_fp16") for name in REFERENCE]
     few = 8
-    made = (*zoo[:few], *others[:-2], *measured[:2], *zoo[few:], *others[-2:], *measured[2:])
+    made = (
+        *zoo[:few],
+        *others[:-2],
+        *measured[:2],
+        *alone[:-2],
+        *zoo[few:],
+        *others[-2:],
+        *alone[-2:],
+        *measured[2:],
+    )
     return [job for job in made if job.part in parts]
 
 
