@@ -260,7 +260,8 @@ class EGraph:
         self.combined = 0
         self._egglog = _egglog().EGraph()
         self._run(PRELUDE)
-        for operator in OPERATORS.values():  # one by one: every node that is parsed holds a copy of the whole text
+        # One by one: every node that is parsed holds a copy of the whole text.
+        for operator in OPERATORS.values():
             self._run(declaration(operator))
         for index, rule in enumerate(self.rules):
             try:
