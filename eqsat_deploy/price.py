@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isnan
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from eqsat_deploy.kernels import QUANTIZE, ENode
 from eqsat_deploy.language import masked_attention
 from eqsat_deploy.language.pointwise import base_name
 from eqsat_deploy.language.shapes import BATCH
+from eqsat_deploy.lower import Lowered
 from eqsat_extraction import EGraph
 from eqsat_extraction.kernel import CostModel, Epilogue, Kernel, TensorSpec
 
@@ -33,6 +34,42 @@ class Priced:
     costs: np.ndarray
     model: CostModel
     batch: int
+
+
+@runtime_checkable
+class Measuring(Protocol):
+    """A cost model that measures what it is going to be asked for."""
+
+    def measure(self, lowered: Lowered, space: Space, priced: Priced) -> None:
+        """Learn prices of what `priced` has priced so far, as far as is worth it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Floating:
+    """A cost model without its integer kernels: of forms in float."""
+
+    of: CostModel
+    int8 = False
+
+    @property
+    def name(self) -> str:
+        """As the model's."""
+        return self.of.name
+
+    @property
+    def unit(self) -> str:
+        """As the model's."""
+        return self.of.unit
+
+    @property
+    def float_dtype(self) -> str:
+        """As the model's."""
+        return self.of.float_dtype
+
+    def price(self, kernel: Kernel) -> float:
+        """As the model prices it."""
+        return self.of.price(kernel)
 
 
 def price(space: Space, model: CostModel, *, batch: int = 1) -> Priced:

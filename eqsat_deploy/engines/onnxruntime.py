@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import tempfile
@@ -111,7 +110,9 @@ class ONNXRuntimeEngine(Engine):
     @property
     def version(self) -> str:
         """ONNX Runtime's version."""
-        return importlib.metadata.version("onnxruntime")
+        import onnxruntime  # whose package has other names for GPUs
+
+        return str(onnxruntime.__version__)
 
     def _start(self, profile: str | None = None) -> onnxruntime.InferenceSession:
         import onnxruntime

@@ -98,7 +98,10 @@ def _hold(graph: fx.GraphModule, state: Mapping[str, Tensor]) -> None:
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     for placeholder, (name, value) in zip(placeholders, state.items(), strict=False):
         if placeholder.users:
-            graph.register_buffer(target := name.replace(".", "_"), value.detach())
+            target = name.replace(".", "_")
+            while hasattr(graph, target):  # `a.b_c` and `a_b.c` are two
+                target += "_"
+            graph.register_buffer(target, value.detach())
             with graph.graph.inserting_before(placeholder):
                 placeholder.replace_all_uses_with(graph.graph.get_attr(target))
         graph.graph.erase_node(placeholder)

@@ -110,6 +110,12 @@ def test_rules_by_family_name_and_object():
     own = next(r for r in registered_rules() if r.name == "reshape-to-own-shape")
     assert own in find_rules([own]).rules
     assert len(find_rules(None).rules) == len(registered_rules())
+    with_own = find_rules(["all", own]).rules
+    assert set(with_own) == set(registered_rules())
+    assert with_own[-1] is own
+    assert find_rules(["all", "conversions"]).forced == find_rules("conversions").forced != ()
+    with pytest.raises(UnknownNameError):
+        find_rules(["all", "no-such-rule"])
 
 
 def test_a_wrong_rule_is_an_error_and_never_a_wrong_answer():
