@@ -2,9 +2,9 @@
 
     python -m benchmarks.symbolic_sizes --json benchmarks/results/symbolic_sizes.json
 
-Guards are counted as the rules' clauses have them, compiled for the e-graph: each rule by the hardest thing that it asks
-of any size. A transformer's block is optimized at several lengths; `form` numbers the distinct forms that were chosen,
-which differ in kernels or their precision.
+Guards are counted as the rules' clauses have them, compiled for the e-graph: each rule by the hardest thing that it
+asks of any size. A transformer's block is optimized at several lengths; `form` numbers the distinct forms that were
+chosen, which differ in kernels or their precision.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import eqsat_deploy as eqd
 from eqsat_deploy.deployment import deployment
 from eqsat_deploy.language.expressions import Call, Comparison, Variable
 from eqsat_deploy.language.operator import Operator
-from eqsat_deploy.rules.facts import Clause, Define, ShapeOf, Size, variables
+from eqsat_deploy.rules.facts import Clause, Define, ShapeOf, Size
 from eqsat_deploy.selection import registered_rules
 
 KINDS = ("nothing", "rank", "one", "certain number", "equality", "sum", "division", "order")
@@ -151,7 +151,9 @@ def forms(lengths: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
