@@ -14,6 +14,7 @@ import importlib.util
 import itertools
 import json
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -153,8 +154,13 @@ class Fake:
                     return None
                 graph = onnx.load_model_from_string(network.model).graph
                 dynamic = {v.name for v in graph.input if any(d.dim_param for d in _dims(v))}
-                assert all(dynamic == set(profile) for profile in config.profiles)
-                assert bool(dynamic) == bool(config.profiles)
+                fixed = {
+                    v.name: tuple(d.dim_value for d in _dims(v)) for v in graph.input if v.name not in dynamic
+                }
+                for profile in config.profiles:
+                    assert dynamic <= set(profile) <= {value.name for value in graph.input}
+                    assert all(set(profile[name]) == {fixed[name]} for name in profile if name in fixed)
+                assert config.profiles or not dynamic
                 head = json.dumps({"version": fake.__version__, "profiles": config.profiles})
                 return head.encode() + b"\n" + network.model
 
@@ -489,8 +495,25 @@ def graph(
         Stream.recording = None
 
 
-def install(monkeypatch: Any, fake: Fake) -> None:
-    """Puts `fake` in the place of TensorRT, and the CPU in the place of the GPU."""
+class Event:
+    """Stands for `torch.cuda.Event`."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.timing = enable_timing
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end_event: Event) -> float:
+        assert self.timing
+        return (end_event.at - self.at) * 1e3
+
+
+def install(monkeypatch: Any, fake: Fake) -> SimpleNamespace:
+    """Puts `fake` in the place of TensorRT, and the CPU in the place of the GPU; returns what stands for torch.cuda."""
     from eqsat_deploy.engines import tensorrt, tensorrt_api, tensorrt_build, tensorrt_run
 
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
@@ -506,6 +529,7 @@ def install(monkeypatch: Any, fake: Fake) -> None:
         current_device=lambda: 0,
         Stream=Stream,
         CUDAGraph=CUDAGraph,
+        Event=Event,
         current_stream=lambda device=None: Stream.current,
         stream=stream,
         graph=graph,
@@ -522,3 +546,4 @@ def install(monkeypatch: Any, fake: Fake) -> None:
         return found
 
     monkeypatch.setattr(Tensor, "data_ptr", data_ptr)
+    return cuda
