@@ -78,7 +78,7 @@ class TensorRTEngine(Engine):
     - `cuda_graphs`: record every batch size at its first call, and replay that: less work for the CPU, and one copy of
       inputs and outputs each. For up to 8 sizes a stream; others run as they do without.
     - `asynchronous`: a call on GPU tensors returns before its results are computed, as torch's own operators do: what
-      is queued on the caller's stream from then on finds them.
+      is queued on the caller's stream from then on finds them. `benchmark` on such tensors then times the queuing.
     """
 
     name: ClassVar[str] = "tensorrt"

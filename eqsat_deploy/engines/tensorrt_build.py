@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 OPTIONS = ("level", "workspace", "refit", "profiles", "timing_cache", "engine_cache", "progress")
 WORKSPACE = 4 << 30
 LEVELS = 5
+TAG = (
+    b"Signature: 8a477f597d28d172789f06886806bc55"  # of folders that backups leave out (bford.info/cachedir)
+)
 Shape = tuple[int, ...]
 
 
@@ -64,6 +67,7 @@ def build_plan(model: bytes, signature: Signature, options: Mapping[str, Any]) -
     cache_file = cache_path(options.get("timing_cache"), _timing_cache(api), default=True)
     if cache_file is not None:
         known = cache_file.read_bytes() if cache_file.is_file() else b""
+        write(cache_file, known)  # before the minutes that a build takes, where it cannot be written
         cache: trt.ITimingCache = config.create_timing_cache(known)
         # A cache of another version or GPU is refused; the build then measures everything.
         if not config.set_timing_cache(cache, ignore_mismatch=False):
@@ -123,7 +127,10 @@ def plan_file(model: bytes, signature: Signature, options: Mapping[str, Any]) ->
     }
     key = hashlib.sha256(json.dumps(named, sort_keys=True).encode() + b"\0" + decomposable(model))
     folder = cache_path(options.get("engine_cache"), user_cache() / "tensorrt-plans", default=False)
-    return None if folder is None else folder / f"{key.hexdigest()}.plan"
+    if folder is None:
+        return None
+    write(folder / "CACHEDIR.TAG", TAG)  # before the minutes that a build takes, where it cannot be written
+    return folder / f"{key.hexdigest()}.plan"
 
 
 def read_plan(path: Path) -> bytes | None:

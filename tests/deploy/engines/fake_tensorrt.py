@@ -242,6 +242,9 @@ class Fake:
                 code = self.values[name][0].type.tensor_type.elem_type
                 return next(fake.DataType[known] for known, number in TYPES.items() if number == code)
 
+            def get_tensor_shape(self, name: str) -> Shape:
+                return tuple(-1 if d.dim_param else d.dim_value for d in _dims(self.values[name][0]))
+
             def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Shape]:
                 return [tuple(shape) for shape in self.profiles[profile_index][name]]
 

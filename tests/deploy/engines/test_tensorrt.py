@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import fx
 
+import eqsat_deploy as eqd
 from eqsat_deploy.engines import Batch, tensorrt, tensorrt_run
 from eqsat_deploy.engines.onnx import OnnxFile, export_onnx
 from eqsat_deploy.engines.tensorrt import TensorRTEngine
 from eqsat_deploy.engines.tensorrt_layers import read_layers
-from eqsat_deploy.errors import EngineError, InputError, UnknownNameError
+from eqsat_deploy.errors import EngineError, EqsatError, InputError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization import quantize
 from eqsat_deploy.stages import listening
@@ -184,6 +185,17 @@ def test_results_are_in_order_on_the_callers_stream_without_waiting(fake, model)
     assert build(model, asynchronous=True).options == {"asynchronous": True}
 
 
+def test_memory_for_results_is_taken_before_the_stream_waits(fake, model) -> None:
+    """Else another thread's work on what it has let go of, queued in between on the caller's stream, may still run."""
+    engine, x = build(model), images(1, batch=2)[0]
+    with engine._worker() as worker:
+        known: list[int] = []
+        wait = worker.stream.wait_stream
+        worker.stream.wait_stream = lambda stream: (known.extend(fake.tensors), wait(stream))
+        result = worker({"x": x}, 2)["output_0"]
+    assert result.data_ptr() in known
+
+
 @pytest.mark.parametrize("graphs", [False, True])
 def test_work_queued_before_a_call_is_seen_by_it(fake, model, graphs) -> None:
     engine = build(model, cuda_graphs=graphs)
@@ -246,7 +258,7 @@ def test_plans_are_kept_by_file_version_gpu_and_options(fake, model, tmp_path, m
     monkeypatch.setattr(tensorrt.cuda, "get_device_name", lambda: "NVIDIA Fake 4000")
     assert builds()
     assert not builds()
-    assert len(list(folder.iterdir())) == 7
+    assert len(list(folder.glob("*.plan"))) == 7
     other = quantize(int8(traced(Residual(), torch.zeros(1, 3, 32, 32))), images(2), grid=IntegerGrid())
     fake.calls.clear()
     build(other, engine_cache=folder)
@@ -258,7 +270,7 @@ def test_plans_are_kept_by_file_version_gpu_and_options(fake, model, tmp_path, m
 
 def test_a_kept_plan_that_is_damaged_or_not_loaded_is_built_again(fake, model, tmp_path, monkeypatch) -> None:
     build(model, engine_cache=True)
-    (path,) = (tmp_path / "cache" / "eqsat-deploy" / "tensorrt-plans").iterdir()
+    (path,) = (tmp_path / "cache" / "eqsat-deploy" / "tensorrt-plans").glob("*.plan")
     whole = path.read_bytes()
     for damaged in (whole[:100], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
         path.write_bytes(damaged)
@@ -322,8 +334,11 @@ def test_an_error_is_told_once(fake, model) -> None:
 
 def test_a_cache_that_cannot_be_written_says_what_to_do(fake, model, tmp_path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(EngineError, match=r"cannot write .*or False for none"):
-        build(model, timing_cache=tmp_path / "file" / "cache")
+    for option in ("timing_cache", "engine_cache"):
+        fake.calls.clear()
+        with pytest.raises(EngineError, match=r"cannot write .*or False for none"):
+            build(model, **{option: tmp_path / "file" / "cache"})
+        assert "build" not in fake.steps
 
 
 def test_outputs_keep_the_modules_order_and_structure(fake) -> None:
@@ -423,6 +438,22 @@ def test_an_engine_survives_its_files(fake, model, tmp_path) -> None:
     assert torch.equal(back(x), engine(x))
     assert back.options == {"streams": 2, "cuda_graphs": True}
     assert (back.version, back.device) == ("10.16.1.11", "NVIDIA Fake 3000")
+
+
+def test_an_artifact_keeps_how_it_runs(fake, model, tmp_path) -> None:
+    engine = build(model, streams=2, cuda_graphs=True, level=1)
+    engine.save(tmp_path / "artifact")
+    back = eqd.load(tmp_path / "artifact")
+    assert back.options == {"streams": 2, "cuda_graphs": True}
+    x = images(1, batch=2)[0]
+    assert torch.equal(back(x), engine(x))
+    monkey = Fake.__version__
+    try:
+        Fake.__version__ = "11.4.0.106"
+        with pytest.raises(EqsatError, match=r"10\.16\.1\.11"):
+            eqd.load(tmp_path / "artifact")
+    finally:
+        Fake.__version__ = monkey
 
 
 def test_refit_replaces_weights(fake, model) -> None:
