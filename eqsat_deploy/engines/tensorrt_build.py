@@ -95,6 +95,8 @@ def profile_shapes(signature: Signature, sizes: Sequence[int]) -> list[dict[str,
     Raises:
         InputError: one of `sizes` is outside the range.
     """
+    if not isinstance(sizes, list | tuple):
+        raise InputError(f"profiles={sizes!r}: a list of batch sizes is expected")
     batch = signature.batch
     most = batch.maximum or batch.typical
     wrong = [size for size in sizes if not batch.minimum <= whole("profiles", size) <= most]
@@ -185,6 +187,10 @@ def level_of(level: Any) -> int:
 def _reporter(progress: Report | None, phases: ExitStack) -> Report:
     """What a build's progress is told to: `progress`, or else whoever listens to stages, of outermost phases alone."""
     if progress is not None:
+        if not callable(progress):
+            raise InputError(
+                f"progress={progress!r}: a function of phase, steps done and their number is expected"
+            )
         return progress
     stages, under_way = Stages(), dict[str, ExitStack]()
 
@@ -213,6 +219,8 @@ def cache_path(option: str | os.PathLike[str] | bool | None, usual: Path, *, def
     chosen = default if option is None else option
     if isinstance(chosen, bool):
         return usual if chosen else None
+    if not isinstance(chosen, str | os.PathLike):
+        raise InputError(f"{chosen!r} is no place for a cache: a path is expected, True or False")
     return Path(chosen)
 
 

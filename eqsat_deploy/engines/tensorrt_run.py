@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ALIGNMENT = 256  # bytes, of every address given to a context (NvInferRuntime.h, setTensorAddress)
 GRAPHS = 8
 """How many batch sizes a stream records: each holds a context, whose scratch memory is on the GPU."""
+RECORDING = Lock()
 
 
 class Loaded:
@@ -197,7 +198,8 @@ class Worker:
         self.stream.synchronize()
         graph = cuda.CUDAGraph()
         try:
-            with cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            # Other threads go on taking memory meanwhile, but only one records: that waits for the whole GPU.
+            with RECORDING, cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self._enqueue(context)
         except (EngineError, RuntimeError) as error:
             raise EngineError(

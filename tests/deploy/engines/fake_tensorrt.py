@@ -7,24 +7,24 @@ alone. Its classes have the names, methods and parameters of the published bindi
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import importlib.machinery
 import importlib.util
-import itertools
 import json
 import sys
-import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import onnx
 import onnxruntime
 import torch
 from torch import Tensor
+
+from tests.deploy.engines import fake_cuda
+from tests.deploy.engines.fake_cuda import Job, Stream
 
 ALIGNMENT = 64  # of the CPU's memory
 Shape = tuple[int, ...]
@@ -66,14 +66,8 @@ class Fake:
         self.LayerInformationFormat = Enum("LayerInformationFormat", {"JSON": 1})
         self.DataType = Enum("DataType", {name: index for index, name in enumerate(TYPES)})
 
-        class IErrorRecorder:
-            pass
-
-        class IProfiler:
-            pass
-
-        class IProgressMonitor:
-            pass
+        for name in ("IErrorRecorder", "IProfiler", "IProgressMonitor"):
+            setattr(self, name, type(name, (), {}))
 
         class Logger:
             WARNING = 1
@@ -362,13 +356,9 @@ class Fake:
                     if fake.schema == 10
                     else {"Format": "Channel major (kHWC)", "Datatype": "Int8"}
                 )
+                inputs = [{"Name": "x", **tensor}]
                 layers = [
-                    {
-                        "Name": name,
-                        "LayerType": "CaskConvolution",
-                        "Inputs": [{"Name": "x", **tensor}],
-                        "Outputs": [],
-                    }
+                    {"Name": name, "LayerType": "CaskConvolution", "Inputs": inputs, "Outputs": []}
                     for name in self.engine.layers
                 ]
                 return json.dumps({"Layers": layers, "Bindings" if fake.schema == 10 else "I/O Tensors": []})
@@ -402,8 +392,7 @@ class Fake:
             def get_error(self, index: int) -> Any:
                 return SimpleNamespace(desc=lambda: "another shape")
 
-        for kind in (IErrorRecorder, IProfiler, IProgressMonitor, Logger, Builder, OnnxParser, Runtime, Refitter,
-                     OnnxParserRefitter):  # fmt: skip
+        for kind in (Logger, Builder, OnnxParser, Runtime, Refitter, OnnxParserRefitter):
             setattr(self, kind.__name__, kind)
 
     def record(self, *call: Any) -> None:
@@ -416,103 +405,6 @@ class Fake:
 
 def _dims(value: Any) -> Sequence[Any]:
     return value.type.tensor_type.shape.dim  # type: ignore[no-any-return]
-
-
-class Job:
-    """Work of a context, on the shapes and the memory that it had when it was queued.
-
-    That memory must not be released before, unless a stream waits for the work: torch gives released memory to what
-    is queued later on the stream that it was allocated on, which is the caller's.
-    """
-
-    ordered = False
-
-    def __init__(self, context: Any, memory: dict[str, weakref.ref[Tensor]]) -> None:
-        self.context, self.state = context, context.state
-        self.shapes, self.given = dict(context.shapes), memory
-        self.memory = {name: found().detach() for name, found in memory.items()}  # type: ignore[union-attr]
-
-    def __call__(self) -> None:
-        released = [name for name, given in self.given.items() if given() is None]
-        assert self.ordered or not released, f"memory of {released} was released before it was used"
-        self.context.compute(self.shapes, self.memory)
-
-
-class Stream:
-    """Stands for `torch.cuda.Stream`: does what is queued on it when it is synchronized."""
-
-    known: ClassVar[weakref.WeakValueDictionary[int, Stream]] = weakref.WeakValueDictionary()
-    handles = itertools.count(4711)
-    recording: CUDAGraph | None = None
-    current: Stream
-
-    def __init__(self, device: Any = None) -> None:
-        self.cuda_stream = next(Stream.handles)
-        self.queue: list[Callable[[], Any]] = []
-        Stream.known[self.cuda_stream] = self
-
-    def wait_stream(self, stream: Stream) -> None:
-        for job in stream.queue:
-            if isinstance(job, Job):
-                job.ordered = True
-        self.queue.append(stream.synchronize)
-
-    def synchronize(self) -> None:
-        while self.queue:
-            self.queue.pop(0)()
-
-
-class CUDAGraph:
-    """Stands for `torch.cuda.CUDAGraph`."""
-
-    job: Job | None = None
-
-    def replay(self) -> None:
-        assert self.job is not None
-        assert self.job.context.state == self.job.state, "its context was changed"
-        self.job()
-
-
-@contextlib.contextmanager
-def stream(entered: Stream) -> Iterator[None]:
-    """Stands for `torch.cuda.stream`. What torch computes inside is computed at once, so all before it has to be."""
-    before, Stream.current = Stream.current, entered
-    if Stream.recording is None:
-        entered.synchronize()
-    try:
-        yield
-    finally:
-        Stream.current = before
-
-
-@contextlib.contextmanager
-def graph(
-    cuda_graph: CUDAGraph, pool: Any = None, stream: Any = None, capture_error_mode: str = "global"
-) -> Any:
-    """Stands for `torch.cuda.graph`."""
-    assert capture_error_mode == "thread_local", "other threads go on allocating"
-    Stream.recording = cuda_graph
-    try:
-        yield
-    finally:
-        Stream.recording = None
-
-
-class Event:
-    """Stands for `torch.cuda.Event`."""
-
-    def __init__(self, enable_timing: bool = False) -> None:
-        self.timing = enable_timing
-
-    def record(self) -> None:
-        self.at = time.perf_counter()
-
-    def synchronize(self) -> None:
-        pass
-
-    def elapsed_time(self, end_event: Event) -> float:
-        assert self.timing
-        return (end_event.at - self.at) * 1e3
 
 
 def install(monkeypatch: Any, fake: Fake) -> SimpleNamespace:
@@ -531,11 +423,11 @@ def install(monkeypatch: Any, fake: Fake) -> SimpleNamespace:
         get_device_capability=lambda: (9, 9),
         current_device=lambda: 0,
         Stream=Stream,
-        CUDAGraph=CUDAGraph,
-        Event=Event,
+        CUDAGraph=fake_cuda.CUDAGraph,
+        Event=fake_cuda.Event,
         current_stream=lambda device=None: Stream.current,
-        stream=stream,
-        graph=graph,
+        stream=fake_cuda.stream,
+        graph=fake_cuda.graph,
     )
     for module in (tensorrt, tensorrt_api, tensorrt_build, tensorrt_run):
         monkeypatch.setattr(module, "cuda", cuda)
