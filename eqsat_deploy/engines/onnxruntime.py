@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, fx
 
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
-from eqsat_deploy.engines.base import Engine, Layer, check_options, threads
+from eqsat_deploy.engines.base import Engine, Layer, check_options
 from eqsat_deploy.engines.onnx import ONNXRUNTIME, Lane, export_onnx, missing_packages, nodes_of
 from eqsat_deploy.engines.onnx.written import as_written
 from eqsat_deploy.errors import EngineError
+from eqsat_deploy.processors import threads
 
 if TYPE_CHECKING:
     import onnxruntime
