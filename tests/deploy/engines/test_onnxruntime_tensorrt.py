@@ -96,6 +96,7 @@ def test_options_reach_the_provider(runtime, model, tmp_path) -> None:
 def test_engines_are_kept_apart_by_file(runtime, model, tmp_path) -> None:
     """ONNX Runtime names them by the names in a graph, which other weights share."""
     folders = []
+    torch.manual_seed(1)
     other = quantize(int8(traced(Residual(), torch.zeros(1, 3, 32, 32))), images(2), grid=IntegerGrid())
     for module in (model, other, model):
         ONNXRuntimeTensorRTEngine.build(module, options={"engine_cache": tmp_path / "kept"})
