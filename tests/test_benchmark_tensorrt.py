@@ -24,7 +24,7 @@ pytest.importorskip("onnxscript")
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
     fake = Fake()
     monkeypatch.setattr(benchmark, "cuda", install(monkeypatch, fake))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("EQSAT_DEPLOY_CACHE", str(tmp_path))
     monkeypatch.setattr(benchmark, "ROUNDS", 3)
     return fake
 

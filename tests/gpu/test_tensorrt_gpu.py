@@ -136,9 +136,10 @@ def test_calls_leave_no_memory_behind(engine) -> None:
     assert allocated[1] <= allocated[0]
 
 
-def test_plans_are_kept_and_reused(quantized, tmp_path: Path) -> None:
+def test_plans_are_kept_and_reused(quantized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EQSAT_DEPLOY_CACHE", str(tmp_path))
     phases: list[str] = []
-    options = {"engine_cache": tmp_path, "progress": lambda phase, done, of: phases.append(phase)}
+    options = {"progress": lambda phase, done, of: phases.append(phase)}
     first = TensorRTEngine.build(quantized, batch=SIZES, options=options)
     assert phases
     phases.clear()

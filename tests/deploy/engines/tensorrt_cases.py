@@ -36,7 +36,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
     fake = Fake()
     install(monkeypatch, fake)
     monkeypatch.setattr(tensorrt, "export_onnx", exported)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("EQSAT_DEPLOY_CACHE", str(tmp_path / "cache"))
     return fake
 
 
@@ -47,4 +47,5 @@ def model() -> fx.GraphModule:
 
 
 def build(model: fx.GraphModule, batch: Batch = SIZES, **options: object) -> TensorRTEngine:
-    return TensorRTEngine.build(model, batch=batch, options=options)
+    """Without plans that are kept, unless `engine_cache` is given."""
+    return TensorRTEngine.build(model, batch=batch, options={"engine_cache": False, **options})

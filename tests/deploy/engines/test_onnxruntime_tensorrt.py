@@ -49,7 +49,7 @@ class Runtime:
 
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runtime:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("EQSAT_DEPLOY_CACHE", str(tmp_path / "cache"))
     return Runtime(monkeypatch)
 
 

@@ -24,7 +24,7 @@ def test_a_build_is_strongly_typed_with_a_profile_per_batched_input_and_a_timing
     fake, model, tmp_path
 ) -> None:
     build(model)
-    cache = tmp_path / "cache" / "eqsat-deploy" / "tensorrt-10.16.1.11-NVIDIA-Fake-3000.cache"
+    cache = tmp_path / "cache" / "tensorrt" / "10.16.1.11-NVIDIA-Fake-3000.timing"
     assert fake.calls == [
         ("network", 1 << 1),
         ("parse",),
@@ -72,11 +72,11 @@ def test_a_timing_cache_of_another_version_is_replaced(fake, model, tmp_path) ->
 
 
 def test_plans_are_kept_by_file_version_gpu_and_options(fake, model, tmp_path, monkeypatch) -> None:
-    folder = tmp_path / "plans"
+    folder = tmp_path / "cache"
 
     def builds(**options: object) -> bool:
         fake.calls.clear()
-        build(model, engine_cache=folder, **options)
+        build(model, engine_cache=True, **options)
         return "build" in fake.steps
 
     assert builds()
@@ -91,20 +91,20 @@ def test_plans_are_kept_by_file_version_gpu_and_options(fake, model, tmp_path, m
     monkeypatch.setattr(tensorrt.cuda, "get_device_name", lambda: "NVIDIA Fake 4000")
     assert builds()
     assert not builds()
-    assert len(list(folder.glob("*.plan"))) == 7
+    assert len(list(folder.glob("*.blob"))) == 7
     torch.manual_seed(1)
     other = quantize(int8(traced(Residual(), torch.zeros(1, 3, 32, 32))), images(2), grid=IntegerGrid())
     fake.calls.clear()
-    build(other, engine_cache=folder)
+    build(other, engine_cache=True)
     assert "build" in fake.steps
     fake.calls.clear()
-    build(model, Batch(1, 2, 5), engine_cache=folder)
+    build(model, Batch(1, 2, 5), engine_cache=True)
     assert "build" in fake.steps
 
 
 def test_a_kept_plan_that_is_damaged_or_not_loaded_is_built_again(fake, model, tmp_path, monkeypatch) -> None:
     build(model, engine_cache=True)
-    (path,) = (tmp_path / "cache" / "eqsat-deploy" / "tensorrt-plans").glob("*.plan")
+    (path,) = (tmp_path / "cache").glob("*.blob")
     whole = path.read_bytes()
     for damaged in (whole[:100], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
         path.write_bytes(damaged)
@@ -155,13 +155,16 @@ def test_phases_of_a_build_are_stages_to_whoever_listens(fake, model) -> None:
     assert heard == [("TensorRT: Building engine", True), ("TensorRT: Building engine", False)]
 
 
-def test_a_cache_that_cannot_be_written_says_what_to_do(fake, model, tmp_path) -> None:
+def test_a_cache_that_cannot_be_written_is_said_if_it_was_named_and_done_without_if_not(
+    fake, model, tmp_path, monkeypatch
+) -> None:
     (tmp_path / "file").write_text("")
-    for option in ("timing_cache", "engine_cache"):
-        fake.calls.clear()
-        with pytest.raises(EngineError, match=r"cannot write .*or False for none"):
-            build(model, **{option: tmp_path / "file" / "cache"})
-        assert "build" not in fake.steps
+    with pytest.raises(EngineError, match=r"cannot write .*or False for none"):
+        build(model, timing_cache=tmp_path / "file" / "cache")
+    assert "build" not in fake.steps
+    monkeypatch.setenv("EQSAT_DEPLOY_CACHE", str(tmp_path / "file" / "cache"))
+    build(model, engine_cache=True)
+    assert "cache" not in fake.steps
 
 
 def test_outputs_keep_the_modules_order_and_structure(fake) -> None:
@@ -318,8 +321,8 @@ def test_unavailable_says_what_is_missing(fake, monkeypatch) -> None:
     [
         ({"profiles": 4}, "profiles=4: a list"),
         ({"profiles": ["4"]}, "profiles='4'"),
-        ({"timing_cache": 5}, "5 is no place"),
-        ({"engine_cache": b"x"}, "no place"),
+        ({"timing_cache": 5}, "timing_cache=5: a path"),
+        ({"timing_cache": b"x"}, "a path is expected"),
         ({"progress": "yes"}, "progress='yes'"),
         ({"streams": "two"}, "streams='two'"),
     ],
