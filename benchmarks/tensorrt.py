@@ -61,8 +61,15 @@ OURS = "ours"
 class Case:
     """A model, the forms that we make of it, and data; made once for all contestants."""
 
-    def __init__(self, model: nn.Module, batch: int, side: int = SIDE, calibrated: int = CALIBRATED) -> None:
-        self.model, self.batch, self.side = model.eval(), batch, side
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: int,
+        side: int = SIDE,
+        calibrated: int = CALIBRATED,
+        effort: str = "balanced",
+    ) -> None:
+        self.model, self.batch, self.side, self.effort = model.eval(), batch, side, effort
         self.data = images(calibrated, side, seed=0)
         _set_statistics(self.model, self.data[:16])
         self.form: fx.GraphModule = eqd.optimize(self.model, (self.data[:2],), cost="trt_int8", batch=batch)
@@ -81,7 +88,7 @@ def ours_fp16(case: Case) -> bytes:
 
 
 def ours(case: Case) -> bytes:
-    quantized = case.form.quantize(case.data.split(8))
+    quantized = case.form.quantize(case.data.split(8), effort=case.effort)
     return export_onnx(quantized, lane=TENSORRT, batch=case.sizes).model
 
 
@@ -251,6 +258,8 @@ def _child(name: str, batch: int, arguments: argparse.Namespace) -> dict[str, An
         *arguments.contestants,
         "--seconds",
         str(arguments.seconds),
+        "--effort",
+        arguments.effort,
         "--level",
         str(arguments.level),
     ]
@@ -287,12 +296,13 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="of timing a model and batch size")
     parser.add_argument("--level", type=int, default=3, help="TensorRT's builder optimization level")
+    parser.add_argument("--effort", default="balanced", help="of our quantization")
     parser.add_argument("--json", type=Path, help="where to write every figure; what it has already is kept")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         warnings.simplefilter("ignore")
-        case = Case(load(MODELS[arguments.one[0]]), int(arguments.one[1]))
+        case = Case(load(MODELS[arguments.one[0]]), int(arguments.one[1]), effort=arguments.effort)
         print(json.dumps(compare(case, arguments.contestants, arguments.seconds, arguments.level)))
         return
     if (reason := TensorRTEngine.unavailable()) is not None:
