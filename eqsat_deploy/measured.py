@@ -82,8 +82,8 @@ class Measured:
                 bundle = list(left.items())[start : start + BUNDLE]
                 if time.monotonic() > stop:
                     warnings.warn(
-                        f"cost={self.name!r}: {len(left) - start} kernels are not measured after {self.seconds:g} s and "
-                        "keep their prices; another run goes on",
+                        f"cost={self.name!r}: {len(left) - start} kernels are not measured after {self.seconds:g} s "
+                        "and keep their prices; another run goes on",
                         stacklevel=2,
                     )
                     known = len(self.times)
