@@ -5,8 +5,10 @@
 
 The forms of a model are those that `optimize(tune=K)` builds: the K cheapest distinct ones, the plain form in INT8 and
 in float. They run in one process a model, one call each a round, in random order (`engines.race`, without leaving
-anybody out), on as many threads as prices are of. Beside each model is the load of the machine before and after: times
-of a busy machine are longer, all of them in the same rounds, so that orders and regrets mean more than errors there.
+anybody out), on as many threads as prices are of. Beside each model is the load of the machine before and after. On a
+busy machine a call waits more than it computes; so everything is given twice, by the time that a call takes (median)
+and by the CPU time of the process in it (median), which on one thread is what it takes on an idle machine, but for what
+others do to caches and clocks.
 
 Errors are of single forms, predicted over measured. The rank correlation (Kendall's tau-b) is between forms of one
 model. The regret is what the form that is predicted to be the fastest takes over the fastest that was timed.
@@ -18,10 +20,11 @@ import argparse
 import json
 import os
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from math import nan
+from math import isnan
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -53,6 +56,7 @@ MODELS = (
     "torchvision:inception_v3",
 )  # fmt: skip
 FIXED = 224  # of models that take no other side
+MEASURES = {"by time": "us", "by CPU time": "cpu_us"}
 AIMS = {"mean_error": 0.10, "rank_correlation": 0.9, "top_1_regret": 0.02}
 
 
@@ -88,16 +92,28 @@ def survey(
             failed[form.name] = f"{type(error).__name__}: {str(error)[:300]}"
     signature = next(iter(engines.values())).signature
     args, kwargs = arguments(signature.call.batch(signature.zeros(1)))
-    timings = race(engines, args, kwargs, seconds=seconds, runs=10_000)
+    cpu: dict[str, list[float]] = {name: [] for name in engines}
+
+    def timed(name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> None:
+            start = time.process_time()
+            engines[name](*args, **kwargs)
+            cpu[name].append((time.process_time() - start) * 1e6)
+
+        return call
+
+    timings = race({name: timed(name) for name in engines}, args, kwargs, seconds=seconds, runs=10_000)
     rows = [
-        {"form": form.name, "predicted": form.found.solution.cost, "us": timings[form.name].median,
-         "quartiles": [timings[form.name].lower, timings[form.name].upper], "rounds": timings[form.name].runs}
-        for form in found if form.name in timings
+        {
+            "form": form.name, "predicted": form.found.solution.cost, "us": timing.median,
+            "cpu_us": median(cpu[form.name]), "quartiles": [timing.lower, timing.upper], "rounds": timing.runs,
+        }
+        for form in found if (timing := timings.get(form.name)) is not None
     ]  # fmt: skip
     return {
         "model": spec, "status": "ok", "side": int(example.shape[-1]), "fitted": spec.partition(":")[2] in FITTED,
         "forms": rows, "failed": failed, "load": [round(load_before, 2), round(os.getloadavg()[0], 2)],
-        **figures(rows),
+        **{name: figures(rows, key) for name, key in MEASURES.items()},
     }  # fmt: skip
 
 
@@ -113,44 +129,49 @@ def _engine(form: Form, maker: Any, threads: int) -> Any:
     return engine
 
 
-def figures(rows: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+def figures(rows: Sequence[dict[str, Any]], measure: str) -> dict[str, float | None]:
     """What the forms of one model say of the prices; None where fewer than two were timed."""
     if len(rows) < 2:
         return {"rank_correlation": None, "top_1_regret": None}
-    tau = float(kendalltau([row["predicted"] for row in rows], [row["us"] for row in rows]).statistic)
+    tau = float(kendalltau([row["predicted"] for row in rows], [row[measure] for row in rows]).statistic)
     first = min(rows, key=lambda row: row["predicted"])
     return {
-        "rank_correlation": None if tau != tau else round(tau, 3),
-        "top_1_regret": round(first["us"] / min(row["us"] for row in rows) - 1, 4),
+        "rank_correlation": None if isnan(tau) else round(tau, 3),
+        "top_1_regret": round(first[measure] / min(row[measure] for row in rows) - 1, 4),
     }
 
 
 def summary(models: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Figures over all forms of all models, beside what is aimed at."""
-    done = [model for model in models if model["status"] == "ok" and not model["fitted"]]
-    ratios = [row["predicted"] / row["us"] for model in done for row in model["forms"]]
-    if not ratios:
+    """Figures over all forms of all models that nothing was fitted to, beside what is aimed at."""
+    done = [model for model in models if model["status"] == "ok" and not model["fitted"] and model["forms"]]
+    if not done:
         return {"pairs": 0}
-    errors, scale = [abs(ratio - 1) for ratio in ratios], median(ratios)
+    loads = [load for model in done for load in model["load"]]
     return {
-        "pairs": len(ratios),
+        "pairs": sum(len(model["forms"]) for model in done),
         "models": len(done),
-        "mean_error": round(mean(errors), 4),
-        "median_error": round(median(errors), 4),
-        "median_ratio": round(scale, 4),
-        # What remains where only the machine is slower than that of the table.
-        "mean_error_in_proportion": round(mean(abs(ratio / scale - 1) for ratio in ratios), 4),
-        "rank_correlation": _mean([model["rank_correlation"] for model in done]),
-        "top_1_regret": _mean([model["top_1_regret"] for model in done]),
-        "largest_regret": max((model["top_1_regret"] or 0.0 for model in done), default=nan),
-        "load": [min(min(m["load"]) for m in done), max(max(m["load"]) for m in done)],
+        "load": [min(loads), max(loads)],
+        **{name: _over_models(done, name, key) for name, key in MEASURES.items()},
         "aims": AIMS,
     }
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return round(mean(known), 4) if known else None
+def _over_models(done: Sequence[dict[str, Any]], name: str, measure: str) -> dict[str, Any]:
+    ratios = [row["predicted"] / row[measure] for model in done for row in model["forms"]]
+    scale = median(ratios)
+    found = [model[name] for model in done]
+    correlations = [f["rank_correlation"] for f in found if f["rank_correlation"] is not None]
+    regrets = [f["top_1_regret"] for f in found if f["top_1_regret"] is not None]
+    return {
+        "mean_error": round(mean(abs(ratio - 1) for ratio in ratios), 4),
+        "median_error": round(median(abs(ratio - 1) for ratio in ratios), 4),
+        "median_ratio": round(scale, 4),
+        # What remains where the machine as a whole is slower or faster than that of the table.
+        "mean_error_in_proportion": round(mean(abs(ratio / scale - 1) for ratio in ratios), 4),
+        "rank_correlation": round(mean(correlations), 4) if correlations else None,
+        "top_1_regret": round(mean(regrets), 4) if regrets else None,
+        "largest_regret": max(regrets, default=None),
+    }
 
 
 def plot(models: Sequence[dict[str, Any]], path: Path) -> None:
@@ -164,12 +185,12 @@ def plot(models: Sequence[dict[str, Any]], path: Path) -> None:
     axes = figure.add_subplot()
     done = [model for model in models if model["status"] == "ok" and model["forms"]]
     for number, model in enumerate(done):
-        x, y = ([row[key] / 1e3 for row in model["forms"]] for key in ("us", "predicted"))
+        x, y = ([row[key] / 1e3 for row in model["forms"]] for key in ("cpu_us", "predicted"))
         axes.plot(x, y, "o" if number < 10 else "s", ms=4, label=model["model"].partition(":")[2])
-    ends = [row[key] / 1e3 for model in done for row in model["forms"] for key in ("us", "predicted")]
+    ends = [row[key] / 1e3 for model in done for row in model["forms"] for key in ("cpu_us", "predicted")]
     span = [min(ends, default=1.0), max(ends, default=1.0)]
     axes.plot(span, span, color="grey", lw=0.8)
-    axes.set(xscale="log", yscale="log", xlabel="measured, ms", ylabel="predicted, ms")
+    axes.set(xscale="log", yscale="log", xlabel="measured, ms of CPU time", ylabel="predicted, ms")
     axes.legend(fontsize=7)
     figure.savefig(path, metadata={"Date": None})
 
@@ -201,12 +222,11 @@ def main() -> int:
         rows.append(row)
         print(f"{spec}: {row['status']} {row.get('error', '')}", flush=True)
         for form in row.get("forms", ()):
-            ratio = form["predicted"] / form["us"]
+            ratio = form["predicted"] / form["cpu_us"]
             print(f"    {form['form']:<15} {form['predicted']:>9.0f} us predicted, {form['us']:>9.0f} measured, "
-                  f"{ratio:.2f}", flush=True)  # fmt: skip
+                  f"{form['cpu_us']:>9.0f} of CPU time: {ratio:.2f}", flush=True)  # fmt: skip
         if row["status"] == "ok":
-            print(f"    rank correlation {row['rank_correlation']}, regret {row['top_1_regret']}, load {row['load']}",
-                  flush=True)  # fmt: skip
+            print(f"    {row['by CPU time']} by CPU time, load {row['load']}", flush=True)
         if arguments.json:
             settings = {
                 "cost": arguments.cost,
