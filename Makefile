@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast lint types check clean
+.PHONY: help demo test fast lint types docs check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,10 +29,13 @@ lint: $(VENV)/.ready-all ## ruff, and what may import what
 types: $(VENV)/.ready-all ## mypy, strict
 	$(BIN)/mypy -p eqsat_deploy -p eqsat_rewrites -p eqsat_extraction
 
-check: lint types test ## what CI checks
+docs: $(VENV)/.ready-all ## build the documentation into docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
 
-clean: ## remove the virtual environment and the demo's artifacts
-	rm -rf $(VENV) demo-artifacts
+check: lint types docs test ## what CI checks
+
+clean: ## remove the virtual environment, the demo's artifacts and the documentation
+	rm -rf $(VENV) demo-artifacts docs/_build docs/notebooks
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -45,4 +48,4 @@ $(VENV)/.ready-%: pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 EXTRAS_demo := demo
-EXTRAS_all := demo,dev,onnxruntime,serve,notebooks
+EXTRAS_all := demo,dev,docs,onnxruntime,serve,notebooks

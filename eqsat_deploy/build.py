@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 
 from eqsat_deploy.calling import arguments
-from eqsat_deploy.deployment import EXPECTED_SQNR, Batch, comparable, deployment, fingerprint
+from eqsat_deploy.deployment import Batch, comparable, deployment, fingerprint
 from eqsat_deploy.engines import Engine
 from eqsat_deploy.engines.base import realized
 from eqsat_deploy.engines.race import Timing, race, winner
@@ -66,12 +66,12 @@ def build(
             stacklevel=4,
         )
     notes: list[str] = []
-    lost = deployment(module).sqnr
-    if lost is not None and lost < EXPECTED_SQNR and fingerprint(module) == deployment(module).fingerprint:
-        notes.append(f"INT8 left the outputs at {lost:.1f} dB on calibration data")
+    agreement = deployment(module).agreement
+    if agreement and agreement.doubts and fingerprint(module) == deployment(module).fingerprint:
+        lost = f"in INT8, on calibration data, {'; '.join(agreement.doubts)}"
+        notes.append(lost)
         warnings.warn(
-            f"INT8 leaves the outputs {lost:.1f} dB above the error on calibration data, {EXPECTED_SQNR:g} are "
-            "expected: sensitivity() says where, and quantize() with accuracy_budget= or effort='best' loses less",
+            f"{lost}: sensitivity() says where, and quantize() with accuracy_budget= or effort='best' loses less",
             stacklevel=4,
         )
     built: dict[str, Engine] = {}

@@ -60,8 +60,8 @@ def optimize(
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; inferred when missing.
         cost: name of a cost model, or one; `auto` is that of the engine this machine would build.
         rules: `conversions` for the founding conversions alone, applied wherever they match, whatever they cost;
-            else names of families or rules, or rule objects; all rules when missing. The target's kernels and
-            quantization are always among them.
+            else names of families or rules, or rule objects, `all` among them for every rule that is registered; all
+            rules when missing. The target's kernels and quantization are always among them.
         extractor: name of an extractor; `time_limit` (seconds) and `work_limit` bound it.
         budget: limits on saturation.
         batch: the batch size that kernels are priced at.

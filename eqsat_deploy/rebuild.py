@@ -16,6 +16,7 @@ from eqsat_deploy.attention import rebuild_attention
 from eqsat_deploy.calling import InputSpec, plain_structure
 from eqsat_deploy.constants import Constants
 from eqsat_deploy.deployment import PlacedKernel, Placement, Quantizer
+from eqsat_deploy.errors import InputError
 from eqsat_deploy.freeze import Space
 from eqsat_deploy.kernels import CONSTANT, QUANTIZE, ENode, Step, applied, realized
 from eqsat_deploy.language import binary, input_, opaque, scalar
@@ -149,7 +150,11 @@ class Emitter:
     def batch(self, factor: int = 1) -> fx.Proxy:
         """The batch size at run time, asked of the first input that has it, times `factor`."""
         if self.size is None:
-            assert self.batched is not None
+            if self.batched is None:  # which is of no input whose other sizes are fixed
+                raise InputError(
+                    "dynamic_shapes: the model reads the size of the batch, which no input with otherwise fixed sizes "
+                    "has: free the batch alone; for lengths of sequences, use eqsat_deploy.optimize_buckets()"
+                )
             proxy, position = self.batched
             with self.graph.inserting_after(proxy.node):
                 self.size = fx.Proxy(self.graph.call_method("size", (proxy.node, position)), self.tracer)

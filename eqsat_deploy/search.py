@@ -28,6 +28,8 @@ from eqsat_extraction.kernel import CostModel
 
 Model = nn.Module | fx.GraphModule | ExportedProgram
 Timer = Callable[[str], AbstractContextManager[Any]]
+Restrict = Callable[[Saturation, Space, Priced], tuple[Space, Priced]]
+"""What is extracted from instead: some choices ruled out, or told apart by what they are part of."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,10 @@ class Search:
 
 def search(
     lowered: Lowered, selection: Selection, cost_model: CostModel, limits: Limits | None = None,
-    timed: Timer = nullcontext,
+    timed: Timer = nullcontext, restrict: Restrict | None = None,
 ) -> Search:  # fmt: skip
-    """The cheapest form that the rules reach; `timed` is entered with the name of every stage.
+    """The cheapest form that the rules reach, of those that `restrict` leaves; `timed` is entered with the name of every
+    stage.
 
     Raises:
         ExtractionError: no form can be built from the kernels of the target.
@@ -128,6 +131,8 @@ def search(
             priced = price(space, cost_model, batch=limits.batch)
     if selection.forced:
         priced = _converted(space, saturation, priced, selection.forced)
+    if restrict is not None:
+        space, priced = restrict(saturation, space, priced)
     with timed("extract"):
         solution = _extract(priced, limits)
     return Search(lowered, saturation, space, priced, solution, selection, limits)

@@ -75,8 +75,8 @@ def find_rules(rules: Rules = None) -> Selection:
     if not isinstance(rules, str | Iterable | None):
         raise InputError(f"rules={rules!r}: names of rules or families, or rules, are expected")
     wanted = ["all"] if rules is None else [rules] if isinstance(rules, str) else list(rules)
-    if "all" in wanted:
-        return Selection(known)
+    if "all" in wanted:  # and what is named or given besides
+        wanted = [*dict.fromkeys(rule.family for rule in known), *(name for name in wanted if name != "all")]
     forced = CONVERSIONS if FOUNDING in wanted else ()
     named = [name for name in wanted if name != FOUNDING]
     return Selection(tuple(select(known, [*TARGET, *forced, *([BETWEEN] if forced else []), *named])), forced)

@@ -9,3 +9,6 @@ from hypothesis import settings
 settings.register_profile("repeatable", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+# No test leaves anything in the user's cache, or finds something there.
+os.environ["EQSAT_DEPLOY_CACHE"] = ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import signal
 import socket
 import subprocess
@@ -16,14 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eqsat_deploy.cli.parser import parse
+from tests.support.pages import blocks, check_command, commands
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-# Commands that are shown on lines of their own: they name models and files of the reader's, or download weights, so
-# that they are parsed here and not run. `make` has tests of its own, `pip` has been run.
-SHOWN = re.findall(r"^    (eqsat-deploy [a-z].*)$", TEXT, re.MULTILINE)
+BLOCKS = blocks(TEXT)
+SHOWN = commands(TEXT)  # `make` has tests of its own, `pip` has been run.
 
 
 class Net(nn.Module):
@@ -49,9 +46,7 @@ def served() -> list[tuple[str, str]]:
 def test_its_commands_are_parsed() -> None:
     assert len(SHOWN) >= 8
     for line in (*SHOWN, *re.findall(r"^(eqsat-deploy .*?)&?$", served()[1][1], re.MULTILINE)):
-        words = shlex.split(line, comments=True)
-        if not {"...", "DIR..."} & set(words):
-            assert parse(words[1:]).run
+        check_command(line)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from eqsat_deploy.report.figure import Drawing
 
 # Inches, for a monospaced font of nine points.
-LETTER, LINE = 0.077, 0.2
+LETTER, LINE = 0.08, 0.2  # a letter is 0.075 wide, and at 100 dpi rounded up to whole pixels
 MARGIN, COLUMN_GAP, ROW_GAP, LANE = 0.1, 1.0, 0.3, 0.12
 CHOSEN, CHOSEN_FILL, OTHER, INTEGER_FILL = "#17703f", "#d6efdf", "#8a8f98", "#dfe7f7"
 

@@ -231,6 +231,11 @@ class Rule:
         return frozenset().union(*(part.heads for part in self.clauses()))
 
     @property
+    def pairs(self) -> list[tuple[Any, Any]]:
+        """Its pairs of equal terms, as patterns."""
+        return self._compiled[0]
+
+    @property
     def guards(self) -> list[Guard]:
         """Its conditions, besides the shapes of its tensors."""
         return self._compiled[1]

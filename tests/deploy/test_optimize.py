@@ -110,6 +110,12 @@ def test_rules_by_family_name_and_object():
     own = next(r for r in registered_rules() if r.name == "reshape-to-own-shape")
     assert own in find_rules([own]).rules
     assert len(find_rules(None).rules) == len(registered_rules())
+    with_own = find_rules(["all", own]).rules
+    assert set(with_own) == set(registered_rules())
+    assert with_own[-1] is own
+    assert find_rules(["all", "conversions"]).forced == find_rules("conversions").forced != ()
+    with pytest.raises(UnknownNameError):
+        find_rules(["all", "no-such-rule"])
 
 
 def test_a_wrong_rule_is_an_error_and_never_a_wrong_answer():
@@ -241,6 +247,33 @@ def test_a_pool_of_unknown_size_is_not_taken_for_the_identity():
     assert_same(model, result, image(3, 3, 12, 8))
     fixed = optimized(model, image())
     assert "adaptive-pool-to-own-size" in fixed.report.used_rules()
+
+
+def test_free_sizes_besides_the_batch_name_what_to_do():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x):  # what is made of a shape alone reads a tensor whose shape is not known
+            return torch.relu(self.layer(x)) + torch.ones_like(x)
+
+    model = randomized(Masked())
+    shapes = ({0: Dim("batch"), 1: Dim("sequence", max=64)},)
+    with pytest.warns(UserWarning, match=r"input 'x' has free sizes besides the batch.*optimize_buckets\(\)"):
+        result = eqsat_deploy.optimize(model, image(2, 6, 8), cost="flops", dynamic_shapes=shapes)
+    assert_same(model, result, image(3, 9, 8))
+    with pytest.raises(
+        InputError, match=r"'x' has free sizes.*optimize_buckets\(\) makes an engine for each"
+    ):
+        result.build("openvino")
+
+    class Expanding(Masked):
+        def forward(self, x):
+            return super().forward(x) + torch.arange(8.0).expand(x.shape[0], 1, 8)
+
+    with pytest.raises(InputError, match=r"dynamic_shapes: .*reads the size of the batch.*optimize_buckets"):
+        eqsat_deploy.optimize(randomized(Expanding()), image(2, 6, 8), cost="flops", dynamic_shapes=shapes)
 
 
 def test_keywords_and_dicts_come_through():
