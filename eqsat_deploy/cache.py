@@ -1,21 +1,29 @@
 """Where measurements are kept between runs: `EQSAT_DEPLOY_CACHE`, or `eqsat-deploy` in the user's cache directory.
 
-All of it can be deleted at any time; what is missing is measured again.
+Where the variable is empty, nothing is kept for longer than this process. All of it can be deleted at any time: what is
+missing is measured again.
 """
 
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 
 def cache_folder(*parts: str) -> Path:
     """A folder of the cache, which is made."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    root = Path(os.environ.get("EQSAT_DEPLOY_CACHE") or Path(home) / "eqsat-deploy")
-    folder = root.joinpath(*parts)
+    named = os.environ.get("EQSAT_DEPLOY_CACHE", str(Path(home) / "eqsat-deploy"))
+    folder = Path(named or _of_this_process().name).joinpath(*parts)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@cache
+def _of_this_process() -> TemporaryDirectory[str]:
+    return TemporaryDirectory(prefix="eqsat-deploy-")
 
 
 def write(path: Path, text: str) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 
 from eqsat_deploy.cache import cache_folder, workers, write
 from eqsat_deploy.engines.base import Engine
+from eqsat_deploy.errors import InputError
 from eqsat_deploy.freeze import Space
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.isolated import Source
@@ -35,6 +36,7 @@ from eqsat_deploy.kernels import ENode
 from eqsat_deploy.lower import Lowered
 from eqsat_deploy.price import Priced, kernel_of, price, specs_of
 from eqsat_deploy.stages import Stages
+from eqsat_deploy.targets import find_cost, find_engine, target_of
 from eqsat_extraction import extract
 from eqsat_extraction.kernel import CostModel, Kernel
 from eqsat_extraction.slack import slack
@@ -47,6 +49,22 @@ DOUBT = 2.0
 SECONDS = 300.0
 
 Choice = tuple[int, ENode]
+
+
+def measured(table: str = "auto") -> Measured:
+    """Kernels timed on the engine of the cost model `table`, which prices what is not measured.
+
+    Raises:
+        InputError: `table` prices for no engine.
+        EngineError: this machine does not have the engine.
+    """
+    model = find_cost(table)
+    target = target_of(model.name)
+    if target is None:
+        raise InputError(
+            f"cost='measured:{table}': {model.name!r} prices for no engine that could be measured"
+        )
+    return Measured(model, find_engine(target.name), target.grid)
 
 
 class Measured:

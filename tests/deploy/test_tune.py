@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ import torch
 import torch.utils._pytree as pytree
 
 import eqsat_deploy
+from eqsat_deploy.cache import _of_this_process, cache_folder
 from eqsat_deploy.deployment import Batch, Signature, deployment, record
 from eqsat_deploy.engines import Engine
 from eqsat_deploy.errors import EngineError, InputError, VerificationError
@@ -272,6 +274,16 @@ def test_two_at_once_have_journals_of_their_own():
         assert other.known("form 1") is None
     with journal("key") as again:
         assert again.known("form 1") == {"failed": "why"}
+
+
+def test_nothing_is_kept_where_the_cache_is_switched_off(monkeypatch):
+    monkeypatch.setenv("EQSAT_DEPLOY_CACHE", "")
+    folder = cache_folder("tune")
+    assert folder == cache_folder("tune")
+    assert folder.parent == Path(_of_this_process().name)
+    monkeypatch.delenv("EQSAT_DEPLOY_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "home"))
+    assert cache_folder("tune") == folder / "home" / "eqsat-deploy" / "tune"
 
 
 def test_a_round_that_was_being_written_is_none(tmp_path):
