@@ -18,7 +18,7 @@ import json
 import re
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from math import inf
@@ -45,6 +45,8 @@ BUNDLE = 24
 """Kernels that are built together: a build takes about as long for one as for all of them."""
 REPEATS = 3
 """How often a bundle is timed; the least counts, since what interrupts a kernel only adds."""
+BEATS = 3
+"""Kernels known already, the longest, that are timed again in every bundle: they tell how fast the machine is then."""
 DOUBT = 2.0
 SECONDS = 300.0
 
@@ -95,7 +97,10 @@ class Measured:
         source = Source(lowered, space, self.table, priced.batch, self.grid)
         stages, stop, known = Stages(), time.monotonic() + self.seconds, -1
         while known < len(self.times):
-            known, left = len(self.times), self._unknown(source, priced)
+            known, wanted = len(self.times), self._wanted(source, priced)
+            if wanted and self._folder is None:
+                self._folder = self._cache(source, wanted)
+            left = {kernel: choice for kernel, choice in wanted.items() if not self._read(kernel)}
             for start in range(0, len(left), BUNDLE):
                 bundle = list(left.items())[start : start + BUNDLE]
                 if time.monotonic() > stop:
@@ -107,17 +112,10 @@ class Measured:
                     known = len(self.times)
                     break
                 with stages(f"measure kernels {start + 1} to {start + len(bundle)} of {len(left)}"):
-                    self._keep(self._times(source, bundle))
+                    self._keep(self._paced(source, bundle, wanted))
             ratios = [us / self.table.price(kernel) for kernel, us in self.times.items() if us]
             self.scale = median(ratios) if ratios else 1.0
             priced = price(space, self, batch=priced.batch)
-
-    def _unknown(self, source: Source, priced: Priced) -> dict[Kernel, Choice]:
-        """What is wanted and neither measured nor in the cache."""
-        wanted = self._wanted(source, priced)
-        if wanted and self._folder is None:
-            self._folder = self._cache(source, wanted)
-        return {kernel: choice for kernel, choice in wanted.items() if not self._read(kernel)}
 
     def _wanted(self, source: Source, priced: Priced) -> dict[Kernel, Choice]:
         """Kernels that may matter, those of the cheapest forms first."""
@@ -145,6 +143,18 @@ class Measured:
                 parts = (engine.name, engine.version, engine.device, f"{workers()} CPUs")
                 return cache_folder("kernels", *(re.sub(r"\W+", "-", part).strip("-") for part in parts))
         return cache_folder("kernels", self.engine.name, "unknown")
+
+    def _paced(
+        self, source: Source, bundle: Sequence[tuple[Kernel, Choice]], wanted: Mapping[Kernel, Choice]
+    ) -> dict[Kernel, float | None]:
+        """`_times` of a bundle at the pace of the machine when the kernels that are known were measured."""
+        known = sorted((k for k in wanted if self.times.get(k)), key=lambda k: -(self.times[k] or 0.0))[
+            :BEATS
+        ]
+        found = self._times(source, [*((kernel, wanted[kernel]) for kernel in known), *bundle])
+        paces = [before / now for k in known if (before := self.times[k]) and (now := found[k])]
+        pace = median(paces) if paces else 1.0
+        return {kernel: us and us * pace for kernel, us in found.items() if kernel not in known}
 
     def _times(self, source: Source, kernels: Sequence[tuple[Kernel, Choice]]) -> dict[Kernel, float | None]:
         """Microseconds of kernels that are built together; None for one that cannot be, or that no layer names."""
