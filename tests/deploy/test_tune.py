@@ -281,6 +281,9 @@ def test_nothing_is_kept_where_the_cache_is_switched_off(monkeypatch):
     folder = cache_folder("tune")
     assert folder == cache_folder("tune")
     assert folder.parent == Path(_of_this_process().name)
+    (folder / "file").touch()
+    monkeypatch.setenv("EQSAT_DEPLOY_CACHE", str(folder / "file" / "cache"))
+    assert cache_folder("tune") == folder  # as where nothing can be written
     monkeypatch.delenv("EQSAT_DEPLOY_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "home"))
     assert cache_folder("tune") == folder / "home" / "eqsat-deploy" / "tune"
