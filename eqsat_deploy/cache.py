@@ -1,7 +1,7 @@
 """Where measurements are kept between runs: `EQSAT_DEPLOY_CACHE`, or `eqsat-deploy` in the user's cache directory.
 
-Where the variable is empty, or nothing can be written there, nothing is kept for longer than this process. All of it can be deleted at any time: what is
-missing is measured again.
+Where the variable is empty, or nothing can be written there, nothing is kept for longer than this process. All of it
+can be deleted at any time: what is missing is measured again.
 """
 
 from __future__ import annotations
