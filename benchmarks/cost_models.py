@@ -5,10 +5,10 @@
 
 The forms of a model are those that `optimize(tune=K)` builds: the K cheapest distinct ones, the plain form in INT8 and
 in float. They run in one process a model, one call each a round, in random order (`engines.race`, without leaving
-anybody out), on as many threads as prices are of. Beside each model is the load of the machine before and after. On a
-busy machine a call waits more than it computes; so everything is given twice, by the time that a call takes (median)
-and by the CPU time of the process in it (median), which on one thread is what it takes on an idle machine, but for what
-others do to caches and clocks.
+anybody out), a few copies of the engine of each, on as many threads as prices are of. Beside each model is the load of
+the machine before and after. On a busy machine a call waits more than it computes; so everything is given twice, by the
+time that a call takes (median) and by the CPU time of the process in it (median), which on one thread is what it takes
+on an idle machine, but for what others do to caches and clocks.
 
 Errors are of single forms, predicted over measured. The rank correlation (Kendall's tau-b) is between forms of one
 model. The regret is what the form that is predicted to be the fastest takes over the fastest that was timed.
@@ -47,7 +47,7 @@ from eqsat_deploy.rebuild import rebuild
 from eqsat_deploy.search import Limits, Search, search
 from eqsat_deploy.selection import find_rules, plain_rules
 from eqsat_deploy.targets import find_cost, target_of
-from eqsat_deploy.tune import Form, contestants
+from eqsat_deploy.tune import COPIES, Copies, Form, contestants
 
 MODELS = (
     "torchvision:mobilenet_v3_small", "torchvision:squeezenet1_0", "torchvision:shufflenet_v2_x0_5",
@@ -61,11 +61,9 @@ AIMS = {"mean_error": 0.10, "rank_correlation": 0.9, "top_1_regret": 0.02}
 
 
 def survey(
-    spec: str, *, cost: str, forms: int, side: int, threads: int, seconds: float, limit: float
+    spec: str, *, cost: str, forms: int, side: int, threads: int, seconds: float, limit: float, copies: int
 ) -> dict[str, Any]:
     """One model in this process: its row."""
-    # OpenVINO pins threads, those of every engine where it likes: on one busy core of two, two engines of one form were
-    # 1.3 times apart, round for round.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
@@ -90,10 +88,10 @@ def survey(
     engines, failed, found = {}, {}, contestants(kept, plain, forms, made)
     for form in found:
         try:
-            engines[form.name] = _engine(form, target.engine, threads)
+            engines[form.name] = Copies(_engine(form, target.engine, threads), copies)
         except Exception as error:  # a form that fails costs itself
             failed[form.name] = f"{type(error).__name__}: {str(error)[:300]}"
-    signature = next(iter(engines.values())).signature
+    signature = next(iter(engines.values())).engine.signature
     args, kwargs = arguments(signature.call.batch(signature.zeros(1)))
     cpu: dict[str, list[float]] = {name: [] for name in engines}
 
@@ -214,11 +212,15 @@ def main() -> int:
     parser.add_argument("--side", type=int, default=128, help="height and width of images")
     parser.add_argument("--threads", type=int, default=1, help="of the engine; the tables are of one")
     parser.add_argument("--seconds", type=float, default=15.0, help="of timing a model")
+    parser.add_argument(
+        "--copies", type=int, default=COPIES, help="of the engine of every form (`eqsat_deploy.tune`)"
+    )
     parser.add_argument("--limit", type=float, default=10.0, help="seconds of extraction")
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds per model")
     arguments = parser.parse_args()
     work = partial(survey, cost=arguments.cost, forms=arguments.forms, side=arguments.side,
-                   threads=arguments.threads, seconds=arguments.seconds, limit=arguments.limit)  # fmt: skip
+                   threads=arguments.threads, seconds=arguments.seconds, limit=arguments.limit,
+                   copies=arguments.copies)  # fmt: skip
     rows: list[dict[str, Any]] = []
     for spec in arguments.models:
         row = isolated(work, spec, timeout=arguments.timeout)

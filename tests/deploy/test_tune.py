@@ -97,6 +97,7 @@ class Halves:
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("EQSAT_DEPLOY_CACHE", str(tmp_path))
+    monkeypatch.setattr("eqsat_deploy.tune.COPIES", 1)
     monkeypatch.setattr("eqsat_deploy.engines.race.time", SimpleNamespace(perf_counter=lambda: Clocked.now))
     for name, value in {"now": 0.0, "built": [], "loaded": [], "fails": {}, "wrong": set(), "release": "1",
                         "times": [300.0, 200.0, 500.0, 400.0, 900.0, 900.0]}.items():  # fmt: skip
@@ -167,6 +168,25 @@ def test_the_fastest_form_wins_and_the_table_has_all(forms):
     text = eqsat_deploy.report.render.to_text(tuning_table(tuning, "us"), 150)
     assert "form 2 *" in text
     assert "1.500 (1.500 .. 1.500)" in text
+
+
+def test_a_form_takes_what_its_copies_take(forms, monkeypatch):
+    monkeypatch.setattr("eqsat_deploy.tune.COPIES", 3)
+    lucky = iter([100.0, 400.0, 420.0])
+
+    def load(folder, signature, options):
+        engine = Clocked.of(int((folder / "number").read_text()), signature)
+        if engine.number == 0:  # the first copy of the first form is faster than any other
+            engine.number = len(Clocked.times)
+            Clocked.times.append(next(lucky))
+        return engine
+
+    monkeypatch.setattr(Clocked, "load_files", load)
+    Clocked.times[0] = 400.0
+    _, tuning = run(forms)
+    assert tuning["copies"] == 3
+    assert tuning["winner"] == "form 2"
+    assert tuning["forms"][0]["us"] > 200.0
 
 
 def test_a_form_that_fails_costs_itself(forms):
