@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 
 from eqsat_deploy.calling import arguments
-from eqsat_deploy.deployment import Batch, comparable, deployment, fingerprint
+from eqsat_deploy.deployment import Batch, Signature, comparable, deployment, fingerprint
 from eqsat_deploy.engines import Engine
 from eqsat_deploy.engines.base import realized
 from eqsat_deploy.engines.race import Timing, race, winner
