@@ -242,7 +242,7 @@ def _reading(args: argparse.Namespace) -> Reading:
 def _optimize(args: argparse.Namespace, model: Any, inputs: Any) -> Any:
     from eqsat_deploy.optimizer import optimize
 
-    return optimize(model, inputs, **_searched(args))
+    return optimize(model, inputs, **_searched(args), tune=args.tune)
 
 
 def _searched(args: argparse.Namespace) -> dict[str, Any]:

@@ -79,6 +79,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "Optimize a model; with --out, quantize, build and save an engine.",
         _model,
         _search,
+        _tuning,
         _calibration,
         _engine,
     )
@@ -109,6 +110,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "Time torch, the plain form and the chosen form against each other.",
         _model,
         _search,
+        _tuning,
         _calibration,
         _engine,
     )
@@ -138,6 +140,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "Write the chosen form as the file that an engine is built from elsewhere, and say how.",
         _model,
         _search,
+        _tuning,
         _calibration,
     )
     made.add_argument("--out", type=Path, required=True, metavar="PATH",
@@ -202,7 +205,8 @@ def _search(parser: Parser) -> None:
         "--cost",
         default="auto",
         metavar="NAME",
-        help="a cost model, such as trt_int8 (default auto: this machine's engine)",
+        help="a cost model, such as trt_int8 (default auto: this machine's engine); `measured` times kernels on that "
+        "engine and keeps what they take",
     )
     group.add_argument(
         "--rules",
@@ -216,6 +220,16 @@ def _search(parser: Parser) -> None:
     )
     group.add_argument(
         "--batch", type=_count, default=1, metavar="N", help="batch size to be fastest at (default 1)"
+    )
+
+
+def _tuning(parser: Parser) -> None:
+    parser.add_argument_group("tuning").add_argument(
+        "--tune",
+        type=_count,
+        metavar="K",
+        help="build the K cheapest distinct forms and the plain ones, time them here and go on with the fastest; what "
+        "is interrupted goes on when it is called again",
     )
 
 
