@@ -112,8 +112,8 @@ def search(
     lowered: Lowered, selection: Selection, cost_model: CostModel, limits: Limits | None = None,
     timed: Timer = nullcontext, restrict: Restrict | None = None,
 ) -> Search:  # fmt: skip
-    """The cheapest form that the rules reach, of those that `restrict` leaves; `timed` is entered with the name of every
-    stage.
+    """The cheapest form that the rules reach, of those that `restrict` leaves; `timed` is entered with the name of
+    every stage.
 
     Raises:
         ExtractionError: no form can be built from the kernels of the target.

@@ -181,22 +181,41 @@ def _check_rules(args: argparse.Namespace, chosen: Sequence[EgglogRule]) -> int:
 
 
 def orderings(args: argparse.Namespace) -> int:
-    """Every order of the rule families, beside saturating with all."""
-    from eqsat_deploy.research import compare_orderings
+    """Strategies of rewriting side by side, model by model."""
+    from eqsat_deploy.research import Effort, Schedule, Sketches, compare_orderings
+    from eqsat_deploy.research.strategies import find_strategies
 
-    model, inputs = _load(args)
-    families = [args.rules] if isinstance(args.rules, str) else args.rules
-    found = compare_orderings(
-        model,
-        inputs,
-        cost=args.cost,
-        families=families,
-        orders=args.sample,
-        extractor=args.extractor,
-        time_limit=args.time_limit,
-        batch=args.batch,
-    )
-    show(args, found.to_dict(), found)
+    strategies: dict[str, Any] = {**find_strategies(args.strategies)}
+    strategies |= {path.stem: Schedule.load(path) for path in args.schedule}
+    if args.sketch:
+        strategies["sketches"] = Sketches(*args.sketch)
+    tables = []
+    for spec in args.specs:
+        args.spec = spec
+        model, inputs = _load(args)
+        table = compare_orderings(
+            model,
+            inputs,
+            strategies=strategies,
+            families=args.rules,
+            leave_out=[args.leave_out] if isinstance(args.leave_out, str) else args.leave_out,
+            effort=Effort(args.evaluations, args.seconds),
+            seeds=range(args.seeds),
+            cost=args.cost,
+            extractor=args.extractor,
+            time_limit=args.time_limit,
+            batch=args.batch,
+        )
+        tables.append(table)
+        if args.plot:
+            name = spec.replace(":", "-").replace("/", "-")
+            several = args.plot.with_stem(f"{args.plot.stem}-{name}")
+            table.plot().savefig(several if len(args.specs) > 1 else args.plot)
+    if args.csv:
+        header, *_ = tables[0].to_csv().splitlines(keepends=True)
+        lines = [line for table in tables for line in table.to_csv().splitlines(keepends=True)[1:]]
+        args.csv.write_text(header + "".join(lines), encoding="utf-8")
+    show(args, [table.to_dict() for table in tables], *tables)
     return OK
 
 

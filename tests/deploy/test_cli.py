@@ -149,6 +149,29 @@ def test_explain_names_alternatives(models: Path, capsys: pytest.CaptureFixture[
     assert min(totals) == pytest.approx(found["cost"])
 
 
+def test_orderings_of_several_models_as_json_csv_and_plots(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    (models / "slow.toml").write_text('[[steps]]\nrun = ["folding"]\n')
+    words = ["--strategies", "joint,mcts", "--seeds", "2", "--evaluations", "3", "--schedule", "slow.toml",
+             "--sketch", "batch_norm", "--leave-out", "folding", "--csv", "o.csv", "--plot", "o.svg"]  # fmt: skip
+    assert cli.main(["orderings", "models.py:net", "models.py:net", *SEARCH, *words, "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert first["families"] == second["families"]
+    found = [(o["strategy"], o["seed"], o["without"]) for o in first["outcomes"]]
+    once = [("joint", 0), ("mcts", 0), ("mcts", 1), ("slow", 0), ("sketches", 0)]
+    assert found == [(*run, without) for without in (None, "folding") for run in once]
+    costs = {o["strategy"]: o["cost"] for o in first["outcomes"] if o["without"] is None}
+    assert costs["joint"] == min(costs.values()) < costs["sketches"]
+    lines = (models / "o.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * (len(found) + 1)
+    assert "<svg" in (models / "o-models.py-net.svg").read_text()
+    code, message = failure(capsys, "orderings", "models.py:net", *SEARCH, "--strategies", "mtcs")
+    assert code == 2
+    assert "did you mean 'mcts'" in message
+
+
 def test_rules_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["rules", "identity-pool", "--json"]) == 0
     catalogue = json.loads(capsys.readouterr().out)
