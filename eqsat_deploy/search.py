@@ -121,12 +121,20 @@ def search(
     with timed("freeze"):
         space = freeze(lowered, saturation)
     with timed("price"):
-        priced = price(space, cost_model, batch=limits.batch)
-        if selection.forced:
-            priced = _converted(space, saturation, priced, selection.forced)
+        priced = _priced(space, saturation, selection, cost_model, limits)
     with timed("extract"):
         solution = _extract(priced, limits)
     return Search(lowered, saturation, space, priced, solution, selection, limits)
+
+
+def repriced(found: Search, cost_model: CostModel) -> Search:
+    """The same e-graph at other prices, and the form that is cheapest by them.
+
+    Raises:
+        ExtractionError: no form can be built from kernels that have a price.
+    """
+    priced = _priced(found.space, found.saturation, found.selection, cost_model, found.limits)
+    return replace(found, priced=priced, solution=_extract(priced, found.limits))
 
 
 def explore(
@@ -151,6 +159,13 @@ def exact_anchor(space: Space, node: ENode) -> ENode:
     codes = [space.classes[o].quantized_of for o in node.operands]
     operands = tuple(o if code is None else code for o, code in zip(node.operands, codes, strict=True))
     return ENode(node.operator, node.operator.join(operands, node.attributes))
+
+
+def _priced(
+    space: Space, saturation: Saturation, selection: Selection, cost_model: CostModel, limits: Limits
+) -> Priced:
+    priced = price(space, cost_model, batch=limits.batch)
+    return _converted(space, saturation, priced, selection.forced) if selection.forced else priced
 
 
 def _converted(space: Space, saturation: Saturation, priced: Priced, families: tuple[str, ...]) -> Priced:
