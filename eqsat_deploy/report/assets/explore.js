@@ -37,6 +37,7 @@
     const old = state, boxes = [...document.querySelectorAll(".eg-class")].map(e => +e.dataset.class);
     const names = old ? new Map(old.egraph.classes.map(c => [c[0], c[1]])) : new Map();
     state = found;
+    if (!change) state.egraph.fresh = [];
     picked = null;
     const form = `${number(found.cost)} ${found.unit}, ` +
       (found.proved ? "proved to be the cheapest form" : `no form is cheaper than ${number(found.bound)}`);
@@ -83,7 +84,7 @@
       const all = make("input", { type: "checkbox", checked: count === names.length, indeterminate: count > 0 && count < names.length });
       all.onchange = () => set(names, all.checked, `${all.checked ? "Applying" : "Without"} ${family.name}.`);
       const fold = make("details", { open: unfolded.has(family.name) }, make("summary", {}, `${count} of ${names.length} on`,
-        matches ? `, ${matches.toLocaleString("en")} matches` : ""));
+        matches ? `, ${matches.toLocaleString("en")} match${matches > 1 ? "es" : ""}` : ""));
       fold.dataset.family = family.name;
       family.rules.forEach(r => {
         const one = make("input", { type: "checkbox", checked: r.on });
