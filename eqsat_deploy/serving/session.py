@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from math import isfinite
 from typing import Any
 
@@ -19,36 +18,16 @@ from eqsat_deploy.selection import TARGET, Rules, find_rules, registered_rules
 from eqsat_extraction.kernel import CostModel, Kernel
 
 
-@dataclass(frozen=True)
 class Repriced:
     """A cost model with other prices for some kernels, in its own unit."""
 
-    model: CostModel
-    prices: dict[Kernel, float] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """The model's."""
-        return self.model.name
-
-    @property
-    def unit(self) -> str:
-        """The model's."""
-        return self.model.unit
-
-    @property
-    def float_dtype(self) -> str:
-        """The model's."""
-        return self.model.float_dtype
-
-    @property
-    def int8(self) -> bool:
-        """The model's."""
-        return self.model.int8
+    def __init__(self, own: CostModel, prices: Mapping[Kernel, float]) -> None:
+        self.name, self.unit, self.float_dtype, self.int8 = own.name, own.unit, own.float_dtype, own.int8
+        self.own, self.prices = own, prices
 
     def price(self, kernel: Kernel) -> float:
         """What was said of this kernel, else what the model says."""
-        return self.prices[kernel] if kernel in self.prices else self.model.price(kernel)
+        return self.prices[kernel] if kernel in self.prices else self.own.price(kernel)
 
 
 class Session:
@@ -61,7 +40,7 @@ class Session:
         self, name: str, lowered: Lowered, cost_model: CostModel, rules: Rules, limits: Limits
     ) -> None:
         self.name, self.lowered, self.limits = name, lowered, limits
-        self.model = Repriced(cost_model)
+        self.model = Repriced(cost_model, {})
         self.version = 0
         self.found = search(lowered, find_rules(rules), self.model, limits)
         self.before = self.found
@@ -108,14 +87,14 @@ class Session:
             raise InputError(f"{node} is no kernel of its own: it has no price")
         kernel = kernel_of(specs_of(self.found.space, self.model, self.limits.batch), number, node)
         prices = {known: value for known, value in self.model.prices.items() if known != kernel}
-        self._reprice(prices if price is None else prices | {kernel: price})
+        self._reprice(prices if price is None else {**prices, kernel: price})
 
     def reset_prices(self) -> None:
         """The model's own prices."""
         self._reprice({})
 
-    def _reprice(self, prices: dict[Kernel, float]) -> None:
-        model = Repriced(self.model.model, prices)
+    def _reprice(self, prices: Mapping[Kernel, float]) -> None:
+        model = Repriced(self.model.own, prices)
         self._take(repriced(self.found, model), frozenset())
         self.model = model
 
