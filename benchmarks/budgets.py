@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import resource
 import subprocess
 import sys
@@ -20,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from benchmarks._models import inputs, load, rerandomize
+from benchmarks.scaling import own, stages
 from eqsat_deploy import optimize
 from eqsat_deploy.capture import capture
 from eqsat_deploy.engines.onnx import TENSORRT, export_onnx
@@ -32,22 +31,7 @@ from eqsat_deploy.selection import find_rules
 from eqsat_deploy.targets import find_cost
 
 MODELS = "torchvision:resnet50,torchvision:vit_b_16"
-LENGTHS = (2_500, 5_000, 10_000)
-
-
-class Chain(nn.Module):
-    """Residual blocks: about `nodes` ATen nodes in all."""
-
-    def __init__(self, nodes: int) -> None:
-        super().__init__()
-        blocks = range(nodes // 4)
-        self.convolutions = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in blocks)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in blocks)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = torch.relu(norm(convolution(x)) + x)
-        return x
+NODES = 10_000
 
 
 def least(run: Callable[[], Any], repeat: int) -> float:
@@ -79,16 +63,9 @@ def form(spec: str, repeat: int) -> dict[str, float]:
     return found
 
 
-def growth() -> tuple[dict[int, float], float]:
-    """Seconds from lowering to extraction by number of nodes, and the exponent of the growth between the ends."""
-    taken = {}
-    for nodes in LENGTHS:
-        captured = capture(Chain(nodes).eval(), (torch.randn(2, 4, 8, 8),))
-        start = time.process_time()
-        search(lower(captured), find_rules(), find_cost("trt_int8"), Limits(extractor="greedy"))
-        taken[nodes] = time.process_time() - start
-    first, last = LENGTHS[0], LENGTHS[-1]
-    return taken, math.log(taken[last] / taken[first]) / math.log(last / first)
+def chain() -> float:
+    """CPU seconds from lowering to extraction of about `NODES` nodes."""
+    return own(stages(NODES, "trt_int8", "greedy"))
 
 
 def imported(repeat: int) -> float:
@@ -133,14 +110,11 @@ def main() -> None:
             row(f"{spec}: {what}", seconds, budgets[what])
     row("torchvision:resnet50: ONNX with Q/DQ", export(arguments.repeat), 3.0)
     row("import eqsat_deploy, over torch", imported(arguments.repeat), 0.3)
-    taken, exponent = growth()
-    row(
-        f"{LENGTHS[-1]} nodes: lower, saturate, extract (grows as n^{exponent:.2f})", taken[LENGTHS[-1]], 30.0
-    )
+    row(f"{NODES} nodes: lower, saturate, extract", chain(), 30.0)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"peak memory of all this: {peak:.1f} GiB")
     if arguments.json:
-        result = {"rows": rows, "growth": taken, "exponent": round(exponent, 3), "peak_gib": round(peak, 2)}
+        result = {"rows": rows, "peak_gib": round(peak, 2)}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 SUM = "manifest.json.sha256"
+BUCKETS = "buckets.json"
+"""In a folder with artifacts for several lengths of inputs (`bucketed`)."""
 LARGEST_MANIFEST = 64 << 20
 AGAIN = "copy or save the artifact again"
 
@@ -67,8 +69,9 @@ class Saved(Protocol):
         ...
 
 
-def save(engine: Saved, path: str | Path) -> None:
-    """Write `engine` to the directory `path`, replacing an artifact that is there.
+def save(engine: Saved, path: str | Path, files: Path | None = None) -> None:
+    """Write `engine` to the directory `path`, replacing an artifact that is there; with the content of `files`, which
+    is moved, where its `save_files` was called already.
 
     Everything is written to a hidden sibling first and renamed at the end, so that `path` never holds half an
     artifact, whatever interrupts. Raises `ArtifactError`: `path` holds something else, the disk is full, the
@@ -79,8 +82,11 @@ def save(engine: Saved, path: str | Path) -> None:
     path = Path(path)
     check_target(path)
     with _sibling(path) as folder:
-        (folder / ENGINE).mkdir()
-        engine.save_files(folder / ENGINE)
+        if files is not None:
+            files.rename(folder / ENGINE)
+        else:
+            (folder / ENGINE).mkdir()
+            engine.save_files(folder / ENGINE)
         # safetensors refuses tensors that share memory; tied weights are written once each.
         save_file({name: value.cpu().clone() for name, value in engine.weights.items()}, folder / WEIGHTS)
         manifest = {
@@ -156,6 +162,11 @@ def read_checked(path: Path) -> tuple[Manifest, dict[str, Any]]:
 
 def _manifest(path: Path) -> bytes:
     file = path / MANIFEST
+    if (path / BUCKETS).exists() and not file.exists():
+        one = next((each.parent for each in sorted(path.glob(f"*/{MANIFEST}"))), path)
+        raise ArtifactError(
+            f"{path} holds engines for several lengths of inputs: load them with torch, or one of them, such as {one}"
+        )
     if not path.is_dir() or not file.exists():
         raise ArtifactError(
             f"{path} is not an artifact: it has no {MANIFEST}; save one with engine.save(path)"

@@ -28,6 +28,7 @@ def compare(
     *,
     batch: int = 1,
     baseline: bool = True,
+    options: Mapping[str, Any] | None = None,
     seconds: float = 5.0,
 ) -> dict[str, Timing]:
     """Microseconds a call at batch size `batch`: the model in torch, then engines of the plain form in float and
@@ -40,6 +41,7 @@ def compare(
         engine: a name, or `auto` for the best this machine has.
         batch: the batch size.
         baseline: build the quantized plain form too.
+        options: of the engine.
         seconds: how long to measure, all together.
 
     Raises:
@@ -57,7 +59,7 @@ def compare(
     engines: dict[str, Engine] = {}
     for name, form in forms.items():
         with stages(f"build {name}"):
-            engines[name] = maker.build(form, batch=sizes)
+            engines[name] = maker.build(form, batch=sizes, options=options)
     signature = next(iter(engines.values())).signature
     args, kwargs = arguments(signature.call.batch(signature.zeros(batch)))
     with stages("race"), torch.no_grad():

@@ -10,9 +10,10 @@ from typing import Any
 from torch import fx
 
 from eqsat_deploy.calling import arguments
-from eqsat_deploy.deployment import EXPECTED_SQNR, Batch, comparable, deployment, fingerprint
+from eqsat_deploy.deployment import Batch, comparable, deployment, fingerprint
 from eqsat_deploy.engines import Engine
 from eqsat_deploy.engines.base import realized
+from eqsat_deploy.engines.race import Timing, race, winner
 from eqsat_deploy.errors import EngineError, EqsatError, InputError
 from eqsat_deploy.parity import compare, first_departure
 from eqsat_deploy.stages import Stages
@@ -65,30 +66,30 @@ def build(
             stacklevel=4,
         )
     notes: list[str] = []
-    lost = deployment(module).sqnr
-    if lost is not None and lost < EXPECTED_SQNR and fingerprint(module) == deployment(module).fingerprint:
-        notes.append(f"INT8 left the outputs at {lost:.1f} dB on calibration data")
+    agreement = deployment(module).agreement
+    if agreement and agreement.doubts and fingerprint(module) == deployment(module).fingerprint:
+        lost = f"in INT8, on calibration data, {'; '.join(agreement.doubts)}"
+        notes.append(lost)
         warnings.warn(
-            f"INT8 leaves the outputs {lost:.1f} dB above the error on calibration data, {EXPECTED_SQNR:g} are "
-            "expected: sensitivity() says where, and quantize() with accuracy_budget= or effort='best' loses less",
+            f"{lost}: sensitivity() says where, and quantize() with accuracy_budget= or effort='best' loses less",
             stacklevel=4,
         )
     built: dict[str, Engine] = {}
     with stages("build"):
-        chosen = _faithful(maker, module, sizes, options, CHOSEN, notes)
+        chosen = faithful(maker, module, sizes, options, CHOSEN, notes)
     if chosen is not None:
         built[CHOSEN] = chosen
     plain = comparable(module) if baseline or chosen is None else None
     if plain is not None:
         with stages("baseline"):
-            built |= _plain(lambda: _faithful(maker, plain, sizes, options, PLAIN, notes))
+            built |= _plain(lambda: faithful(maker, plain, sizes, options, PLAIN, notes))
     if not built:
         raise EngineError(_unfaithful(maker, module, sizes, options, notes))
-    latency: dict[str, float] = {}
+    shipped, latency = next(iter(built)), dict[str, float]()
     if len(built) > 1:
         with stages("race"):
-            latency = _race(built, sizes)
-    shipped = min(latency or built, key=lambda name: latency.get(name, 0.0))
+            timings = timed(built, sizes)
+        shipped, latency = winner(timings), {name: timing.median for name, timing in timings.items()}
     result = built[shipped]
     form = module if shipped == CHOSEN or plain is None else plain
     result.report = _report(module, form, result, shipped, latency, notes, stages)
@@ -103,7 +104,7 @@ def _sizes(batch: object) -> Batch:
     return Batch(typical=batch)
 
 
-def _faithful(
+def faithful(
     maker: type[Engine],
     module: fx.GraphModule,
     sizes: Batch,
@@ -171,12 +172,16 @@ def _plain(make: Callable[[], Engine | None]) -> dict[str, Engine]:
         return {}
 
 
-def _race(built: Mapping[str, Engine], sizes: Batch) -> dict[str, float]:
-    from eqsat_deploy.engines.race import race
+def timed(built: Mapping[str, Engine], sizes: Batch, **limits: Any) -> dict[str, Timing]:
+    """A race of engines of one signature on zeros of the typical batch, until the winner is clear; `limits` are those
+    of `race`.
 
-    signature = built[CHOSEN].signature
+    Raises:
+        EngineError: none of them runs.
+    """
+    signature = next(iter(built.values())).signature
     args, kwargs = arguments(signature.call.batch(signature.zeros(sizes.typical)))
-    return {name: timing.median for name, timing in race(built, args, kwargs).items()}
+    return race(built, args, kwargs, until_clear=True, **limits)
 
 
 def _report(

@@ -30,6 +30,11 @@ class InputSpec:
     shape: tuple[int | None, ...]
     dtype: torch.dtype
 
+    @property
+    def batch_axis(self) -> int | None:
+        """Where samples are counted; None where all samples share the tensor."""
+        return next((axis for axis, size in enumerate(self.shape) if size is None), None)
+
     def __str__(self) -> str:
         return f"{self.name} {self._wanted()} {str(self.dtype).removeprefix('torch.')}"
 

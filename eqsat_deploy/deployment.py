@@ -21,6 +21,7 @@ from eqsat_deploy.calling import InputSpec as InputSpec
 from eqsat_deploy.calling_json import call_from_json, call_to_json, value_from_json, value_to_json
 from eqsat_deploy.errors import InputError
 from eqsat_deploy.grid import IntegerGrid
+from eqsat_deploy.noise import Agreement
 
 if TYPE_CHECKING:
     from eqsat_deploy.report import Report
@@ -117,7 +118,13 @@ class Signature:
 
     @classmethod
     def of(cls, module: fx.GraphModule, batch: Batch) -> Self:
-        """The signature of a rebuilt module; `InputError` where it has no record."""
+        """The signature of a rebuilt module; `InputError` where it has no record, or free sizes besides the batch."""
+        for spec in call_of(module).inputs:
+            if spec.shape.count(None) > 1:
+                raise InputError(
+                    f"input {spec.name!r} has free sizes besides the batch, {list(spec.shape)}: engines need them fixed"
+                    "; for lengths of sequences, eqsat_deploy.optimize_buckets() makes an engine for each of a few"
+                )
         position = {node: index for index, node in enumerate(flat_outputs(module))}
         leaves = pytree.tree_leaves(module.graph.output_node().args[0])
         outputs = (
@@ -205,10 +212,6 @@ class Signature:
         return cls(call_from_json(data["call"]), outputs, Batch(**data["batch"]), narrow)
 
 
-EXPECTED_SQNR = 20.0
-"""The SQNR of outputs in dB below which a quantized module is warned of."""
-
-
 @dataclass(frozen=True)
 class Deployment:
     """The record of a rebuilt module.
@@ -217,8 +220,8 @@ class Deployment:
     `target` names what it was optimized for and `grid` the codes that its kernels read, None where its prices are of no
     target. `samples` are a few real inputs in the order of `inputs`, which an engine is compared with the module on.
     `plain` is the form that an engine reaches by itself, for comparison, and `fingerprint` that of the module's weights
-    when the two were the same function. `sqnr` is that of the outputs of a quantized module in dB, on calibration data
-    and before anything was trained; None where it was not measured.
+    when the two were the same function. `agreement` is that of the outputs of a quantized module with those in
+    float on calibration data; None where it was not measured.
     """
 
     inputs: tuple[InputSpec, ...]
@@ -230,7 +233,7 @@ class Deployment:
     report: Report | None = None
     plain: fx.GraphModule | None = None
     fingerprint: int = 0
-    sqnr: float | None = None
+    agreement: Agreement | None = None
 
     def __repr__(self) -> str:
         integer = sum(kernel.precision == "int8" for kernel in self.placement.kernels)
@@ -283,10 +286,24 @@ def samples_of(
     """Copies of the first `count` samples of a batch; an input without a batch axis whole."""
     kept = []
     for spec, value in zip(inputs, values, strict=True):
-        axis = next((i for i, size in enumerate(spec.shape) if size is None), None)
+        axis = spec.batch_axis
         few = value if axis is None else value.narrow(axis, 0, min(count, value.shape[axis]))
         kept.append(few.detach().clone())
     return tuple(kept)
+
+
+def split(inputs: Sequence[InputSpec], values: Sequence[Tensor], count: int) -> list[tuple[Tensor, ...]]:
+    """A batch in batches of `count` samples each, the last perhaps of fewer; what has no batch axis is in all."""
+    axes = [spec.batch_axis for spec in inputs]
+    parts = [
+        None if axis is None else torch.split(value, count, axis)
+        for value, axis in zip(values, axes, strict=True)
+    ]
+    batches = min((len(part) for part in parts if part is not None), default=1)
+    return [
+        tuple(value if part is None else part[index] for value, part in zip(values, parts, strict=True))
+        for index in range(batches)
+    ]
 
 
 def fingerprint(module: nn.Module) -> int:

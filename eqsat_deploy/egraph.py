@@ -156,9 +156,9 @@ PRELUDE = f"""
 """
 
 
-def declarations(operators: Iterable[Operator]) -> str:
-    """Constructors, row loaders and analysis rules of the operators."""
-    return "\n".join(line for o in operators for line in _declare(o))
+def declaration(o: Operator) -> str:
+    """Constructors, row loaders and analysis rules of an operator."""
+    return "\n".join(_declare(o))
 
 
 def _declare(o: Operator) -> list[str]:
@@ -260,7 +260,9 @@ class EGraph:
         self.combined = 0
         self._egglog = _egglog().EGraph()
         self._run(PRELUDE)
-        self._run(declarations(OPERATORS.values()))
+        # One by one: every node that is parsed holds a copy of the whole text.
+        for operator in OPERATORS.values():
+            self._run(declaration(operator))
         for index, rule in enumerate(self.rules):
             try:
                 own = f"rule-{index}" if apart else None

@@ -211,9 +211,9 @@ def _kernels(
     yield from _applications(tables, concat_all)
     for (anchor, epilogue), out in tables.rows("Run"):
         if steps[epilogue]:
-            yield tables.number(out), replace(anchors[anchor], steps=steps[epilogue])
+            yield tables.number(out), anchors[anchor].then(steps[epilogue])
     for (value, anchor, epilogue), _ in tables.rows("integer-kernel"):
-        yield tables.number(value), replace(anchors[anchor], steps=steps[epilogue])
+        yield tables.number(value), anchors[anchor].then(steps[epilogue])
 
 
 def _integer_kernels(tables: _Tables, anchors: Anchors, steps: Epilogues) -> Iterator[Member]:
@@ -221,7 +221,7 @@ def _integer_kernels(tables: _Tables, anchors: Anchors, steps: Epilogues) -> Ite
     for (value,), out in tables.applications("Quant"):
         yield tables.number(out), ENode(QUANTIZE, (value,))
     for (anchor, epilogue), out in tables.rows("QRun"):
-        yield tables.number(out), replace(anchors[anchor], steps=steps[epilogue])
+        yield tables.number(out), anchors[anchor].then(steps[epilogue])
     codes = {tables.number(value): tables.number(out) for (value,), out in tables.rows("Quant")}
     for operator in OPERATORS.values():
         for args, out in tables.applications("Q" + operator.constructor):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -78,12 +78,25 @@ class ENode:
     @property
     def sort_key(self) -> tuple[Any, ...]:
         """A stable order among e-nodes."""
-        return (self.operator.name, self.integer, repr(self.args), repr(self.steps))
+        return (self.operator.name, self.integer, repr(self.args), _written(self.steps))
+
+    def then(self, steps: tuple[Step, ...]) -> ENode:
+        """The kernel that applies `steps` to what this anchor computes."""
+        kernel = ENode(self.operator, self.args, steps, self.integer)
+        kernel.__dict__.update(
+            operands=self.operands, attributes=self.attributes
+        )  # read once for all epilogues
+        return kernel
 
     def __str__(self) -> str:
         """In words: `conv2d + add + relu [int8]`."""
         words = [self.name, *(base_name(s.function) for s in self.steps)]
         return " + ".join(words) + (" [int8]" if self.integer else "")
+
+
+@lru_cache(maxsize=1 << 16)
+def _written(steps: tuple[Step, ...]) -> str:
+    return repr(steps)
 
 
 def realized(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from eqsat_deploy.artifact import Artifact, read
+from eqsat_deploy.artifact import BUCKETS, Artifact, read
+from eqsat_deploy.bucketed import AXIS, BucketedEngine, read_padding
 from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.errors import ArtifactError
 from eqsat_deploy.manifest import ENGINE, WEIGHTS
@@ -16,7 +17,21 @@ from eqsat_extraction.arguments import checked
 
 
 @checked
-def load(path: str | Path, engine: type[Engine] | None = None) -> Engine:
+def load(path: str | Path, engine: type[Engine] | None = None) -> Engine | BucketedEngine:
+    """What `save` wrote to `path`: an engine, or those for several lengths; see `load_engine`."""
+    folder = Path(path)
+    if not (folder / BUCKETS).exists():
+        return load_engine(folder, engine)
+    padding = read_padding(folder)
+    engines = {size: load_engine(folder / str(size), engine) for size in padding.sizes}
+    for size, each in engines.items():
+        long = {spec.name for spec in each.signature.inputs if spec.shape[AXIS : AXIS + 1] == (size,)}
+        if not set(padding.values) <= long or each.signature.call.outputs.num_leaves != len(padding.outputs):
+            raise ArtifactError(f"{folder / BUCKETS} is not of the engine in {size}/; save it again")
+    return BucketedEngine(padding, engines)
+
+
+def load_engine(path: str | Path, engine: type[Engine] | None = None) -> Engine:
     """The engine that `save` wrote to `path`, ready to run, and called as the model was.
 
     Results of a class come back in it where its module is imported already; nothing is imported for the artifact's

@@ -1,8 +1,10 @@
-"""Signal-to-noise ratios in decibels."""
+"""How near tensors are to what they should be: signal-to-noise ratios in decibels, and classes that changed."""
 
 from __future__ import annotations
 
-from math import inf, log10
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import inf, isfinite, log10
 
 import torch
 from torch import Tensor
@@ -26,3 +28,50 @@ def ratio(signal: float, noise: float) -> float:
     if noise == 0:
         return inf
     return 10 * log10(signal / noise) if signal else -inf
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How near the outputs of a quantized module are to those in float, on `samples` samples.
+
+    `sqnr` is that of the output that has lost most, in dB. `changed` is in how many samples the greatest value of an
+    output `[samples, scores]` is another one, and beaten by more than nothing; None without such an output.
+    """
+
+    sqnr: float
+    changed: int | None
+    samples: int
+
+    EXPECTED_SQNR = 20.0
+    EXPECTED_CHANGED = 0.01
+
+    @classmethod
+    def of(cls, pairs: Iterable[tuple[Tensor, Tensor]]) -> Agreement:
+        """From every output in float and in INT8."""
+        pairs = list(pairs)
+        scores = [
+            (e, f) for e, f in pairs if e.dim() == f.dim() == 2 and e.shape == f.shape and e.shape[1] > 1
+        ]
+        changed = [
+            int((e.gather(1, f.argmax(1, keepdim=True)) < e.amax(1, keepdim=True)).sum()) for e, f in scores
+        ]
+        return cls(
+            min((decibels(e, f) for e, f in pairs), default=inf),
+            max(changed, default=None),
+            max((len(e) for e, _ in scores), default=0),
+        )
+
+    @property
+    def doubts(self) -> list[str]:
+        """What has been lost beyond what is expected, in words."""
+        found = []
+        if isfinite(self.sqnr) and self.sqnr < self.EXPECTED_SQNR:
+            found.append(
+                f"the outputs are {self.sqnr:.1f} dB above their error, {self.EXPECTED_SQNR:g} are expected"
+            )
+        if self.changed is not None and self.changed > self.EXPECTED_CHANGED * self.samples:
+            found.append(
+                f"the greatest score is another one in {self.changed} of {self.samples} samples, which matters where "
+                "it is the answer"
+            )
+        return found

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import fx, nn
 from torch.export import ExportedProgram
 
 from eqsat_deploy.capture import capture
-from eqsat_deploy.deployment import deployment, fingerprint, record, samples_of
+from eqsat_deploy.deployment import Batch, fingerprint, record, samples_of
 from eqsat_deploy.errors import InputError
 from eqsat_deploy.inputs import example_arguments
 from eqsat_deploy.lower import lower
@@ -23,8 +24,9 @@ from eqsat_deploy.saturate import Budget
 from eqsat_deploy.search import Limits, Search, search
 from eqsat_deploy.selection import Rules, find_rules, plain_rules
 from eqsat_deploy.stages import Stages, no_collection
-from eqsat_deploy.targets import find_cost, target_of
+from eqsat_deploy.targets import find_cost, find_engine, target_of
 from eqsat_deploy.verify import verify
+from eqsat_extraction.arguments import whole
 from eqsat_extraction.extractor import EXTRACTORS
 from eqsat_extraction.kernel import CostModel
 
@@ -45,6 +47,7 @@ def optimize(
     seed: int = 0,
     calibration: Iterable[Any] | None = None,
     accuracy_budget: Any = None,
+    tune: int | None = None,
 ) -> OptimizedModule:
     """The same function as `model`, in the cheapest form that the rules can reach under the cost model.
 
@@ -66,10 +69,14 @@ def optimize(
         check: verify the rebuilt module; without it, a wrong rule goes unnoticed.
         seed: of the extractor's search.
         calibration, accuracy_budget: `quantize` the result on these batches, within this budget.
+        tune: build this many distinct forms, the cheapest by prediction, and the plain form in INT8 and in float; time
+            them on the engine of the cost model (the one that `cost="auto"` stands for, where it is of none) and return
+            the fastest. The report has the table. What was interrupted goes on when it is called again.
 
     Raises:
         CaptureError: the model does not export; the message names the line.
         InputError: example inputs are missing or do not fit, or there is a budget and no calibration data.
+        EngineError: there is no engine to tune on, with how to get one.
         UnknownNameError: no cost model, rule or extractor of that name; the message lists near misses.
         VerificationError: the rebuilt module computes something else.
     """
@@ -79,6 +86,10 @@ def optimize(
     cost_model, selection = find_cost(cost), find_rules(rules)
     limits = Limits(batch, Budget() if budget is None else budget, extractor, time_limit, work_limit, seed)
     EXTRACTORS.known(extractor)
+    target = target_of(cost_model.name)
+    if tune is not None:
+        whole("tune", tune)
+    maker = None if tune is None else find_engine("auto" if target is None else target.name)
     if isinstance(model, nn.Module) and model.training:
         warnings.warn(
             "the model is in training mode: it is optimized as it computes in eval mode (dropout off, stored "
@@ -96,31 +107,38 @@ def optimize(
     kept = searched
     if plain.solution.cost < searched.solution.cost and selection.reaches(plain_rules()):
         kept = replace(plain, solution=replace(plain.solution, bound=searched.solution.bound))
+    placed = {
+        "target": target and target.name,
+        "grid": target and target.grid,
+        "samples": samples_of(captured.call.inputs, captured.tensors),
+    }
+    tuning = None
+    if tune is not None and maker is not None:
+        from eqsat_deploy.tune import contestants, fastest
+
+        with stages("tune"):
+            forms = contestants(kept, plain, tune, lambda found: _module(found, "Form", placed))
+            sizes, key = Batch(typical=batch), f"{fingerprint(captured.module)} {check}"
+            best, tuning = fastest(forms, maker, sizes, partial(verify, captured) if check else id, key)
+            kept = best.found
     with stages("rebuild"), no_collection():
-        optimized, plain_module = _module(kept, type(model).__name__), _module(plain, "Plain")
+        optimized, plain_module = _module(kept, type(model).__name__, placed), _module(plain, "Plain", placed)
     verified = None
     if check:
         with stages("verify"):
             verified = verify(captured, optimized)
-    report = report_of(type(model).__name__, searched, kept, plain, verified, stages.seconds)
-    target = target_of(cost_model.name)
-    known = {
-        "target": target and target.name,
-        "grid": target and target.grid,
-        "samples": samples_of(deployment(optimized).inputs, captured.tensors),
-    }
-    record(plain_module, **known)
-    record(optimized, report=report, plain=plain_module, fingerprint=fingerprint(optimized), **known)
+    report = report_of(type(model).__name__, searched, kept, plain, verified, stages.seconds, tuning)
+    record(optimized, report=report, plain=plain_module, fingerprint=fingerprint(optimized))
     if calibration is not None:
         return optimized.quantize(calibration, accuracy_budget=accuracy_budget)
     return optimized
 
 
-def _module(found: Search, name: str) -> OptimizedModule:
+def _module(found: Search, name: str, placed: Mapping[str, Any]) -> OptimizedModule:
     rebuilt = rebuild(found)
     module = OptimizedModule(rebuilt.root, rebuilt.graph, f"Optimized{name}")
     call = found.lowered.captured.call
-    record(module, inputs=rebuilt.inputs, placement=rebuilt.placement, call=call)
+    record(module, inputs=rebuilt.inputs, placement=rebuilt.placement, call=call, **placed)
     return module.eval()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isnan
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from eqsat_deploy.kernels import QUANTIZE, ENode
 from eqsat_deploy.language import masked_attention
 from eqsat_deploy.language.pointwise import base_name
 from eqsat_deploy.language.shapes import BATCH
+from eqsat_deploy.lower import Lowered
 from eqsat_extraction import EGraph
 from eqsat_extraction.kernel import CostModel, Epilogue, Kernel, TensorSpec
 
@@ -35,6 +36,42 @@ class Priced:
     batch: int
 
 
+@runtime_checkable
+class Measuring(Protocol):
+    """A cost model that measures what it is going to be asked for."""
+
+    def measure(self, lowered: Lowered, space: Space, priced: Priced) -> None:
+        """Learn prices of what `priced` has priced so far, as far as is worth it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Floating:
+    """A cost model without its integer kernels: of forms in float."""
+
+    of: CostModel
+    int8 = False
+
+    @property
+    def name(self) -> str:
+        """As the model's."""
+        return self.of.name
+
+    @property
+    def unit(self) -> str:
+        """As the model's."""
+        return self.of.unit
+
+    @property
+    def float_dtype(self) -> str:
+        """As the model's."""
+        return self.of.float_dtype
+
+    def price(self, kernel: Kernel) -> float:
+        """As the model prices it."""
+        return self.of.price(kernel)
+
+
 def price(space: Space, model: CostModel, *, batch: int = 1) -> Priced:
     """Price every choice for batches of `batch`; equal kernels are priced once.
 
@@ -44,24 +81,34 @@ def price(space: Space, model: CostModel, *, batch: int = 1) -> Priced:
     specs = specs_of(space, model, batch)
     alike = {spec: number for number, spec in enumerate(dict.fromkeys(specs))}
     like = [alike[spec] for spec in specs]
-    prices: dict[Any, float] = {}
-    costs = np.empty(len(space.choices))
+    known: dict[Any, tuple[float, str]] = {}
+    costs, labels = np.empty(len(space.choices)), []
     for index, (number, node) in enumerate(space.choices):
-        if node.is_leaf:
-            costs[index] = 0.0
-        elif not model.int8 and _is_integer(space, number, node):
-            costs[index] = inf
-        else:
-            steps = tuple((s.function, None if s.operand is None else like[s.operand]) for s in node.steps)
-            key = (node.operator, node.attributes, like[number], *(like[o] for o in node.operands), steps)
-            if key not in prices:
-                prices[key] = _checked(model, kernel_of(specs, number, node))
-            ties = len(node.steps) + (node.operator is masked_attention)
-            costs[index] = prices[key] * (1 + TIE * ties)
+        integer = _is_integer(space, number, node)
+        steps = tuple((s.function, None if s.operand is None else like[s.operand]) for s in node.steps)
+        key = (
+            node.operator,
+            node.attributes,
+            like[number],
+            *(like[o] for o in node.operands),
+            steps,
+            integer,
+        )
+        if key not in known:
+            absent = integer and not model.int8
+            known[key] = inf if absent else _price_of(model, specs, number, node), str(node)
+        costs[index], label = known[key]
+        labels.append(label)
     nodes = [(number, node.children) for number, node in space.choices]
-    labels = tuple(str(node) for _, node in space.choices)
-    egraph = EGraph.build(nodes, list(space.roots), len(space.classes), ops=labels)
+    egraph = EGraph.build(nodes, list(space.roots), len(space.classes), ops=tuple(labels))
     return Priced(egraph, costs, model, batch)
+
+
+def _price_of(model: CostModel, specs: Sequence[TensorSpec], number: int, node: ENode) -> float:
+    if node.is_leaf:
+        return 0.0
+    ties = len(node.steps) + (node.operator is masked_attention)
+    return _checked(model, kernel_of(specs, number, node)) * (1 + TIE * ties)
 
 
 def _is_integer(space: Space, number: int, node: ENode) -> bool:

@@ -38,9 +38,12 @@ def used_rules(found: Search) -> set[str]:
             fused.add(final)
     integer = any(node.integer for _, node in chosen)
     names = set()
+    on_fused, on_reached, on_made = (
+        {index for number in where for index in space.fired.get(number, ())}
+        for where in (fused, reached, made)
+    )
     for index, rule in enumerate(saturation.rules):
-        where = fused if rule.phase == "kernels" else reached if rule.collapses else made
-        used = any(index in space.fired.get(number, ()) for number in where)
+        used = index in (on_fused if rule.phase == "kernels" else on_reached if rule.collapses else on_made)
         used |= rule.phase == "quantization" and integer and saturation.matches[rule.name] > 0
         if used:
             names.add(rule.name)

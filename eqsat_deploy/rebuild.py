@@ -16,14 +16,17 @@ from eqsat_deploy.attention import rebuild_attention
 from eqsat_deploy.calling import InputSpec, plain_structure
 from eqsat_deploy.constants import Constants
 from eqsat_deploy.deployment import PlacedKernel, Placement, Quantizer
+from eqsat_deploy.errors import InputError
+from eqsat_deploy.freeze import Space
 from eqsat_deploy.kernels import CONSTANT, QUANTIZE, ENode, Step, applied, realized
 from eqsat_deploy.language import binary, input_, opaque, scalar
 from eqsat_deploy.language.operator import Evaluate, Operator, interpreted_by
 from eqsat_deploy.language.shapes import BATCH, batch_size
-from eqsat_deploy.lower import Call, Hole, Term
+from eqsat_deploy.lower import Call, Hole, Lowered, Term
 from eqsat_deploy.names import Tree
 from eqsat_deploy.price import kernel_of, specs_of
 from eqsat_deploy.search import Search
+from eqsat_extraction.kernel import CostModel
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Rebuilt:
 
 def rebuild(found: Search) -> Rebuilt:
     """Emit the chosen e-nodes in order; constant classes are evaluated once, in float64, from the parameters."""
-    emitter = _Emitter(found)
+    emitter = Emitter(found.lowered, found.space, found.priced.model, found.priced.batch)
     inputs = emitter.placeholders()
     with torch.no_grad(), interpreted_by(Evaluate()), batch_size(_LazyBatch(emitter)):
         for index in found.chosen:
@@ -110,13 +113,13 @@ def _groups(sets: Iterable[frozenset[str]], tensors: list[str]) -> tuple[tuple[s
     return tuple(sorted(group for group in ordered if len(group) > 1))
 
 
-class _Emitter:
+class Emitter:
     """Writes graph nodes for e-nodes; `values` has what stands for every e-class so far."""
 
-    def __init__(self, found: Search) -> None:
-        self.space, self.lowered = found.space, found.lowered
-        self.model, self.floating = found.priced.model, found.priced.model.float_dtype
-        self.specs = specs_of(self.space, self.model, found.priced.batch)
+    def __init__(self, lowered: Lowered, space: Space, model: CostModel, batch: int) -> None:
+        self.space, self.lowered = space, lowered
+        self.model, self.floating = model, model.float_dtype
+        self.specs = specs_of(space, model, batch)
         self.graph = fx.Graph()
         self.tracer = fx.proxy.GraphAppendingTracer(self.graph)
         self.tree = Tree()
@@ -134,10 +137,11 @@ class _Emitter:
         rows = {row.args[0]: i for i, row in enumerate(self.lowered.rows) if row.operator is input_}
         specs = self.lowered.captured.call.inputs
         for index, spec in enumerate(specs):
-            self._input(self.space.row_class[rows[index]], self.graph.placeholder(spec.name))
+            self.input(self.space.row_class[rows[index]], self.graph.placeholder(spec.name))
         return specs
 
-    def _input(self, number: int, node: fx.Node) -> None:
+    def input(self, number: int, node: fx.Node) -> None:
+        """Let `node` stand for a class that is given."""
         shape = self.space.classes[number].shape or ()
         self.values[number] = self._proxy(node, len(shape))
         if self.batched is None and BATCH in shape:
@@ -146,7 +150,11 @@ class _Emitter:
     def batch(self, factor: int = 1) -> fx.Proxy:
         """The batch size at run time, asked of the first input that has it, times `factor`."""
         if self.size is None:
-            assert self.batched is not None
+            if self.batched is None:  # which is of no input whose other sizes are fixed
+                raise InputError(
+                    "dynamic_shapes: the model reads the size of the batch, which no input with otherwise fixed sizes "
+                    "has: free the batch alone; for lengths of sequences, use eqsat_deploy.optimize_buckets()"
+                )
             proxy, position = self.batched
             with self.graph.inserting_after(proxy.node):
                 self.size = fx.Proxy(self.graph.call_method("size", (proxy.node, position)), self.tracer)
@@ -306,7 +314,7 @@ class _Emitter:
 class _LazyBatch:
     """Stands for the batch size in operator bodies; the graph asks for it only where it is used."""
 
-    def __init__(self, emitter: _Emitter) -> None:
+    def __init__(self, emitter: Emitter) -> None:
         self.emitter = emitter
 
     def __rmul__(self, factor: int) -> Any:

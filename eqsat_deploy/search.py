@@ -18,7 +18,7 @@ from eqsat_deploy.freeze import Space, freeze
 from eqsat_deploy.inputs import example_arguments
 from eqsat_deploy.kernels import ENode
 from eqsat_deploy.lower import Lowered, lower
-from eqsat_deploy.price import Priced, price
+from eqsat_deploy.price import Measuring, Priced, price
 from eqsat_deploy.saturate import Budget, Saturation, saturate
 from eqsat_deploy.selection import Rules, Selection, find_rules
 from eqsat_deploy.targets import find_cost
@@ -28,6 +28,8 @@ from eqsat_extraction.kernel import CostModel
 
 Model = nn.Module | fx.GraphModule | ExportedProgram
 Timer = Callable[[str], AbstractContextManager[Any]]
+Restrict = Callable[[Saturation, Space, Priced], tuple[Space, Priced]]
+"""What is extracted from instead: some choices ruled out, or told apart by what they are part of."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,10 @@ class Search:
 
 def search(
     lowered: Lowered, selection: Selection, cost_model: CostModel, limits: Limits | None = None,
-    timed: Timer = nullcontext,
+    timed: Timer = nullcontext, restrict: Restrict | None = None,
 ) -> Search:  # fmt: skip
-    """The cheapest form that the rules reach; `timed` is entered with the name of every stage.
+    """The cheapest form that the rules reach, of those that `restrict` leaves; `timed` is entered with the name of every
+    stage.
 
     Raises:
         ExtractionError: no form can be built from the kernels of the target.
@@ -121,7 +124,15 @@ def search(
     with timed("freeze"):
         space = freeze(lowered, saturation)
     with timed("price"):
-        priced = _priced(space, saturation, selection, cost_model, limits)
+        priced = price(space, cost_model, batch=limits.batch)
+    if isinstance(cost_model, Measuring):
+        with timed("measure"):
+            cost_model.measure(lowered, space, priced)
+            priced = price(space, cost_model, batch=limits.batch)
+    if selection.forced:
+        priced = _converted(space, saturation, priced, selection.forced)
+    if restrict is not None:
+        space, priced = restrict(saturation, space, priced)
     with timed("extract"):
         solution = _extract(priced, limits)
     return Search(lowered, saturation, space, priced, solution, selection, limits)
@@ -133,7 +144,9 @@ def repriced(found: Search, cost_model: CostModel) -> Search:
     Raises:
         ExtractionError: no form can be built from kernels that have a price.
     """
-    priced = _priced(found.space, found.saturation, found.selection, cost_model, found.limits)
+    priced = price(found.space, cost_model, batch=found.limits.batch)
+    if found.selection.forced:
+        priced = _converted(found.space, found.saturation, priced, found.selection.forced)
     return replace(found, priced=priced, solution=_extract(priced, found.limits))
 
 
@@ -159,13 +172,6 @@ def exact_anchor(space: Space, node: ENode) -> ENode:
     codes = [space.classes[o].quantized_of for o in node.operands]
     operands = tuple(o if code is None else code for o, code in zip(node.operands, codes, strict=True))
     return ENode(node.operator, node.operator.join(operands, node.attributes))
-
-
-def _priced(
-    space: Space, saturation: Saturation, selection: Selection, cost_model: CostModel, limits: Limits
-) -> Priced:
-    priced = price(space, cost_model, batch=limits.batch)
-    return _converted(space, saturation, priced, selection.forced) if selection.forced else priced
 
 
 def _converted(space: Space, saturation: Saturation, priced: Priced, families: tuple[str, ...]) -> Priced:

@@ -7,21 +7,22 @@ engines compute in float32, is given and returned as float32 where NumPy has no 
 from __future__ import annotations
 
 import inspect
-import os
 import re
 import warnings
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eqsat_deploy import compiled_cache
 from eqsat_deploy.artifact import read_checked
 from eqsat_deploy.errors import ArtifactError, EngineError, InputError
 from eqsat_deploy.manifest import ENGINE, Leaf, Manifest, Nested, Structure, Written
+from eqsat_deploy.openvino_compiled import Compiled
+from eqsat_deploy.processors import threads
 from eqsat_deploy.record import Record
 from eqsat_extraction.arguments import checked
 
@@ -138,36 +139,13 @@ def load(path: str | Path) -> ArrayEngine:
 
 
 def _openvino(folder: Path, manifest: Manifest) -> tuple[str, Run]:
-    """As `engines.openvino`: static shapes at the typical size, one compilation for all others."""
     import openvino
 
-    core = openvino.Core()
-    model = core.read_model(folder / "model.xml")
-    options = manifest.options
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": options.get("precision", "f32")}
-    if "threads" in options:
-        settings["INFERENCE_NUM_THREADS"] = _threads(options)
+    model = openvino.Core().read_model(folder / "model.xml")
     shapes = [_shape(leaf) for leaf in _inputs(manifest)]
-    requests: dict[int, Any] = {}
-    lock = Lock()  # an inference request serves one call at a time
-
-    def request(size: int) -> Any:
-        if size not in requests:
-            sized = model.clone()
-            each = ([size if n is None else n for n in shape] for shape in shapes)
-            sized.reshape(dict(zip(sized.inputs, map(openvino.PartialShape, each), strict=True)))
-            requests[size] = core.compile_model(sized, "CPU", settings).create_infer_request()
-        return requests[size]
-
-    def run(arrays: Sequence[Array], size: int) -> list[Array]:
-        static = size == manifest.signature.batch.typical and options.get("shapes") != "dynamic"
-        with lock:
-            used = request(size if static else -1)
-            used.infer(dict(enumerate(arrays)))
-            return [np.array(used.get_output_tensor(i).data) for i in range(len(model.outputs))]
-
-    request(-1 if options.get("shapes") == "dynamic" else manifest.signature.batch.typical)
-    return f"openvino {openvino.__version__.partition('-')[0]}", run
+    digest = compiled_cache.digest([folder / "model.xml", folder / "model.bin"])
+    compiled = Compiled(model, shapes, manifest.signature.batch.typical, manifest.options, digest)
+    return f"openvino {openvino.__version__.partition('-')[0]}", compiled.run
 
 
 def _onnxruntime(folder: Path, manifest: Manifest) -> tuple[str, Run]:
@@ -177,7 +155,7 @@ def _onnxruntime(folder: Path, manifest: Manifest) -> tuple[str, Run]:
     file = (folder / "onnxruntime.onnx").read_bytes()
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3  # errors
-    settings.intra_op_num_threads = _threads(manifest.options)
+    settings.intra_op_num_threads = threads(manifest.options)
     off = ["MatMulAddFusion"] if b"DequantizeLinear" in file else None
     session = onnxruntime.InferenceSession(
         file, settings, providers=["CPUExecutionProvider"], disabled_optimizers=off
@@ -197,13 +175,6 @@ RUNTIMES: Mapping[str, Callable[[Path, Manifest], tuple[str, Run]]] = {
     "openvino": _openvino,
     "onnxruntime": _onnxruntime,
 }
-
-
-def _threads(options: Mapping[str, Any]) -> int:
-    wanted = options.get("threads", 0)
-    if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 0:
-        raise InputError(f"threads={wanted!r}: a whole number is expected")
-    return min(wanted, os.cpu_count() or 1)
 
 
 def _leaves(structure: Structure, value: Any, name: str) -> Iterator[Any]:

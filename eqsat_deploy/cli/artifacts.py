@@ -17,19 +17,31 @@ if TYPE_CHECKING:
 
 def inspect(args: argparse.Namespace) -> int:
     """What an artifact is, what it expects and what was measured; every file is checked, nothing is compiled."""
-    from eqsat_deploy.artifact import read
+    from eqsat_deploy.artifact import BUCKETS, read
+    from eqsat_deploy.bucketed import read_padding
 
-    found = described(read(args.artifact))
-    show(args, found, _table(found))
+    if not (args.artifact / BUCKETS).exists():
+        found = described(read(args.artifact))
+        show(args, found, _table(found))
+        return OK
+    padding = read_padding(args.artifact)
+    each = {size: described(read(args.artifact / str(size))) for size in padding.sizes}
+    padded = ", ".join(f"{name} with {value:g}" for name, value in padding.values.items())
+    show(
+        args,
+        {"artifact": str(args.artifact), "padding": padding.values, "buckets": each},
+        f"{args.artifact}: for inputs of up to {padding.sizes[-1]}, padded: {padded}",
+        *map(_table, each.values()),
+    )
     return OK
 
 
 def verify(args: argparse.Namespace) -> int:
     """Load an artifact and run it on data, beside the outputs that are in the data."""
-    from eqsat_deploy.loading import load
+    from eqsat_deploy.loading import load_engine
     from eqsat_deploy.trial import trial
 
-    engine = load(args.artifact)
+    engine = load_engine(args.artifact)
     found = [trial(engine, source) for source in args.data]
     below = [o for each in found for o in each.outputs if not o.holds(args.decibels)]
     result = {

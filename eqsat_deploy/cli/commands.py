@@ -29,12 +29,14 @@ def optimize(args: argparse.Namespace) -> int:
     if wants_engine:
         _check_build(args)
     model, inputs = _load(args)
+    if args.buckets is not None:
+        return _bucketed(args, model, inputs, wants_engine)
     optimized = _optimize(args, model, inputs)
     report = optimized.report
     result = report.to_dict()
     if wants_engine:
         quantized = _quantize(args, model, optimized)
-        engine = quantized.build(args.engine, batch=args.batch, baseline=not args.no_baseline)
+        engine = quantized.build(args.engine, **_built(args))
         result = engine.report
         result["command"] = shlex.join(["eqsat-deploy", *args.words])
         report.engine = result["engine"]
@@ -45,6 +47,29 @@ def optimize(args: argparse.Namespace) -> int:
         result["code"] = optimized.code.strip()
     saved = f"saved to {args.out}" if args.out is not None else None
     show(args, result, report, *filter(None, (args.code and result["code"], saved)))
+    return OK
+
+
+def _bucketed(args: argparse.Namespace, model: Any, inputs: Any, wants_engine: bool) -> int:
+    """`optimize` for inputs of several lengths."""
+    from eqsat_deploy.buckets import optimize_buckets
+
+    made = optimize_buckets(model, inputs, args.buckets, **_searched(args))
+    longest = made.forms[max(made.forms)]
+    reports = {size: form.report for size, form in made.forms.items()}
+    if wants_engine:
+        built = _quantize(args, model, longest, made).build(args.engine, **_built(args))
+        for size, engine in built.engines.items():
+            engine.report["command"] = shlex.join(["eqsat-deploy", *args.words])
+            reports[size].engine = engine.report["engine"]
+        if args.out is not None:
+            built.save(args.out)
+    result: dict[str, Any] = {"buckets": {size: report.to_dict() for size, report in reports.items()}}
+    texts = [text for size, report in reports.items() for text in (f"length {size}", report)]
+    if args.out is not None:
+        result["artifact"] = str(args.out)
+        texts.append(f"saved to {args.out}")
+    show(args, result, *texts)
     return OK
 
 
@@ -134,6 +159,7 @@ def bench(args: argparse.Namespace) -> int:
         args.engine,
         batch=args.batch,
         baseline=not args.no_baseline,
+        options=dict(args.option),
         seconds=args.seconds,
     )
     result = {"unit": "us", "batch": args.batch, "timings": {name: asdict(t) for name, t in timings.items()}}
@@ -255,15 +281,21 @@ def _searched(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("cost", "rules", "extractor", "time_limit", "batch")}
 
 
+def _built(args: argparse.Namespace) -> dict[str, Any]:
+    """What `_engine` of the parser reads, as keyword arguments of `build`."""
+    return {"batch": args.batch, "baseline": not args.no_baseline, "options": dict(args.option)}
+
+
 def _check_build(args: argparse.Namespace) -> None:
     """What can be known before the work: calibration data, engine and a place for the artifact."""
     from eqsat_deploy.artifact import check_target
+    from eqsat_deploy.bucketed import check_folder
     from eqsat_deploy.targets import find_engine
 
     _check_calibration(args)
     find_engine(args.engine)
     if getattr(args, "out", None) is not None:
-        check_target(args.out)
+        (check_target if args.buckets is None else check_folder)(args.out)
 
 
 def _check_calibration(args: argparse.Namespace) -> None:
@@ -282,19 +314,20 @@ def _check_calibration(args: argparse.Namespace) -> None:
         raise UnknownNameError("observer", args.observer, OBSERVERS)
 
 
-def _quantize(args: argparse.Namespace, model: Any, optimized: Any) -> Any:
+def _quantize(args: argparse.Namespace, model: Any, optimized: Any, all_lengths: Any = None) -> Any:
+    """`optimized`, or what is given for `all_lengths` of its inputs, quantized."""
     from eqsat_deploy.data import load_batches
     from eqsat_deploy.deployment import call_of
     from eqsat_deploy.stages import Stages
 
     if args.float:
-        return optimized
+        return all_lengths or optimized
     with Stages()("calibrate"):
         batches = load_batches(
             args.calibration, call_of(optimized), reading=_reading(args), model=model, module=optimized
         )
         kept = args.keep_float or []
-        return optimized.quantize(
+        return (all_lengths or optimized).quantize(
             batches,
             effort=args.effort,
             observer=args.observer,

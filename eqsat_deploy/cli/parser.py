@@ -85,6 +85,8 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     made.add_argument(
         "--out", type=Path, metavar="DIR", help="save the engine there; an artifact that is there is replaced"
     )
+    made.add_argument("--buckets", type=_buckets, metavar="sequence=N,...",
+                      help="a form for each of these lengths, such as sequence=32,64; others are padded")  # fmt: skip
     made.add_argument("--code", action="store_true", help="print the code of the chosen form")
     made = command(
         "explain",
@@ -265,6 +267,8 @@ def _engine(parser: Parser) -> None:
     group.add_argument(
         "--engine", default="auto", metavar="NAME", help="openvino, tensorrt, onnxruntime (default auto)"
     )
+    group.add_argument("--option", type=_option, action="append", default=[], metavar="NAME=VALUE",
+                       help="of the engine, such as mode=throughput or threads=2; repeatable")  # fmt: skip
     group.add_argument(
         "--no-baseline", action="store_true", help="do not build the plain form to compare with"
     )
@@ -284,7 +288,9 @@ def _serving(parser: Parser) -> None:
                        help="milliseconds that a request waits for others to be run with (default 1)")  # fmt: skip
     group.add_argument("--queue", type=_count, default=64, metavar="N",
                        help="requests that wait; one more is answered 503 (default 64)")  # fmt: skip
-    group.add_argument("--workers", type=_count, default=1, metavar="N", help="batches at a time (default 1)")
+    group.add_argument(
+        "--workers", type=_count, metavar="N", help="batches at a time (default: as the engine)"
+    )
     group.add_argument("--max-request", type=_count, default=64, metavar="MB", help="of a body (default 64)")
     group.add_argument(
         "--timeout", type=_positive, default=30.0, metavar="S", help="of a request (default 30)"
@@ -325,6 +331,20 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"a whole number from 1 on is expected, not {text!r}")
     return int(text)
+
+
+def _buckets(text: str) -> list[int]:
+    name, _, sizes = text.partition("=")
+    if name != "sequence" or not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", sizes):
+        raise argparse.ArgumentTypeError(f"lengths are expected, such as sequence=32,64,128, not {text!r}")
+    return list(map(int, sizes.split(",")))
+
+
+def _option(text: str) -> tuple[str, str | int]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"NAME=VALUE is expected, such as threads=2, not {text!r}")
+    return name, int(value) if value.isdecimal() else value
 
 
 def _positive(text: str) -> float:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import operator
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -17,7 +18,7 @@ from eqsat_deploy import artifact
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, PlacedKernel, Signature
 from eqsat_deploy.engines import measure
 from eqsat_deploy.errors import EngineError, EqsatError, UnknownNameError
-from eqsat_extraction.arguments import checked, whole
+from eqsat_extraction.arguments import checked
 
 if TYPE_CHECKING:
     from eqsat_deploy.engines.onnx import Lane
@@ -97,6 +98,11 @@ class Engine(ABC):
         """What this engine computes in where it is not INT8."""
         return self.float_dtype
 
+    @property
+    def concurrency(self) -> int:
+        """How many calls of several threads run at a time; more wait."""
+        return 1
+
     def asked(self) -> Callable[[Sequence[Tensor]], Sequence[Tensor]] | None:
         """Flat inputs to the flat outputs that it was asked for, step by step, where `changes` are made; None where
         this machine cannot tell."""
@@ -124,6 +130,11 @@ class Engine(ABC):
     @abstractmethod
     def save_files(self, folder: Path) -> None:
         """Write the engine's own files into an existing, empty folder; no pickles."""
+
+    @classmethod  # noqa: B027  there may be nothing to join
+    def join_files(cls, folders: Sequence[Path]) -> None:
+        """Make what several engines of this class have in common one file, which each of `folders`, that their
+        `save_files` wrote, has a copy of."""
 
     @classmethod
     @abstractmethod
@@ -200,6 +211,24 @@ class Engine(ABC):
             args, kwargs = measure.call_of(self, batch)
             self(*args, **kwargs)
 
+    @checked
+    def map(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """What it returns for each batch, given as example inputs are, in their order: `concurrency` calls at a time,
+        while the next batches are read.
+        """
+        return self._mapped(batches)
+
+    def _mapped(self, batches: Iterable[Any]) -> Iterator[Any]:
+        waiting: deque[Future[Any]] = deque()
+        with ThreadPoolExecutor(self.concurrency, thread_name_prefix="map") as pool:
+            for batch in batches:
+                args, kwargs = measure.call_of(self, batch)
+                waiting.append(pool.submit(self, *args, **kwargs))
+                if len(waiting) > 2 * self.concurrency:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
     def benchmark(self, batch: Any = None, seconds: float = 2.0) -> measure.Benchmark:
         """Call it over and over for `seconds`, one call at a time, after a few that do not count.
 
@@ -234,13 +263,3 @@ def check_options(engine: str, options: Mapping[str, Any] | None, known: Iterabl
         if key not in known:
             raise UnknownNameError(f"{engine} option", key, known)
     return dict(options or {})
-
-
-def threads(options: Mapping[str, Any]) -> int:
-    """The option `threads`, at most the CPUs of this machine: an artifact may be of a larger one, and one that asks
-    for thousands would make them. 0 where it is left to the runtime.
-
-    Raises:
-        InputError: it is no whole number.
-    """
-    return min(whole("threads", options.get("threads", 0), least=0), os.cpu_count() or 1)

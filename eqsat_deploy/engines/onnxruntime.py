@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import tempfile
@@ -14,10 +13,11 @@ import torch
 from torch import Tensor, fx
 
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
-from eqsat_deploy.engines.base import Engine, Layer, check_options, threads
+from eqsat_deploy.engines.base import Engine, Layer, check_options
 from eqsat_deploy.engines.onnx import ONNXRUNTIME, Lane, export_onnx, missing_packages, nodes_of
 from eqsat_deploy.engines.onnx.written import as_written
 from eqsat_deploy.errors import EngineError
+from eqsat_deploy.processors import threads
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -110,7 +110,9 @@ class ONNXRuntimeEngine(Engine):
     @property
     def version(self) -> str:
         """ONNX Runtime's version."""
-        return importlib.metadata.version("onnxruntime")
+        import onnxruntime  # whose package has other names for GPUs
+
+        return str(onnxruntime.__version__)
 
     def _start(self, profile: str | None = None) -> onnxruntime.InferenceSession:
         import onnxruntime

@@ -6,10 +6,8 @@ import platform
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from statistics import median
-from threading import Lock
 from typing import Any, Self
 
 import numpy as np
@@ -17,18 +15,18 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import default_decompositions
 
+from eqsat_deploy import compiled_cache
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
-from eqsat_deploy.engines.base import Engine, Layer, check_options, threads
+from eqsat_deploy.engines.base import Engine, Layer, check_options
+from eqsat_deploy.engines.openvino_files import join_constants
 from eqsat_deploy.engines.openvino_operators import DECOMPOSITIONS, extensions
 from eqsat_deploy.engines.program import composites, export_program, node_origins, prepared, traced
-from eqsat_deploy.errors import EngineError, UnknownNameError
+from eqsat_deploy.errors import EngineError
+from eqsat_deploy.openvino_compiled import ANY, OPTIONS, Compiled, capabilities, reshape
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize, swapped
 
 aten = torch.ops.aten
-OPTIONS = ("threads", "precision", "shapes")
-SHAPES = ("static", "dynamic")
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
-ANY = -1  # the batch of a compilation with dynamic shapes
 PRECISIONS = {"u8": "int8", "i8": "int8", "f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 # What the executed graph lists that computes nothing.
 PASSIVE = {"Const", "Input", "Output"}
@@ -41,9 +39,13 @@ class OpenVINOEngine(Engine):
     The model stays dynamic in the batch; the typical size is compiled with static shapes, which the plugin
     plans ahead for, and all other sizes share one dynamic compilation, made when the first of them arrives.
 
-    Options: `threads` (all cores by default); `precision` of what is not INT8, `f32` (the default, so that
+    Options: `mode`, `latency` (the default: one call at a time, on all cores) or `throughput` (calls of several threads
+    on some cores each; see `concurrency` and `map`), with `streams`, how many at a time, where OpenVINO's own choice is
+    not to be; `threads` (all cores by default); `precision` of what is not INT8, `f32` (the default, so that
     results can be reproduced) or `bf16`, `f16` where the CPU has them; `shapes`, `static` (the default) or `dynamic`
     for one dynamic compilation that serves the typical size, too.
+
+    Any thread may call it; in a process that was forked since, a call is an error.
     """
 
     name = "openvino"
@@ -57,16 +59,12 @@ class OpenVINOEngine(Engine):
         signature: Signature,
         weights: Mapping[str, Tensor] | None = None,
         options: Mapping[str, Any] | None = None,
+        digest: str | None = None,
     ) -> None:
         super().__init__(signature, weights, check_options(self.name, options, OPTIONS))
-        for option, known in (("precision", DTYPES), ("shapes", SHAPES)):
-            if self.options.get(option, next(iter(known))) not in known:
-                raise UnknownNameError(f"openvino {option}", str(self.options[option]), known)
         self.model = model
-        self._results = len(model.outputs)
-        self._lock = Lock()  # an inference request serves one call at a time
-        self._requests: dict[int, Any] = {}
-        self._request(signature.batch.typical)
+        shapes = [spec.shape for spec in signature.inputs]
+        self._compiled = Compiled(model, shapes, signature.batch.typical, self.options, digest)
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -89,22 +87,13 @@ class OpenVINOEngine(Engine):
         module, signature = prepared(module, batch)
         model, graph = _converted(swapped(module, _Marker), signature.wide)
         _name(model, signature, node_origins(graph.graph))
-        _reshape(model, signature, ANY)
+        reshape(model, [spec.shape for spec in signature.inputs], ANY)
         _pad_pools(model)
         return cls(model, signature, weights, options)
 
     def run(self, inputs: Sequence[Tensor], batch: int) -> Sequence[Tensor]:
         """The flat outputs, on the CPU, in memory of their own."""
-        # Inputs are shared and results copied once. Written into memory of ours, some were garbage (2026.4.1): of a
-        # module that also returns one of its inputs, whose memory becomes that of the result.
-        feed = _tensors(inputs)
-        with self._lock:
-            request = self._request(batch)
-            for index, value in enumerate(feed):
-                request.set_input_tensor(index, value)
-            request.infer(share_outputs=True)
-            results = [request.get_output_tensor(index).data.copy() for index in range(self._results)]
-        return list(map(torch.from_numpy, results))
+        return list(map(torch.from_numpy, self._compiled.run(_arrays(inputs), batch)))
 
     def save_files(self, folder: Path) -> None:
         """`model.xml` and `model.bin`: OpenVINO IR with a dynamic batch, INT8 weights stored as such."""
@@ -117,26 +106,32 @@ class OpenVINOEngine(Engine):
         openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
 
     @classmethod
+    def join_files(cls, folders: Sequence[Path]) -> None:
+        """One `model.bin` with the constants of all."""
+        join_constants(folders)
+
+    @classmethod
     def load_files(cls, folder: Path, signature: Signature, options: Mapping[str, Any]) -> Self:
-        """The engine compiled anew for this CPU."""
+        """The engine compiled for this CPU, or as it was compiled before (`compiled_cache`)."""
         import openvino
 
         try:
             model = openvino.Core().read_model(folder / "model.xml")
-        except RuntimeError as error:
+            digest = compiled_cache.digest([folder / "model.xml", folder / "model.bin"])
+        except (RuntimeError, OSError) as error:
             raise EngineError(
                 f"OpenVINO {openvino.__version__} cannot read {folder / 'model.xml'}: {error}"
             ) from error
-        return cls(model, signature, options=options)
+        return cls(model, signature, options=options, digest=digest)
 
     def layers(self, *inputs: Tensor) -> tuple[Layer, ...]:
         """Every executed node of the plugin's graph, the median time of ten runs each."""
         import openvino
 
         inputs = inputs or self.signature.zeros(self.signature.batch.typical)
-        compiled = self._compile(self._shapes(self.signature.check(inputs)), {"PERF_COUNT": True})
+        compiled = self._compiled.compile(self.signature.check(inputs), {"PERF_COUNT": True})
         request = compiled.create_infer_request()
-        feed = _tensors(self.signature.widened(inputs))
+        feed = _arrays(self.signature.widened(inputs))
         times: dict[str, list[float]] = {}
         for _ in range(PROFILED_RUNS):
             request.infer(feed)
@@ -150,9 +145,8 @@ class OpenVINOEngine(Engine):
         """The CPU's name and what OpenVINO can compute in on it."""
         import openvino
 
-        core = openvino.Core()
-        capabilities = ", ".join(sorted(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")))
-        return f"{core.get_property('CPU', 'FULL_DEVICE_NAME')} ({platform.machine()}; {capabilities})"
+        name = openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")
+        return f"{name} ({platform.machine()}; {', '.join(capabilities())})"
 
     @property
     def version(self) -> str:
@@ -166,34 +160,10 @@ class OpenVINOEngine(Engine):
         """The dtype of the option `precision`."""
         return DTYPES.get(self.options.get("precision", "f32"), torch.float32)
 
-    def _shapes(self, batch: int) -> int:
-        """The compilation that serves `batch`: that of the typical size, or the dynamic one."""
-        static = batch == self.signature.batch.typical and self.options.get("shapes") != "dynamic"
-        return batch if static else ANY
-
-    def _request(self, batch: int) -> Any:
-        size = self._shapes(batch)
-        if size not in self._requests:
-            self._requests[size] = self._compile(size).create_infer_request()
-        return self._requests[size]
-
-    def _compile(self, batch: int, properties: Mapping[str, Any] | None = None) -> Any:
-        """`model` for one batch size, or for `ANY`."""
-        import openvino
-
-        model = self.model.clone()
-        _reshape(model, self.signature, batch)
-        settings: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": self.options.get("precision", "f32"),
-            **(properties or {}),
-        }
-        if "threads" in self.options:
-            settings["INFERENCE_NUM_THREADS"] = threads(self.options)
-        try:
-            return openvino.Core().compile_model(model, "CPU", settings)
-        except RuntimeError as error:
-            raise EngineError(f"OpenVINO cannot compile the model: {error}") from error
+    @property
+    def concurrency(self) -> int:
+        """How many calls run at a time: in `latency` mode one, unless there are `streams`."""
+        return self._compiled.concurrency
 
 
 def executed_layers(compiled: Any, times: Mapping[str, float]) -> tuple[Layer, ...]:
@@ -391,17 +361,6 @@ def _number(model: Any) -> None:
             op.set_friendly_name(f"{op.get_type_name()}_{index}")
 
 
-def _reshape(model: Any, signature: Signature, batch: int) -> None:
-    from openvino import PartialShape
-
-    model.reshape(
-        {
-            port: PartialShape([batch if size is None else size for size in spec.shape])
-            for port, spec in zip(model.inputs, signature.inputs, strict=True)
-        }
-    )
-
-
 def _pad_pools(model: Any) -> None:
     """Give max-pools that round sizes up the padding that has the same windows: the plugin has INT8 kernels and fast
     float ones (2026.4.1) for those alone that round down."""
@@ -425,13 +384,5 @@ def _pad_pools(model: Any) -> None:
             reader.replace_source_output(padded.output(0))
 
 
-def _tensors(inputs: Sequence[Tensor]) -> list[Any]:
-    shared = _tensor_type()
-    return [shared(value.detach().cpu().contiguous().numpy(), shared_memory=True) for value in inputs]
-
-
-@cache
-def _tensor_type() -> Any:
-    from openvino import Tensor as Shared
-
-    return Shared
+def _arrays(inputs: Sequence[Tensor]) -> list[Any]:
+    return [value.detach().cpu().contiguous().numpy() for value in inputs]

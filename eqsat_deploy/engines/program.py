@@ -11,12 +11,10 @@ from typing import Any
 import torch
 import torch.fx.traceback
 from torch import Tensor, fx, nn
-from torch._dynamo.source import ConstantSource
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.fx.graph import CodeGen
 
 from eqsat_deploy.deployment import HALVES, Batch, InputSpec, Signature, copied, flat_outputs
@@ -52,6 +50,10 @@ def traced(
     `torch.export` and its decompositions come to for a module without state, in one tracing instead of three.
     Raises whatever an operator's tracing raises, and what changes tensors in place is refused.
     """
+    # Here, and not above: they take seconds, and what loads an engine traces nothing.
+    from torch._dynamo.source import ConstantSource
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
     root = _Interpreted(_marked_nodes(module))
     fakes = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     state = {**dict(root.named_parameters()), **dict(root.named_buffers())}
@@ -96,7 +98,10 @@ def _hold(graph: fx.GraphModule, state: Mapping[str, Tensor]) -> None:
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     for placeholder, (name, value) in zip(placeholders, state.items(), strict=False):
         if placeholder.users:
-            graph.register_buffer(target := name.replace(".", "_"), value.detach())
+            target = name.replace(".", "_")
+            while hasattr(graph, target):  # `a.b_c` and `a_b.c` are two
+                target += "_"
+            graph.register_buffer(target, value.detach())
             with graph.graph.inserting_before(placeholder):
                 placeholder.replace_all_uses_with(graph.graph.get_attr(target))
         graph.graph.erase_node(placeholder)
@@ -104,7 +109,9 @@ def _hold(graph: fx.GraphModule, state: Mapping[str, Tensor]) -> None:
     graph.recompile()
 
 
-def _sizes(spec: InputSpec) -> StatelessSymbolicContext[Any, Any]:
+def _sizes(spec: InputSpec) -> Any:
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
+
     return StatelessSymbolicContext(
         dynamic_sizes=[DimDynamic.DYNAMIC if size is None else DimDynamic.STATIC for size in spec.shape]
     )

@@ -97,8 +97,13 @@ class _Lowering:
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
             return value
-        row = Row(input_, (self.captured.inputs.index(node.name),))
-        return self.rows.add(row, self.sizes.known_meta(value), constant=False)
+        meta = self.sizes.known_meta(value)
+        if meta is None:
+            self.opaque.warnings.append(
+                f"input {node.name!r} has free sizes besides the batch: what depends on them stays as it is, in float, "
+                "and no engine can be built. For lengths of sequences, optimize_buckets() makes a form for each"
+            )
+        return self.rows.add(Row(input_, (self.captured.inputs.index(node.name),)), meta, constant=False)
 
     def _output(self, node: fx.Node, value: Any) -> Any:
         if not isinstance(value, fx.Node):

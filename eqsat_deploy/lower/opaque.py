@@ -46,7 +46,7 @@ class Opaque:
         name = _name(target)
         held = mapped((args, kwargs), hole)
         pure = not IMPURE.intersection(getattr(target, "tags", ()))
-        known = all(o.constant for o in operands) or name in SHAPE_ONLY
+        known = all(o.constant or (name in SHAPE_ONLY and o.meta is not None) for o in operands)
         if pure and known and not _has_batch(held) and not depends_on_symbols(value):
             return self._evaluated(node.name, target, held, operands)
         if "left whole" in reason or (reason == UNKNOWN and ("pool" in name or "attention" in name)):

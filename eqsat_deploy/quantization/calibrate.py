@@ -32,33 +32,47 @@ def calibrate(
 ) -> tuple[Tensor, ...]:
     """Run every batch, once, through all the modules; the first `keep` samples of all, in one batch.
 
+    An interruption (`KeyboardInterrupt`) ends the data: what was read before stays, with a warning.
+
     Raises:
         QuantizationError: no batches, or one that does not fit `call` or has NaN or infinity, by its number.
     """
     device = device_of(modules[0])
     count, held, ranges = 0, Held(call.inputs, keep), _Ranges(call.inputs)
-    with torch.no_grad():
-        for count, batch in enumerate(_iterable(batches), 1):
-            try:
-                inputs = read_batch(batch, call)
-            except InputError as error:
-                raise QuantizationError(f"calibration batch {count}: {error}") from error
-            for spec, value in zip(call.inputs, inputs, strict=True):
-                if not torch.isfinite(value).all():
-                    raise QuantizationError(
-                        f"calibration batch {count}: {spec.name!r} has NaN or infinite values"
-                    )
-            inputs = tuple(value.to(device) for value in inputs)
-            held.add(inputs)
-            ranges.add(inputs)
-            for module in modules:
-                module.forward(*inputs)
+    try:
+        with torch.no_grad():
+            for inputs in _read(batches, call):
+                inputs = tuple(value.to(device) for value in inputs)
+                for module in modules:
+                    module.forward(*inputs)
+                held.add(inputs)
+                ranges.add(inputs)
+                count += 1
+    except KeyboardInterrupt:
+        if count == 0:
+            raise
+        warnings.warn(f"interrupted: calibrated on the first {count} batches", stacklevel=5)
     if count == 0:
         raise QuantizationError(
             "no calibration batches: pass an iterable of inputs (a generator is used up after one pass)"
         )
     ranges.warn()
     return held.joined()
+
+
+def _read(batches: Any, call: CallSpec) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors of every batch, finite ones."""
+    for number, batch in enumerate(_iterable(batches), 1):
+        try:
+            inputs = read_batch(batch, call)
+        except InputError as error:
+            raise QuantizationError(f"calibration batch {number}: {error}") from error
+        for spec, value in zip(call.inputs, inputs, strict=True):
+            if not torch.isfinite(value).all():
+                raise QuantizationError(
+                    f"calibration batch {number}: {spec.name!r} has NaN or infinite values"
+                )
+        yield inputs
 
 
 def _iterable(batches: Any) -> Iterable[Any]:
@@ -108,7 +122,7 @@ class Held:
 
     def __init__(self, specs: Sequence[InputSpec], most: int = SAMPLE) -> None:
         self.specs, self.most = specs, most
-        self.axes = [next((i for i, n in enumerate(spec.shape) if n is None), None) for spec in specs]
+        self.axes = [spec.batch_axis for spec in specs]
         self.parts: list[tuple[Tensor, ...]] = []
         self.count = 0
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import inf, log10
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
+from eqsat_deploy.deployment import Placement
 from eqsat_deploy.errors import InputError, UnknownNameError
 from eqsat_deploy.noise import decibels
 from eqsat_deploy.quantization.sensitivity import Sensitivities
@@ -48,6 +50,71 @@ def leaving(found: Sensitivities, part: float) -> list[str]:
         kept.append(one.kernel)
         left -= one.noise
     return kept
+
+
+def patterns_of(placement: Placement, precision: Mapping[str, str]) -> tuple[str, ...]:
+    """The patterns of kernels to keep in float, each of which names at least one."""
+    names = [name for kernel in placement.kernels for name in kernel.nodes]
+    for pattern, wanted in precision.items():
+        if wanted != "float":
+            raise UnknownNameError(f"precision of {pattern!r}", str(wanted), ["float"])
+        if not fnmatch.filter(names, pattern):
+            raise UnknownNameError("kernel", pattern, names)
+    return tuple(precision)
+
+
+def with_floats(placement: Placement, patterns: Sequence[str], nodes: Mapping[str, fx.Node]) -> Placement:
+    """`placement` with the kernels that match in float; what hands them codes alone reads no codes either."""
+    if not patterns:
+        return placement
+    kept = {
+        kernel.anchor
+        for kernel in placement.kernels
+        if any(fnmatch.filter(kernel.nodes, pattern) for pattern in patterns)
+    }
+    kernels = tuple(
+        replace(
+            kernel,
+            precision="float32",
+            output="float32",
+            cost=kernel.float_cost or kernel.cost,
+            float_cost=None,
+        )
+        if kernel.anchor in kept
+        else kernel
+        for kernel in placement.kernels
+    )
+    floats = {name for kernel in kernels if kernel.anchor in kept for name in kernel.nodes}
+    integers = {name for kernel in kernels if kernel.anchor not in kept for name in kernel.nodes}
+
+    def in_float(name: str) -> bool:
+        users = [user.name for user in nodes[name].users]
+        return name in floats or (name not in integers and bool(users) and all(map(in_float, users)))
+
+    left = (
+        replace(quantizer, readers=tuple(name for name in quantizer.readers if not in_float(name)))
+        for quantizer in placement.quantizers
+    )
+    return replace(
+        placement, kernels=kernels, quantizers=tuple(quantizer for quantizer in left if quantizer.readers)
+    )
+
+
+def without_float_operands(placement: Placement) -> Placement:
+    """What the epilogue of a kernel reads that writes float stays float: an INT8 residual saves it nothing, and costs
+    the accuracy of the stream."""
+    floats = {
+        name
+        for kernel in placement.kernels
+        if kernel.precision == "int8" and kernel.output != "int8"
+        for name in kernel.nodes
+        if name != kernel.anchor
+    }
+    kept = (
+        replace(quantizer, readers=tuple(name for name in quantizer.readers if name not in floats))
+        for quantizer in placement.quantizers
+    )
+    return replace(placement, quantizers=tuple(quantizer for quantizer in kept if quantizer.readers))
 
 
 Metric = Callable[[Sequence[Tensor], Sequence[Tensor]], float]

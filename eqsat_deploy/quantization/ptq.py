@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import fnmatch
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from math import inf, isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from eqsat_deploy.deployment import (
-    EXPECTED_SQNR,
     Placement,
     Quantizer,
     call_of,
@@ -27,6 +23,7 @@ from eqsat_deploy.deployment import (
 )
 from eqsat_deploy.errors import QuantizationError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
+from eqsat_deploy.noise import Agreement
 from eqsat_deploy.quantization.calibrate import SAMPLE, calibrate, device_of
 from eqsat_deploy.quantization.fake_quantize import (
     FakeQuantize,
@@ -35,10 +32,19 @@ from eqsat_deploy.quantization.fake_quantize import (
     QuantizedLinear,
 )
 from eqsat_deploy.quantization.observers import OBSERVERS, Extremes, Observer
-from eqsat_deploy.quantization.precision import AccuracyBudget, economical, leaving, outputs_of, sqnr
+from eqsat_deploy.quantization.precision import (
+    AccuracyBudget,
+    economical,
+    leaving,
+    outputs_of,
+    patterns_of,
+    with_floats,
+    without_float_operands,
+)
 from eqsat_deploy.quantization.reconstruction import reconstruct
 from eqsat_deploy.quantization.sensitivity import ranked
 from eqsat_deploy.quantization.tuning import TUNED, tuned
+from eqsat_deploy.stages import Stages
 from eqsat_extraction.arguments import checked, instance
 
 ANY_GRID = IntegerGrid(unsigned=True, asymmetric=True, channels=True)
@@ -82,7 +88,7 @@ def quantize(
         precision: `"float"` for kernels that stay in float, by the names of their nodes or patterns of them such as
             `layer4_*` (`fnmatch`); `sensitivity` says which are worth it. With `effort="balanced"`, others whose
             rounding costs the outputs more than float would cost time (`economical`) are kept in float as well where
-            the outputs lose more than `EXPECTED_SQNR`.
+            the outputs have lost more than is expected (`Agreement`).
         accuracy_budget: keep in float what has to be for the outputs to lose no more than this on calibration data:
             an SQNR in dB, or an `AccuracyBudget` with another metric.
         learnable: scales are parameters that training adapts (LSQ).
@@ -95,7 +101,7 @@ def quantize(
     """
     if effort not in EFFORTS:
         raise UnknownNameError("effort", str(effort), EFFORTS)
-    patterns = _patterns(deployment(module).placement, precision or {})
+    patterns = patterns_of(deployment(module).placement, precision or {})
     if any(isinstance(child, FakeQuantize) for child in module.modules()):
         raise QuantizationError(
             "the module is quantized already: call quantize() on what optimize() returned, which is unchanged"
@@ -115,26 +121,29 @@ def quantize(
             stacklevel=4,
         )
     keep = TUNED if effort == "best" else SAMPLE
-    held = calibrate([form.module for form in forms], call_of(module), batches, keep)
+    stages = Stages()
+    with stages("calibrate"):
+        held = calibrate([form.module for form in forms], call_of(module), batches, keep)
     sample = samples_of(known.inputs, held, SAMPLE)
     choices: dict[Any, int] = {}
     first, *rest = forms
-    quantized = first.quantized(effort, sample, choices)
-    while floats := _to_float(module, quantized, first.sqnr, effort, sample, budget):
-        first, *rest = [form.with_floats(floats) for form in (first, *rest)]
+    with stages("quantize"):
         quantized = first.quantized(effort, sample, choices)
-        if budget is None:
-            break
-    others = [form.quantized(effort, sample, choices) for form in rest]
-    measured = first.sqnr if isfinite(first.sqnr) else None
+        while floats := _to_float(module, quantized, first.agreement, sample, budget):
+            first, *rest = [form.with_floats(floats) for form in (first, *rest)]
+            quantized = first.quantized(effort, sample, choices)
+            if budget is None:
+                break
+        others = [form.quantized(effort, sample, choices) for form in rest]
+    agreement = first.agreement
     if effort == "best":
-        quantized = tuned(quantized, module, held)
-        measured = sqnr(outputs_of(module, sample), outputs_of(quantized, sample))
-    if measured is not None and measured < EXPECTED_SQNR and budget is None:
+        with stages("tune"):
+            quantized = tuned(quantized, module, held)
+        agreement = Agreement.of(zip(outputs_of(module, sample), outputs_of(quantized, sample), strict=True))
+    if agreement and agreement.doubts and budget is None:
         warnings.warn(
-            f"INT8 leaves the outputs {measured:.1f} dB above the error on calibration data, {EXPECTED_SQNR} are "
-            "expected: sensitivity() ranks the kernels; effort='best' trains scales, and accuracy_budget=dB or "
-            "precision={name: 'float'} keeps some in float",
+            f"in INT8, on calibration data, {'; '.join(agreement.doubts)}: sensitivity() ranks the kernels; "
+            "effort='best' trains scales, and accuracy_budget=dB or precision={name: 'float'} keeps some in float",
             stacklevel=4,
         )
     for form in (quantized, *others) if learnable else ():
@@ -147,7 +156,7 @@ def quantize(
         report=report,
         plain=next(iter(others), None),
         fingerprint=fingerprint(quantized),
-        sqnr=measured,
+        agreement=agreement,
     )
     return quantized
 
@@ -155,15 +164,16 @@ def quantize(
 def _to_float(
     module: fx.GraphModule,
     quantized: fx.GraphModule,
-    measured: float,
-    effort: str,
+    agreement: Agreement | None,
     sample: Sequence[Tensor],
     budget: AccuracyBudget | None,
 ) -> list[str]:
     """The kernels of `quantized` to put in float next, so that it keeps the budget, or for little time without one."""
     if budget is None:
         return (
-            economical(ranked(quantized, [sample])) if effort != "fast" and measured < EXPECTED_SQNR else []
+            economical(ranked(quantized, [sample]))
+            if agreement is not None and agreement.sqnr < agreement.EXPECTED_SQNR
+            else []
         )
     value = budget.measure(outputs_of(module, sample), outputs_of(quantized, sample))
     excess = budget.excess(value)
@@ -191,10 +201,10 @@ class _Watched:
         self.grid, self.source, self.floats, self.make_observer = grid, module, floats, make_observer
         self.module = copied(module).eval()
         self.nodes = _Nodes({node.name: node for node in self.module.graph.nodes})
-        placement = _with_floats(deployment(module).placement, floats, self.nodes)
-        self.placement = _without_float_operands(placement)
+        placement = with_floats(deployment(module).placement, floats, self.nodes)
+        self.placement = without_float_operands(placement)
         record(self.module, placement=self.placement)
-        self.sqnr = inf  # of the outputs in dB, where it was measured
+        self.agreement: Agreement | None = None
         self.watches = _insert_watches(self.module, self.nodes, _sharing(self.placement, grid), make_observer)
         self.module.recompile()
 
@@ -219,7 +229,7 @@ class _Watched:
                 _quantize_weight(self.module, self.nodes[kernel.anchor], kernel.channels, originals)
         if effort != "fast":
             seen = {target: seen for target, seen in observers.items() if isinstance(seen, Extremes)}
-            self.sqnr = reconstruct(self.module, originals, seen, sample, self.grid, choices)
+            self.agreement = reconstruct(self.module, originals, seen, sample, self.grid, choices)
         self.module.recompile()
         return self.module
 
@@ -227,71 +237,6 @@ class _Watched:
 def _learn(module: nn.Module) -> None:
     for fake in [child for child in module.modules() if isinstance(child, FakeQuantize)]:
         fake.learn()
-
-
-def _patterns(placement: Placement, precision: Mapping[str, str]) -> tuple[str, ...]:
-    """The patterns of kernels to keep in float, each of which names at least one."""
-    names = [name for kernel in placement.kernels for name in kernel.nodes]
-    for pattern, wanted in precision.items():
-        if wanted != "float":
-            raise UnknownNameError(f"precision of {pattern!r}", str(wanted), ["float"])
-        if not fnmatch.filter(names, pattern):
-            raise UnknownNameError("kernel", pattern, names)
-    return tuple(precision)
-
-
-def _with_floats(placement: Placement, patterns: Sequence[str], nodes: Mapping[str, fx.Node]) -> Placement:
-    """`placement` with the kernels that match in float; what hands them codes alone reads no codes either."""
-    if not patterns:
-        return placement
-    kept = {
-        kernel.anchor
-        for kernel in placement.kernels
-        if any(fnmatch.filter(kernel.nodes, pattern) for pattern in patterns)
-    }
-    kernels = tuple(
-        replace(
-            kernel,
-            precision="float32",
-            output="float32",
-            cost=kernel.float_cost or kernel.cost,
-            float_cost=None,
-        )
-        if kernel.anchor in kept
-        else kernel
-        for kernel in placement.kernels
-    )
-    floats = {name for kernel in kernels if kernel.anchor in kept for name in kernel.nodes}
-    integers = {name for kernel in kernels if kernel.anchor not in kept for name in kernel.nodes}
-
-    def in_float(name: str) -> bool:
-        users = [user.name for user in nodes[name].users]
-        return name in floats or (name not in integers and bool(users) and all(map(in_float, users)))
-
-    left = (
-        replace(quantizer, readers=tuple(name for name in quantizer.readers if not in_float(name)))
-        for quantizer in placement.quantizers
-    )
-    return replace(
-        placement, kernels=kernels, quantizers=tuple(quantizer for quantizer in left if quantizer.readers)
-    )
-
-
-def _without_float_operands(placement: Placement) -> Placement:
-    """What the epilogue of a kernel reads that writes float stays float: an INT8 residual saves it nothing, and costs
-    the accuracy of the stream."""
-    floats = {
-        name
-        for kernel in placement.kernels
-        if kernel.precision == "int8" and kernel.output != "int8"
-        for name in kernel.nodes
-        if name != kernel.anchor
-    }
-    kept = (
-        replace(quantizer, readers=tuple(name for name in quantizer.readers if name not in floats))
-        for quantizer in placement.quantizers
-    )
-    return replace(placement, quantizers=tuple(quantizer for quantizer in kept if quantizer.readers))
 
 
 class _Nodes(dict[str, fx.Node]):

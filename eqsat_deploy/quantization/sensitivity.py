@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from eqsat_deploy.deployment import InputSpec, PlacedKernel, call_of, deployment, flat_outputs
+from eqsat_deploy.deployment import PlacedKernel, call_of, deployment, flat_outputs, split
 from eqsat_deploy.errors import QuantizationError
 from eqsat_deploy.noise import ratio
 from eqsat_deploy.quantization.biases import unrounded
@@ -104,7 +104,7 @@ def ranked(module: fx.GraphModule, held: Sequence[Sequence[Tensor]], seed: int =
     """`sensitivity` on batches of tensors in the order of the placeholders."""
     known = deployment(module)
     kernels = [kernel for kernel in known.placement.kernels if kernel.precision == "int8"]
-    samples = [one for inputs in held for one in _samples(known.inputs, inputs)][:SAMPLES]
+    samples = [one for inputs in held for one in split(known.inputs, inputs, 1)][:SAMPLES]
     rounded = Rounded(module)
     noise = _noise(rounded, kernels, samples, seed)
     found = [Sensitivity(kernel.anchor, noise[kernel], kernel.cost, _longer(kernel)) for kernel in kernels]
@@ -217,17 +217,6 @@ class _Differentiable(fx.Interpreter):
         if isinstance(value, Tensor) and value.is_floating_point() and not value.requires_grad:
             return value.detach().requires_grad_()
         return value
-
-
-def _samples(specs: Sequence[InputSpec], inputs: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-    """One sample after another."""
-    axes = [next((i for i, size in enumerate(spec.shape) if size is None), None) for spec in specs]
-    counts = [value.shape[axis] for value, axis in zip(inputs, axes, strict=True) if axis is not None]
-    for index in range(min(counts, default=1)):
-        yield tuple(
-            value if axis is None else value.narrow(axis, index, 1)
-            for value, axis in zip(inputs, axes, strict=True)
-        )
 
 
 def _direction(output: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor, fx
 
-from eqsat_deploy.deployment import deployment
+from eqsat_deploy.deployment import deployment, split
 from eqsat_deploy.errors import QuantizationError
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize
 from eqsat_deploy.quantization.finetune import distance, distilling
@@ -34,7 +34,7 @@ def tuned(module: fx.GraphModule, teacher: fx.GraphModule, inputs: Sequence[Tens
         teacher: the float module.
         inputs: samples in the order of the placeholders, one batch.
     """
-    batches = _batches(module, inputs)
+    batches = split(deployment(module).inputs, inputs, BATCH)
     judged = batches[3::4] or batches
     trained = [batch for index, batch in enumerate(batches) if index % 4 != 3]
     student = copy.deepcopy(module).eval()
@@ -54,21 +54,6 @@ def tuned(module: fx.GraphModule, teacher: fx.GraphModule, inputs: Sequence[Tens
     for name, parameter in best.named_parameters():
         parameter.requires_grad_(trains[name])
     return best
-
-
-def _batches(module: fx.GraphModule, inputs: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-    axes = [
-        next((i for i, n in enumerate(spec.shape) if n is None), None) for spec in deployment(module).inputs
-    ]
-    parts = [
-        None if axis is None else torch.split(value, BATCH, axis)
-        for value, axis in zip(inputs, axes, strict=True)
-    ]
-    count = min((len(part) for part in parts if part is not None), default=1)
-    return [
-        tuple(value if part is None else part[index] for value, part in zip(inputs, parts, strict=True))
-        for index in range(count)
-    ]
 
 
 def _error(module: fx.GraphModule, teacher: fx.GraphModule, batches: Sequence[Sequence[Tensor]]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from importlib.metadata import version
+from typing import Any
 
 import torch
 
@@ -21,15 +22,17 @@ def report_of(
     plain: Search,
     verified: Verified | None,
     seconds: Mapping[str, float],
+    tuning: dict[str, Any] | None = None,
 ) -> Report:
-    """The report on the form of `kept`, which is `searched`, or `plain` where the extractor found nothing as cheap."""
+    """The report on the form of `kept`, which is `searched`, or `plain` where the extractor found nothing as cheap, or
+    the fastest of `tuning`."""
     solution = kept.solution
     used = used_rules(kept)
     launches = [kept.space.choices[i][1] for i in kept.launches]
     saturation = searched.saturation
     notes = [
         *searched.lowered.warnings,
-        *_on_search(searched, kept),
+        *(_on_search(searched, kept) if tuning is None else _on_tuning(tuning)),
         *(verified.notes if verified is not None else ()),
     ]
     return Report(
@@ -59,8 +62,13 @@ def report_of(
         iterations=saturation.iterations,
         versions={"eqsat-deploy": version("eqsat-deploy"), "torch": torch.__version__,
                   "egglog": version("egglog"), "python": platform.python_version()},
+        tuning=tuning,
         searches=Searches(kept, plain),
     )  # fmt: skip
+
+
+def _on_tuning(tuning: Mapping[str, Any]) -> list[str]:
+    return [f"tune: {row['form']} is out: {row['failed']}" for row in tuning["forms"] if "failed" in row]
 
 
 def _on_search(searched: Search, kept: Search) -> list[str]:

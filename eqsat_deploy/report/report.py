@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from eqsat_deploy.errors import InputError
 from eqsat_deploy.report.render import to_html, to_text
+from eqsat_deploy.report.tuning import tuning_table
 
 if TYPE_CHECKING:
     from eqsat_deploy.engines.base import Engine
@@ -51,7 +52,7 @@ class Report:
 
     `plain` is the form that an engine reaches by itself: the model's own operators with BatchNorm folded and
     epilogues fused. Costs are the cost model's prediction in `unit` for batches of `batch`. `gap` is certified: no
-    form in the e-graph is cheaper than `bound`.
+    form in the e-graph is cheaper than `bound`. `tuning` has the forms that were timed, and how, where any were.
     """
 
     model: str
@@ -80,6 +81,7 @@ class Report:
     iterations: list[dict[str, int]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     engine: dict[str, Any] | None = None
+    tuning: dict[str, Any] | None = None
     searches: Searches = field(default=Searches(), repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -225,7 +227,8 @@ class Report:
         times = "  ".join(f"{k} {v:.2f} s" for k, v in self.seconds.items())
         notes = [Text(f"note: {n}") for n in self.notes]
         realized = [Text(_engine_line(self.engine))] if self.engine else []
-        return Group(summary, *map(Text, lines), *realized, rules, *notes, Text(times))
+        tuned = [tuning_table(self.tuning, self.unit)] if self.tuning else []
+        return Group(summary, *map(Text, lines), *realized, *tuned, rules, *notes, Text(times))
 
     def __repr__(self) -> str:
         return to_text(self)

@@ -1,4 +1,4 @@
-"""What the order of rewriting costs: rule families applied one after another, beside all of them together."""
+"""What the order of rewriting costs: strategies on one model, each within the same budget, in one table."""
 
 from __future__ import annotations
 
@@ -7,67 +7,122 @@ import io
 import itertools
 import math
 import random
+import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 from eqsat_deploy.capture import capture
-from eqsat_deploy.errors import UnknownNameError
+from eqsat_deploy.errors import InputError, UnknownNameError
 from eqsat_deploy.inputs import example_arguments
-from eqsat_deploy.lower import Lowered, Term, lower
+from eqsat_deploy.lower import Lowered, lower
+from eqsat_deploy.report.plotting import new_drawing
 from eqsat_deploy.report.render import to_html, to_text
-from eqsat_deploy.research.destructive import lowered_form
-from eqsat_deploy.search import Limits, Model, Search, search
-from eqsat_deploy.selection import TARGET, Selection, find_rules, registered_rules
+from eqsat_deploy.research.environment import Actions, Effort, Environment, Ordering, Point, Spent
+from eqsat_deploy.research.strategies import DRAWING, Strategy, find_strategies
+from eqsat_deploy.research.tables import frame
+from eqsat_deploy.schedule import Schedule
+from eqsat_deploy.search import Limits, Model, search
+from eqsat_deploy.selection import TARGET, find_rules, registered_rules
 from eqsat_deploy.targets import find_cost
 from eqsat_extraction.arguments import checked, instance, whole
 from eqsat_extraction.kernel import CostModel
 
-ALL_UP_TO = 720
+if TYPE_CHECKING:
+    from eqsat_deploy.report.figure import Drawing
+
 SHOWN = 12
 SAME = 1e-4  # relative; prices of equal kernels differ by less, to break ties (see `price.TIE`)
 
 
 @dataclass(frozen=True)
-class Ordering:
-    """Families in the order they were applied, and the form that was left: predicted cost and kernel launches."""
+class Outcome:
+    """What one strategy found with one seed, with the family or rule `without` left out: the cost of its cheapest form
+    and the bound under all forms in the same e-graph, kernel launches, the e-nodes of that e-graph, what was spent, the
+    actions that led there, how it got there, and the orders of families that it followed to the end, cheapest first."""
 
-    order: tuple[str, ...]
+    strategy: str
+    seed: int
+    without: str | None
     cost: float
+    bound: float
     kernels: int
+    e_nodes: int
+    evaluations: int
+    seconds: float
+    sequence: Actions
+    curve: tuple[Point, ...]
+    orders: tuple[Ordering, ...] = ()
+
+    def row(self) -> dict[str, Any]:
+        """What fits into one row of a table."""
+        long = {"sequence": " > ".join(self.sequence), "orders": len(self.orders)}
+        return {f.name: long.get(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "curve"}
 
 
 @dataclass(frozen=True, repr=False)
 class OrderingTable:
-    """Orders of destructive rewriting, cheapest first, beside joint saturation.
+    """Strategies side by side on one model; costs in `unit`.
 
-    `untouched` is the model with the target's kernels alone; `joint` has every family in one e-graph. `orders` are
-    all there are of `families`, unless `possible` says there are more: then they are a sample. `inactive` are families
-    that match nothing in this model, which therefore have no place in an order. Costs are in `unit`.
+    `families` are the actions; `inactive` match nothing in this model, and are left out. `untouched` is the model with
+    the target's kernels alone. `possible` is how many orders of the families there are.
     """
 
     model: str
     cost_model: str
     unit: str
     batch: int
-    seed: int
-    families: tuple[str, ...]
-    inactive: tuple[str, ...]
-    possible: int
+    effort: Effort
+    families: Actions
+    inactive: Actions
     untouched: Ordering
-    joint: Ordering
-    orders: tuple[Ordering, ...]
-    notes: tuple[str, ...] = field(default=())
+    outcomes: tuple[Outcome, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def possible(self) -> int:
+        """How many orders of the families there are."""
+        return math.factorial(len(self.families))
+
+    @property
+    def joint(self) -> Outcome:
+        """All families in one e-graph; `InputError` where the table has no such strategy."""
+        return self.cheapest("joint")
+
+    def cheapest(self, strategy: str, without: str | None = None) -> Outcome:
+        """The cheapest outcome of a strategy.
+
+        Raises:
+            InputError: the table has none.
+        """
+        found = [o for o in self.outcomes if (o.strategy, o.without) == (strategy, without)]
+        if not found:
+            raise InputError(f"strategy {strategy!r} is not in this table; name it in strategies=")
+        return min(found, key=lambda o: (o.cost, o.seed))
+
+    @property
+    def orders(self) -> tuple[Ordering, ...]:
+        """Every order of all families that some strategy followed, cheapest first, each once."""
+        known = {r.order: r for o in self.outcomes if o.without is None for r in o.orders}
+        return tuple(sorted(known.values(), key=lambda row: (row.cost, row.order)))
 
     @property
     def best(self) -> Ordering:
         """The cheapest order."""
-        return self.orders[0]
+        return self._some_orders()[0]
 
     @property
     def worst(self) -> Ordering:
         """The dearest order."""
-        return self.orders[-1]
+        return self._some_orders()[-1]
+
+    def _some_orders(self) -> tuple[Ordering, ...]:
+        if not self.orders:
+            raise InputError(
+                "no order was followed to its end: add 'destructive' to strategies=, or raise effort="
+            )
+        return self.orders
 
     @property
     def order_matters(self) -> bool:
@@ -80,20 +135,35 @@ class OrderingTable:
         return self.best.cost > self.joint.cost * (1 + SAME)
 
     def to_dict(self) -> dict[str, Any]:
-        """The table as JSON values."""
-        return asdict(self) | {"order_matters": self.order_matters, "out_of_reach": self.out_of_reach}
+        """As JSON values."""
+        more = {"order_matters": self.order_matters, "possible": self.possible} if self.orders else {}
+        return asdict(self) | more
+
+    def to_pandas(self) -> Any:
+        """One row per strategy, seed and what was left out; `EqsatError` where pandas is not installed."""
+        return frame([outcome.row() for outcome in self.outcomes])
+
+    def curves(self) -> Any:
+        """Quality against budget: one row for every improvement; `EqsatError` where pandas is not installed."""
+        return frame(
+            [
+                {"strategy": o.strategy, "seed": o.seed, "without": o.without, **asdict(p)}
+                for o in self.outcomes
+                for p in o.curve
+            ]
+        )
 
     def to_csv(self) -> str:
-        """One line per row, joint saturation first: kind, order, cost, kernels."""
+        """One line per outcome, then one per order that was followed, cheapest first, as strategy `order`."""
+        rows = [{"model": self.model, "unit": self.unit, **outcome.row()} for outcome in self.outcomes]
+        rows += [
+            {"strategy": "order", "cost": o.cost, "kernels": o.kernels, "sequence": " > ".join(o.order)}
+            for o in (self.untouched, *self.orders)
+        ]
         buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        writer.writerow(("kind", "order", f"cost ({self.unit})", "kernels"))
-        for kind, row in (
-            ("joint", self.joint),
-            ("untouched", self.untouched),
-            *(("order", o) for o in self.orders),
-        ):
-            writer.writerow((kind, " > ".join(row.order), row.cost, row.kernels))
+        writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
         return buffer.getvalue()
 
     def groups(self) -> list[tuple[Ordering, ...]]:
@@ -106,40 +176,82 @@ class OrderingTable:
                 groups.append([row])
         return [tuple(group) for group in groups]
 
+    def plot(self) -> Drawing:
+        """Left what every strategy found, a point per seed, beside the model untouched; right the best cost so far against
+        evaluations.
+
+        Raises:
+            EqsatError: matplotlib is not installed.
+        """
+        figure = new_drawing(figsize=(11, 4), layout="constrained")
+        found, curves = figure.subplots(1, 2)
+        labels = list(dict.fromkeys(map(_label, self.outcomes)))
+        for outcome in self.outcomes:
+            row = labels.index(_label(outcome))
+            found.plot([outcome.cost], [row], "o", color=f"C{row}")
+            points = [*outcome.curve, Point(outcome.evaluations, outcome.seconds, outcome.cost)]
+            first = outcome is next(o for o in self.outcomes if _label(o) == labels[row])
+            curves.step([p.evaluations for p in points], [p.cost for p in points], where="post", marker=".",
+                        color=f"C{row}", label=labels[row] if first else None)  # fmt: skip
+        found.axvline(self.untouched.cost, color="0.6", linestyle=":", label="untouched")
+        found.set_yticks(range(len(labels)), labels)
+        found.invert_yaxis()
+        found.set_xlabel(f"cheapest form ({self.unit})")
+        found.legend()
+        curves.set_xlabel("e-graphs saturated and priced")
+        curves.set_ylabel(f"cheapest form so far ({self.unit})")
+        curves.legend()
+        for axes in (found, curves):
+            axes.spines[["top", "right"]].set_visible(False)
+        return figure
+
     def __rich__(self) -> Any:
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=f"Order of rewriting: {self.model} for {self.cost_model}", title_justify="left")
-        for column in (self.unit, "kernels", "above joint", "orders"):
+        table = Table("strategy", "seed", title=f"Order of rewriting: {self.model} for {self.cost_model}",
+                      title_justify="left")  # fmt: skip
+        least = min(o.cost for o in self.outcomes)
+        for column in (self.unit, "above best", "bound", "kernels", "e-nodes", "evaluations", "seconds"):
+            table.add_column(column, justify="right")
+        for o in sorted(self.outcomes, key=lambda o: (o.cost, o.strategy, o.seed)):
+            table.add_row(_label(o), str(o.seed), f"{o.cost:,.2f}", _above(o.cost, least), f"{o.bound:,.2f}",
+                          str(o.kernels), f"{o.e_nodes:,}", str(o.evaluations), f"{o.seconds:.1f}")  # fmt: skip
+        table.add_row("untouched", "", f"{self.untouched.cost:,.2f}", _above(self.untouched.cost, least), "",
+                      str(self.untouched.kernels), style="dim")  # fmt: skip
+        lines = list(self.notes)
+        if self.inactive:
+            lines.append(f"without a match here: {', '.join(self.inactive)}")
+        orders = self._rich_orders(least) if self.orders else []
+        return Group(table, *orders, *map(Text, lines))
+
+    def _rich_orders(self, least: float) -> list[Any]:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(
+            title="One family after another, each keeping only the cheapest form", title_justify="left"
+        )
+        for column in (self.unit, "kernels", "above best", "orders"):
             table.add_column(column, justify="right")
         table.add_column("what these orders have in common")
-
-        def add(row: Ordering, count: str, label: str, **style: Any) -> None:
-            above = f"{row.cost / self.joint.cost - 1:+.1%}" if self.joint.cost else "-"
-            table.add_row(f"{row.cost:,.2f}", str(row.kernels), above, count, label, **style)
-
-        add(self.joint, "", f"all {len(self.joint.order)} families together, in one e-graph", style="bold")
-        add(self.untouched, "", "no family: the model on the target's kernels", end_section=True)
         groups = self.groups()
         for group in groups[:SHOWN]:
             common = _precedences(group) if len(groups) > 1 else []
-            label = ", ".join(f"{a} before {b}" for a, b in common)
-            add(group[0], str(len(group)), label or f"such as {' > '.join(group[0].order)}")
-        lines = [
-            "the order matters" if self.order_matters else "every order ends at the same cost",
-            *["no order reaches what all families reach together"] * self.out_of_reach,
-            f"{len(self.orders)} of {self.possible} orders tried" + (
-                f", a sample (seed {self.seed})" if len(self.orders) < self.possible else ""),
-        ]  # fmt: skip
+            label = ", ".join(f"{a} before {b}" for a, b in common) or f"such as {' > '.join(group[0].order)}"
+            table.add_row(f"{group[0].cost:,.2f}", str(group[0].kernels), _above(group[0].cost, least), str(len(group)),
+                          label)  # fmt: skip
+        lines = ["the order matters" if self.order_matters else "every order ends at the same cost"]
+        if least < self.best.cost * (1 - SAME):
+            lines.append("no order reaches the best of all strategies")
+        sampled = ", a sample" if len(self.orders) < self.possible else ""
+        lines.append(f"{len(self.orders)} of {self.possible} orders tried{sampled}")
         if len(groups) > SHOWN:
             lines.append(
                 f"TRUNCATED: {len(groups) - SHOWN} dearer costs are not shown (they are in `orders`)"
             )
-        if self.inactive:
-            lines.append(f"without a match here: {', '.join(self.inactive)}")
-        return Group(table, *map(Text, (*lines, *self.notes)))
+        return [table, *map(Text, lines)]
 
     def __repr__(self) -> str:
         return to_text(self)
@@ -148,89 +260,112 @@ class OrderingTable:
         return to_html(self)
 
 
+def _label(outcome: Outcome) -> str:
+    return outcome.strategy + (f" without {outcome.without}" if outcome.without else "")
+
+
+def _above(cost: float, least: float) -> str:
+    return f"{cost / least - 1:+.1%}" if least else "-"
+
+
 @checked
 def compare_orderings(
     model: Model,
     example_inputs: Any = None,
     *,
-    cost: str | CostModel = "auto",
+    strategies: str | Sequence[str] | dict[str, Strategy | Schedule] = ("joint", "destructive"),
     families: Iterable[str] | None = None,
-    orders: Literal["all"] | int | None = None,
-    seed: int = 0,
+    leave_out: Iterable[str] = (),
+    effort: Effort | None = None,
+    seeds: Iterable[int] = (0,),
+    cost: str | CostModel = "auto",
     dynamic_shapes: Any = None,
     **limits: Any,
 ) -> OrderingTable:
-    """Apply rule families destructively, one after another, in every order, and compare with joint saturation.
-
-    Each family is saturated alone on the current form, with the target's kernels so that there are prices; the
-    cheapest form is extracted, and only that form goes on to the next family.
+    """Run strategies on a model, each with every seed and the same effort: one table of what they find.
 
     Args:
         model, example_inputs, cost, dynamic_shapes: as for `optimize`.
-        families: those to order; all but the target's own when missing. One that matches nothing is left out.
-        orders: `all`, or how many to draw with `seed`; when missing, all if they are at most 720, else 720 drawn.
-        limits: `batch`, `budget`, `extractor`, `time_limit`, `work_limit`, as for `optimize`.
+        strategies: names of built-in ones (`STRATEGIES`), or functions, schedules and `Sketches` by name. The usual two
+            are joint saturation and families applied destructively, one after another, in every order.
+        families: what a strategy chooses from, families or rules by name; when missing, all families that match, but the
+            target's own, which always run.
+        leave_out: ablations: every strategy again without this family or rule, for each of them.
+        effort: what each may spend.
+        seeds: of strategies that draw; the others run once.
+        limits: of each saturation and extraction: `batch`, `budget`, `extractor`, `time_limit`, `work_limit`, as for
+            `optimize`.
 
     Raises:
-        UnknownNameError: no such family or cost model.
-        InputError: `orders` is neither `all` nor a positive number.
+        UnknownNameError: no such strategy, family, rule or cost model.
+        InputError: there is nothing to choose from.
     """
-    if orders not in (None, "all"):
-        whole("orders", orders)
-    chosen = _families(families)
-    runs = _Runs(find_cost(cost), Limits(seed=seed, **limits))
+    chosen, cost_model, effort = find_strategies(strategies), find_cost(cost), effort or Effort()
+    drawn = [whole("seeds", seed, least=0) for seed in seeds]
+    if not drawn:
+        raise InputError("seeds: at least one is expected")
+    left_out = [None, *(_known(instance("leave_out", name, str)) for name in leave_out)]
+    bounds = Limits(**{"time_limit": 1.0, **limits})
     args, kwargs = example_arguments(model, example_inputs)
     lowered = lower(capture(model, args, kwargs, dynamic_shapes=dynamic_shapes))
-    start = runs.start(lowered)
-    matched, notes, joint = runs.joint(lowered, chosen)
-    active = tuple(f for f in chosen if f in matched)
-    possible = math.factorial(len(active))
-    rows = [runs.follow(start, order) for order in _orders(active, possible, orders, seed)]
-    rows.sort(key=lambda row: (row.cost, row.order))
-    if rows[0].cost < joint.cost * (1 - SAME):
-        notes.append(
-            f"joint saturation is {joint.cost / rows[0].cost - 1:.2%} above the best order: its extraction is not "
-            "proved optimal, or its saturation was stopped; raise time_limit= or budget="
-        )
+    actions, inactive, notes = find_actions(lowered, families, cost_model, bounds)
+    outcomes = []
+    for without, (name, strategy) in itertools.product(left_out, chosen.items()):
+        for seed in drawn if draws(strategy) else drawn[:1]:
+            others = tuple(a for a in actions if a != without)
+            environment = Environment(lowered, others, cost_model, effort, bounds, without)
+            outcomes.append(_outcome(name, strategy, seed, environment))
+    start = search(lowered, find_rules([]), cost_model, bounds)
     return OrderingTable(
-        model=type(model).__name__,
-        cost_model=runs.cost_model.name,
-        unit=runs.cost_model.unit,
-        batch=runs.limits.batch,
-        seed=seed,
-        families=active,
-        inactive=tuple(f for f in chosen if f not in matched),
-        possible=possible,
-        untouched=start.row,
-        joint=joint,
-        orders=tuple(rows),
-        notes=tuple(notes),
-    )
+        model=type(model).__name__, cost_model=cost_model.name, unit=cost_model.unit, batch=bounds.batch, effort=effort,
+        families=actions, inactive=inactive, outcomes=tuple(outcomes), notes=tuple(notes),
+        untouched=Ordering((), start.solution.cost, len(start.launches)),
+    )  # fmt: skip
 
 
-def _families(wanted: Iterable[str] | None) -> tuple[str, ...]:
-    known = dict.fromkeys(r.family for r in registered_rules() if r.family not in TARGET)
-    if wanted is None:
-        return tuple(known)
-    given = [wanted] if isinstance(wanted, str) else list(wanted)
-    chosen = tuple(dict.fromkeys(instance("families", name, str) for name in given))
-    for name in chosen:
-        if name not in known:
-            raise UnknownNameError("family", name, known)
-    return chosen
+def draws(strategy: Strategy) -> bool:
+    """Whether its seed may matter: built-in strategies are known, and a schedule has its own seed."""
+    from eqsat_deploy.research.sketches import Sketches
+    from eqsat_deploy.research.strategies import STRATEGIES
+
+    if isinstance(strategy, Sketches) or hasattr(strategy, "keywords"):
+        return False
+    return strategy in DRAWING or strategy not in STRATEGIES.values()
 
 
-def _orders(
-    families: tuple[str, ...], possible: int, wanted: str | int | None, seed: int
-) -> Iterable[tuple[str, ...]]:
-    size = ALL_UP_TO if wanted is None else possible if wanted == "all" else int(wanted)
-    if size >= possible:
-        return itertools.permutations(families)
-    draw = random.Random(seed)
-    sample: dict[tuple[str, ...], None] = {}
-    while len(sample) < size:
-        sample[tuple(draw.sample(families, len(families)))] = None
-    return sample
+def _known(name: str) -> str:
+    names = {n for r in registered_rules() for n in (r.name, r.family)}
+    if name not in names:
+        raise UnknownNameError("family or rule", name, names)
+    return name
+
+
+def find_actions(
+    lowered: Lowered, families: Iterable[str] | None, cost_model: CostModel, limits: Limits
+) -> tuple[Actions, Actions, list[str]]:
+    """Those of the families (all when missing, but the target's) that match anything, the others, and what to note.
+
+    Raises:
+        UnknownNameError: no such family or rule.
+        InputError: none of them matches.
+    """
+    rules = [r for r in registered_rules() if r.family not in TARGET]
+    known = dict.fromkeys(r.family for r in rules)
+    given = known if families is None else [families] if isinstance(families, str) else families
+    wanted = tuple(dict.fromkeys(instance("families", name, str) for name in given))
+    for name in wanted:
+        if name not in known and name not in {r.name for r in rules}:
+            raise UnknownNameError("family or rule", name, [*known, *(r.name for r in rules)])
+    found = search(lowered, find_rules(wanted), cost_model, limits)
+    saturation, solution = found.saturation, found.solution
+    matched = {n for r in saturation.rules if saturation.matches[r.name] for n in (r.name, r.family)}
+    actions = tuple(name for name in wanted if name in matched)
+    if not actions:
+        raise InputError("families: none of them matches anything in this model")
+    notes = [] if saturation.stopped == "saturated" else [f"joint saturation stopped: {saturation.stopped}"]
+    if not solution.proved:
+        notes.append(f"joint extraction is certified to be at most {solution.gap:.2%} above its optimum")
+    return actions, tuple(name for name in wanted if name not in matched), notes
 
 
 def _precedences(rows: Sequence[Ordering]) -> list[tuple[str, str]]:
@@ -242,53 +377,16 @@ def _precedences(rows: Sequence[Ordering]) -> list[tuple[str, str]]:
     return [pair for pair in itertools.combinations(order, 2) if pair in held - implied]
 
 
-@dataclass(frozen=True)
-class _Form:
-    """Where an order has got to."""
-
-    lowered: Lowered
-    row: Ordering
-
-
-class _Runs:
-    """Runs of families on forms, each distinct pair once: many orders pass through the same forms."""
-
-    def __init__(self, cost_model: CostModel, limits: Limits) -> None:
-        self.cost_model, self.limits = cost_model, limits
-        self.known: dict[tuple[Any, str], _Form] = {}
-
-    def start(self, lowered: Lowered) -> _Form:
-        """The model as it is, priced by the target's kernels."""
-        found = self._search(lowered, find_rules([]))
-        return _Form(lowered, Ordering((), found.solution.cost, len(found.launches)))
-
-    def joint(self, lowered: Lowered, families: tuple[str, ...]) -> tuple[set[str], list[str], Ordering]:
-        """All families at once: which of them matched, what to note, and what they reach."""
-        found = self._search(lowered, find_rules(families))
-        saturation, solution = found.saturation, found.solution
-        matched = {r.family for r in saturation.rules if saturation.matches[r.name]}
-        notes = (
-            [] if saturation.stopped == "saturated" else [f"joint saturation stopped: {saturation.stopped}"]
-        )
-        if not solution.proved:
-            notes.append(f"joint extraction is certified to be at most {solution.gap:.2%} above its optimum")
-        return matched, notes, Ordering(families, solution.cost, len(found.launches))
-
-    def follow(self, form: _Form, order: tuple[str, ...]) -> Ordering:
-        """Apply the families of `order`, forgetting after each what was not chosen."""
-        for family in order:
-            key = _signature(form.lowered), family
-            if key not in self.known:
-                found = self._search(form.lowered, find_rules(family))
-                row = Ordering((), found.solution.cost, len(found.launches))
-                self.known[key] = _Form(lowered_form(found), row)
-            form = self.known[key]
-        return Ordering(order, form.row.cost, form.row.kernels)
-
-    def _search(self, lowered: Lowered, selection: Selection) -> Search:
-        return search(lowered, selection, self.cost_model, self.limits)
-
-
-def _signature(lowered: Lowered) -> tuple[Any, ...]:
-    rows = tuple((row.operator.name, repr(row.args)) for row in lowered.rows)
-    return rows, tuple(o.row if isinstance(o, Term) else None for o in lowered.outputs)
+def _outcome(name: str, strategy: Strategy, seed: int, environment: Environment) -> Outcome:
+    with suppress(Spent):
+        strategy(environment, random.Random(seed))
+    found = environment.best
+    if found is None:
+        raise InputError(f"strategy {name!r} asked for nothing")
+    orders = sorted(environment.orders.values(), key=lambda row: (row.cost, row.order))
+    return Outcome(
+        strategy=name, seed=seed, without=environment.without, cost=found.solution.cost, bound=found.solution.bound,
+        kernels=len(found.launches), e_nodes=len(found.space.nodes), evaluations=environment.evaluations,
+        seconds=time.perf_counter() - environment.start, sequence=environment.sequence,
+        curve=tuple(environment.curve), orders=tuple(orders),
+    )  # fmt: skip

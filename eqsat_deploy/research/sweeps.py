@@ -27,7 +27,7 @@ AHEAD = 64
 @dataclass(frozen=True)
 class Job:
     """One strategy with one seed on one model, which is named as on the command line; `effort` has the fields of
-    `strategies.Effort` that are not to be as usual."""
+    `Effort` that are not to be as usual."""
 
     spec: str
     strategy: str
@@ -43,17 +43,18 @@ class Job:
 
 def run_job(job: Job) -> dict[str, Any]:
     """What a job finds, as JSON values."""
-    from eqsat_deploy.research.strategies import Effort, compare_strategies
+    from eqsat_deploy.research.environment import Effort
+    from eqsat_deploy.research.orderings import compare_orderings
     from eqsat_deploy.specs import load_model
 
     effort = Effort(**dict(job.effort))  # type: ignore[arg-type]
-    table = compare_strategies(
+    table = compare_orderings(
         load_model(job.spec), strategies=[job.strategy], seeds=[job.seed], cost=job.cost, effort=effort
     )
     return {
         "model": table.model,
         "unit": table.unit,
-        "actions": list(table.actions),
+        "actions": list(table.families),
         **asdict(table.outcomes[0]),
     }
 

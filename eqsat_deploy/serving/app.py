@@ -34,11 +34,12 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 @dataclass(frozen=True)
 class Limits:
-    """`delay` and `queue` as `Batcher` has them; bytes of a request; seconds from its headers to its response."""
+    """`delay`, `queue` and `workers` as `Batcher` has them, the last as many as an engine runs at a time where it is
+    None; bytes of a request; seconds from its headers to its response."""
 
     delay: float = 0.001
     queue: int = 64
-    workers: int = 1
+    workers: int | None = None
     bytes: int = 64 << 20
     seconds: float = 30.0
 
@@ -91,7 +92,7 @@ class Server:
             ran = self.metrics.watch(name, lambda name=name: self.batchers[name].waiting)  # type: ignore[misc]
             self.batchers[name] = Batcher(
                 model.engine.flat, limit=model.limit, delay=self.limits.delay, queue=self.limits.queue,
-                workers=self.limits.workers, ran=ran,
+                workers=self.limits.workers or model.engine.concurrency, ran=ran,
             )  # fmt: skip
         try:
             yield

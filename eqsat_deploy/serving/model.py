@@ -10,7 +10,7 @@ from typing import Any
 from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.errors import InputError
 from eqsat_deploy.interface import Output, outputs_of
-from eqsat_deploy.loading import load
+from eqsat_deploy.loading import load_engine
 from eqsat_deploy.serving.protocol import described
 
 VERSION = "1"
@@ -51,7 +51,7 @@ def load_model(spec: str, limit: int | None = None) -> Model:
         raise InputError(
             f"model name {name!r}: letters, digits, '_', '-' and '.' are allowed; give NAME={path}"
         )
-    return served(name, load(path), limit)
+    return served(name, load_engine(path), limit)
 
 
 def served(name: str, engine: Engine, limit: int | None = None) -> Model:

@@ -31,7 +31,7 @@ def serve(
     limit: int | None = None,
     delay: float = 0.001,
     queue: int = 64,
-    workers: int = 1,
+    workers: int | None = None,
     megabytes: int = 64,
     seconds: float = 30.0,
     quiet: bool = False,
@@ -45,7 +45,7 @@ def serve(
         limit: samples run together, see `model.served`.
         delay: seconds that a request waits for others to be run with.
         queue: requests that wait, of each model; one more is answered 503 with `Retry-After`.
-        workers: batches of a model that run at a time.
+        workers: batches of a model that run at a time; as many as its engine runs at a time unless given.
         megabytes: of a request.
         seconds: from a request's headers to its response.
         quiet: log errors alone.

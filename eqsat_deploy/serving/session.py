@@ -9,7 +9,7 @@ from typing import Any
 from eqsat_deploy.derivation import Derivation
 from eqsat_deploy.errors import InputError
 from eqsat_deploy.lower import Lowered
-from eqsat_deploy.price import kernel_of, specs_of
+from eqsat_deploy.price import Measuring, kernel_of, specs_of
 from eqsat_deploy.report.comparing import diff
 from eqsat_deploy.report.view import egraph_data, members
 from eqsat_deploy.rules import select
@@ -24,6 +24,8 @@ class Repriced:
     def __init__(self, own: CostModel, prices: Mapping[Kernel, float]) -> None:
         self.name, self.unit, self.float_dtype, self.int8 = own.name, own.unit, own.float_dtype, own.int8
         self.own, self.prices = own, prices
+        if isinstance(own, Measuring):
+            self.measure = own.measure
 
     def price(self, kernel: Kernel) -> float:
         """What was said of this kernel, else what the model says."""

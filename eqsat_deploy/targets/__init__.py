@@ -20,6 +20,7 @@ __all__ = [
     "find_target", "target_of",
 ]  # fmt: skip
 
+MEASURED = "measured"
 TARGETS: Registry[Target] = Registry(
     "eqsat_deploy.targets", "target", lambda found: isinstance(found, Target), "to be a Target"
 )
@@ -85,6 +86,9 @@ def find_engine(name: str = "auto") -> type[Engine]:
 def find_cost(cost: str | CostModel) -> CostModel:
     """The cost model called `cost`, made for the device of this machine; `cost` itself where it is one.
 
+    `measured` measures on the engine of this machine, and `measured:NAME` on that of the cost model NAME, which prices
+    what is not measured.
+
     Raises:
         UnknownNameError: no such cost model is registered.
         InputError: `cost` is neither a name nor a cost model.
@@ -96,6 +100,13 @@ def find_cost(cost: str | CostModel) -> CostModel:
                 "price(kernel)"
             )
         return cost
+    kind, _, base = cost.partition(":")
+    if kind == MEASURED:
+        table = find_cost(base or "auto")
+        target = target_of(table.name)
+        if target is None:
+            raise InputError(f"cost={cost!r}: {table.name!r} prices for no engine that could be measured")
+        return find_cost_model(MEASURED, table=table, engine=find_engine(target.name), grid=target.grid)
     target = auto() if cost == "auto" else target_of(cost)
     if target is None:
         return find_cost_model(cost)
@@ -105,10 +116,9 @@ def find_cost(cost: str | CostModel) -> CostModel:
 def target_of(cost_model: str) -> Target | None:
     """The target that the cost model of this name prices for, the preferred one of several; None where there is none,
     as for those that only count."""
+    table = cost_model.removeprefix(f"{MEASURED}:")
     targets = (candidate.target for candidate in candidates())
-    return next(
-        (target for target in targets if target is not None and cost_model in target.cost_models), None
-    )
+    return next((target for target in targets if target is not None and table in target.cost_models), None)
 
 
 def _candidate(name: str) -> Candidate:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 import benchmarks._models  # noqa: F401  (makes torchvision importable)
-from eqsat_deploy.buckets import BucketedEngine, BucketedModule, load_buckets, optimize_buckets
+import eqsat_deploy
+from eqsat_deploy import cli, load
+from eqsat_deploy.bucketed import BucketedEngine
+from eqsat_deploy.buckets import BucketedModule, optimize_buckets
 from eqsat_deploy.errors import ArtifactError, InputError, VerificationError
 from tests.support.models import randomized
 
@@ -119,9 +125,12 @@ def test_a_saved_one_loads(model: nn.Module, engine: BucketedEngine, tmp_path: P
     engine.save(tmp_path / "buckets")
     engine.save(tmp_path / "buckets")
     assert sorted(p.name for p in (tmp_path / "buckets").iterdir()) == ["4", "8", "buckets.json"]
-    loaded = load_buckets(tmp_path / "buckets")
+    loaded = load(tmp_path / "buckets")
     first, second = (loaded.engines[size].weights for size in SIZES)
-    assert all(second[name] is value for name, value in first.items() if torch.equal(value, second[name]))
+    assert first is second
+    for name in ("weights.safetensors", "engine/model.bin"):
+        one, other = (tmp_path / "buckets" / str(size) / name for size in SIZES)
+        assert one.samefile(other)
     with torch.no_grad():
         assert_like(model(tokens(6)), loaded(tokens(6)))
     file = tmp_path / "buckets" / "buckets.json"
@@ -136,7 +145,7 @@ def test_a_saved_one_loads(model: nn.Module, engine: BucketedEngine, tmp_path: P
         assert wrong != text
         file.write_text(wrong)
         with pytest.raises(ArtifactError, match=r"buckets"):
-            load_buckets(tmp_path / "buckets")
+            load(tmp_path / "buckets")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes").touch()
     with pytest.raises(ArtifactError, match="holds no"):
@@ -168,19 +177,101 @@ def test_what_cannot_be_is_said(example: Tensor, sizes: list[int], padding: Any,
 
 
 @pytest.mark.slow
-def test_a_model_of_transformers(tmp_path: Path) -> None:
+def test_a_model_of_transformers_with_and_without_a_mask(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("openvino")
-    configuration = transformers.DistilBertConfig(
-        dim=32, n_heads=2, n_layers=2, hidden_dim=64, vocab_size=50, pad_token_id=7
-    )
-    model = randomized(transformers.DistilBertModel(configuration))
-    forms = optimize_buckets(model, {"input_ids": tokens(6)}, SIZES, cost="openvino_int8")
+    configuration = transformers.BertConfig(
+        hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=128, vocab_size=50,
+        max_position_embeddings=16, pad_token_id=7,
+    )  # fmt: skip
+    model = randomized(transformers.BertModel(configuration))
+    forms = eqsat_deploy.optimize_buckets(model, {"input_ids": tokens(6)}, SIZES, cost="openvino_int8")
     assert forms.padding.values == {"input_ids": 7.0, "attention_mask": 0.0}
-    engine = forms.build("openvino", baseline=False)
-    for length in (3, 8):
-        with torch.no_grad():
-            expected = model(input_ids=tokens(length)).last_hidden_state
-        torch.testing.assert_close(
-            engine(input_ids=tokens(length)).last_hidden_state, expected, atol=1e-3, rtol=1e-3
-        )
+    forms.build("openvino", baseline=False).save(tmp_path / "bert")
+    engine = eqsat_deploy.load(tmp_path / "bert")
+    for length in (3, 5, 7, 8):
+        mask = torch.ones(3, length, dtype=torch.int64)
+        mask[0, length // 2 + 1 :] = 0
+        for given in ({}, {"attention_mask": mask}):
+            with torch.no_grad():
+                expected = model(input_ids=tokens(length), **given)
+            kept = mask.bool() if given else torch.ones(3, length, dtype=torch.bool)
+            for function in (engine, forms):
+                found = function(input_ids=tokens(length), **given)
+                assert found.last_hidden_state.shape == expected.last_hidden_state.shape
+                for one, other in (
+                    (found.last_hidden_state[kept], expected.last_hidden_state[kept]),
+                    (found.pooler_output, expected.pooler_output),
+                ):
+                    torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+    files = [
+        [tmp_path / "bert" / str(size) / name for size in SIZES]
+        for name in ("weights.safetensors", "engine/model.bin")
+    ]
+    assert all(one.samefile(other) for one, other in files)
+    weights = safetensors.torch.load_file(files[0][0])
+    of_one = {name: value.shape for name, value in weights.items() if "/" in name}
+    assert of_one
+    assert all(name.startswith("8/") and 8 in shape for name, shape in of_one.items())
+
+
+def test_only_what_differs_is_there_twice(
+    model: nn.Module, forms: BucketedModule, engine: BucketedEngine
+) -> None:
+    names = set(forms.forms[4].state_dict()) | set(forms.forms[8].state_dict())
+    assert set(engine.engines[4].weights) - names == set()
+    first = engine.engines[4]
+    changed = {name: value + 1 if name == "head.bias" else value for name, value in first.weights.items()}
+    other = copy.copy(engine.engines[8])
+    other.weights = changed
+    joined = BucketedEngine(engine.padding, {4: copy.copy(first), 8: other}).engines
+    assert joined[4].weights is joined[8].weights
+    assert set(joined[8].weights) - names == {"8/head.bias"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_command_line_makes_and_inspects_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(
+        "import torch\n"
+        "from tests.deploy.test_buckets import Attending, tokens\n"
+        "def net():\n    torch.manual_seed(0)\n    return Attending()\n"
+        "def data():\n    return [{'input_ids': tokens(length)} for length in (6, 3, 8)]\n"
+    )
+    words = [
+        "optimize",
+        "net.py:net",
+        "--inputs",
+        "net.py:data",
+        "--calibration",
+        "net.py:data",
+        "--no-baseline",
+    ]
+    assert cli.main([*words, "--buckets", "sequence=4,8", "--out", "net.eqsat", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert sorted(result["buckets"]) == ["4", "8"]
+    assert all("engine" in report for report in result["buckets"].values())
+    torch.manual_seed(0)
+    model = Attending().eval()
+    with torch.no_grad():
+        assert_like(model(tokens(5)), load("net.eqsat")(tokens(5)), tolerance=0.1)
+    assert cli.main(["inspect", "net.eqsat", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["padding"] == {"input_ids": 0.0, "attention_mask": 0.0}
+    assert found["buckets"]["8"]["command"].endswith("--buckets sequence=4,8 --out net.eqsat --json")
+    assert cli.main(["inspect", "net.eqsat/8", "--json"]) == 0
+    assert cli.main(["verify", "net.eqsat", "--data", "none.npz"]) != 0
+    assert (
+        "holds engines for several lengths of inputs: load them with torch, or one of them"
+        in capsys.readouterr().err
+    )
+    for wrong in ("length=3", "sequence=", "sequence=0", "sequence=3,", "3"):
+        assert cli.main(["optimize", "net.py:net", "--buckets", wrong]) == 2
+        assert "such as sequence=32,64,128" in capsys.readouterr().err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes").touch()
+    assert cli.main([*words, "--buckets", "sequence=4,8", "--out", "full"]) != 0
+    assert "holds no buckets.json" in capsys.readouterr().err

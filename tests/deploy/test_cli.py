@@ -100,6 +100,10 @@ def test_optimize_saves_an_engine_that_loads(models: Path, capsys: pytest.Captur
         "data.npz",
         "--engine",
         "openvino",
+        "--option",
+        "mode=throughput",
+        "--option",
+        "streams=1",
         "--out",
         "net.eqsat",
         "--no-baseline",
@@ -112,6 +116,7 @@ def test_optimize_saves_an_engine_that_loads(models: Path, capsys: pytest.Captur
     result = json.loads(capsys.readouterr().out)
     assert result["engine"]["name"] == "openvino"
     assert result["artifact"] == "net.eqsat"
+    assert eqd.load("net.eqsat").options == {"mode": "throughput", "streams": 1}
     assert eqd.load("net.eqsat")(torch.zeros(2, 3, 8, 8)).shape == (2, 4)
     assert sorted(p.name for p in models.iterdir() if p.name[0] != "_") == [
         "data.npz",

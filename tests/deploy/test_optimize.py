@@ -249,6 +249,33 @@ def test_a_pool_of_unknown_size_is_not_taken_for_the_identity():
     assert "adaptive-pool-to-own-size" in fixed.report.used_rules()
 
 
+def test_free_sizes_besides_the_batch_name_what_to_do():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x):  # what is made of a shape alone reads a tensor whose shape is not known
+            return torch.relu(self.layer(x)) + torch.ones_like(x)
+
+    model = randomized(Masked())
+    shapes = ({0: Dim("batch"), 1: Dim("sequence", max=64)},)
+    with pytest.warns(UserWarning, match=r"input 'x' has free sizes besides the batch.*optimize_buckets\(\)"):
+        result = eqsat_deploy.optimize(model, image(2, 6, 8), cost="flops", dynamic_shapes=shapes)
+    assert_same(model, result, image(3, 9, 8))
+    with pytest.raises(
+        InputError, match=r"'x' has free sizes.*optimize_buckets\(\) makes an engine for each"
+    ):
+        result.build("openvino")
+
+    class Expanding(Masked):
+        def forward(self, x):
+            return super().forward(x) + torch.arange(8.0).expand(x.shape[0], 1, 8)
+
+    with pytest.raises(InputError, match=r"dynamic_shapes: .*reads the size of the batch.*optimize_buckets"):
+        eqsat_deploy.optimize(randomized(Expanding()), image(2, 6, 8), cost="flops", dynamic_shapes=shapes)
+
+
 def test_keywords_and_dicts_come_through():
     model = randomized(Several())
     inputs = {"a": image(2, 4), "b": image(2, 3)}

@@ -40,14 +40,19 @@ def trtexec(path: Path, signature: Signature) -> str:
         ("opt", batch.typical),
         ("max", batch.maximum or batch.typical),
     ):
-        shapes = (
-            f"{spec.name}:{'x'.join(str(size if n is None else n) for n in spec.shape)}"
-            for spec in signature.inputs
-            if None in spec.shape
-        )
-        if text := ",".join(shapes):
+        if text := shapes_at(signature, size):
             words.append(f"--{kind}Shapes={text}")
     return shlex.join([*words, "--profilingVerbosity=detailed", "--skipInference"])
+
+
+def shapes_at(signature: Signature, size: int) -> str:
+    """Shapes of the inputs with a batch axis at one batch size, as `trtexec` and ONNX Runtime read them."""
+    shapes = (
+        f"{spec.name}:{'x'.join(str(size if n is None else n) for n in spec.shape)}"
+        for spec in signature.inputs
+        if None in spec.shape
+    )
+    return ",".join(shapes)
 
 
 TENSORRT = Lane("tensorrt", finalize, trtexec)

@@ -1,17 +1,44 @@
-"""A TensorRT without a GPU: records what it is asked, computes the network's ONNX file, fails when told to."""
+"""A TensorRT without a GPU: it computes the network's ONNX file, and is as particular as the real one.
+
+It records what it is asked and fails when told to. Work is queued on streams and done when they are synchronized, on
+memory that must be alive then; shapes are those of profiles; CUDA graphs are good as long as their context is left
+alone. Its classes have the names, methods and parameters of the published bindings, which a test compares.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import importlib.machinery
+import importlib.util
+import itertools
 import json
-from collections.abc import Sequence
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import onnx
 import onnxruntime
+import torch
+from torch import Tensor
+
+ALIGNMENT = 64  # of the CPU's memory
+Shape = tuple[int, ...]
+TYPES = {
+    "FLOAT": 1,
+    "HALF": 10,
+    "BF16": 16,
+    "INT8": 3,
+    "UINT8": 2,
+    "INT32": 6,
+    "INT64": 7,
+    "BOOL": 9,
+    "FP8": 17,
+}
+DTYPES = {"FLOAT": torch.float32, "INT32": torch.int32, "INT64": torch.int64, "BOOL": torch.bool}
 
 
 class Fake:
@@ -23,23 +50,20 @@ class Fake:
         self.calls: list[tuple[Any, ...]] = []
         self.fail: set[str] = set()
         self.schema = 10
+        self.tensors: dict[int, weakref.ref[Tensor]] = {}  # by address, whose address was asked for
         fake = self
-
-        class NetworkDefinitionCreationFlag(enum.IntEnum):
-            STRONGLY_TYPED = 1
 
         class Enum(enum.Enum):
             def __int__(self) -> int:
                 return int(self.value)
 
-        self.NetworkDefinitionCreationFlag = NetworkDefinitionCreationFlag
+        self.NetworkDefinitionCreationFlag = Enum("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 1})
         self.MemoryPoolType = Enum("MemoryPoolType", {"WORKSPACE": 0})
         self.ProfilingVerbosity = Enum("ProfilingVerbosity", {"DETAILED": 2})
         self.BuilderFlag = Enum("BuilderFlag", {"REFIT": 4})
         self.TensorIOMode = Enum("TensorIOMode", {"INPUT": 1, "OUTPUT": 2})
         self.LayerInformationFormat = Enum("LayerInformationFormat", {"JSON": 1})
-        names = ("FLOAT", "HALF", "BF16", "INT8", "UINT8", "INT32", "INT64", "BOOL", "FP8")
-        self.DataType = Enum("DataType", {name: index for index, name in enumerate(names)})
+        self.DataType = Enum("DataType", {name: index for index, name in enumerate(TYPES)})
 
         class IErrorRecorder:
             pass
@@ -47,50 +71,61 @@ class Fake:
         class IProfiler:
             pass
 
+        class IProgressMonitor:
+            pass
+
         class Logger:
             WARNING = 1
 
-            def __init__(self, severity: int) -> None:
-                self.severity = severity
+            def __init__(self, min_severity: int) -> None:
+                self.min_severity = min_severity
 
-        class Cache:
+        class ITimingCache:
             def __init__(self, blob: bytes) -> None:
                 self.blob = blob
 
             def serialize(self) -> bytes:
                 return b"measured"
 
-        class Config:
+        class IBuilderConfig:
             builder_optimization_level = 3
-            profiling_verbosity = None
+            profiling_verbosity: Any = None
+            progress_monitor: Any = None
 
-            def set_memory_pool_limit(self, pool: Any, size: int) -> None:
-                fake.record("workspace", size)
+            def __init__(self) -> None:
+                self.profiles: list[dict[str, tuple[Shape, Shape, Shape]]] = []
+
+            def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
+                assert pool is fake.MemoryPoolType.WORKSPACE
+                fake.record("workspace", pool_size)
 
             def set_flag(self, flag: Any) -> None:
                 fake.record("flag", flag.name)
 
-            def add_optimization_profile(self, profile: Any) -> int:
+            def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
                 fake.record("profile", dict(profile.shapes))
-                return -1 if "profile" in fake.fail else 0
+                self.profiles.append(profile.shapes)
+                return -1 if "profile" in fake.fail else len(self.profiles) - 1
 
-            def create_timing_cache(self, blob: bytes) -> Cache:
-                return Cache(blob)
+            def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache:
+                return ITimingCache(serialized_timing_cache)
 
-            def set_timing_cache(self, cache: Cache, ignore_mismatch: bool) -> bool:
+            def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
                 accepted = not ("cache" in fake.fail and cache.blob)
                 fake.record("cache", cache.blob, accepted)
                 return accepted
 
-            def get_timing_cache(self) -> Cache:
-                return Cache(b"")
+            def get_timing_cache(self) -> ITimingCache:
+                return ITimingCache(b"")
 
-        class Profile:
+        class IOptimizationProfile:
             def __init__(self) -> None:
-                self.shapes: dict[str, Any] = {}
+                self.shapes: dict[str, tuple[Shape, Shape, Shape]] = {}
 
-            def set_shape(self, name: str, *shapes: tuple[int, ...]) -> None:
-                self.shapes[name] = shapes
+            def set_shape(self, input: str, min: Shape, opt: Shape, max: Shape) -> None:
+                if not all(0 <= a <= b <= c for a, b, c in zip(min, opt, max, strict=True)):
+                    raise ValueError("Shape provided is inconsistent")
+                self.shapes[input] = (min, opt, max)
 
         class Builder:
             error_recorder: Any = None
@@ -102,22 +137,41 @@ class Fake:
                 fake.record("network", flags)
                 return SimpleNamespace(model=b"")
 
-            def create_builder_config(self) -> Config:
-                fake.config = Config()
+            def create_builder_config(self) -> IBuilderConfig:
+                fake.config = IBuilderConfig()
                 return fake.config
 
-            def create_optimization_profile(self) -> Profile:
-                return Profile()
+            def create_optimization_profile(self) -> IOptimizationProfile:
+                return IOptimizationProfile()
 
-            def build_serialized_network(self, network: Any, config: Config) -> bytes | None:
+            def build_serialized_network(self, network: Any, config: IBuilderConfig) -> bytes | None:
                 fake.record("build", config.builder_optimization_level, config.profiling_verbosity)
+                if not self._measured(config.progress_monitor):
+                    return None
                 if "build" in fake.fail:
                     self.error_recorder.report_error(7, "no implementation for node stem")
                     return None
-                return network.model
+                graph = onnx.load_model_from_string(network.model).graph
+                dynamic = {v.name for v in graph.input if any(d.dim_param for d in _dims(v))}
+                assert all(dynamic == set(profile) for profile in config.profiles)
+                assert bool(dynamic) == bool(config.profiles)
+                head = json.dumps({"version": fake.__version__, "profiles": config.profiles})
+                return head.encode() + b"\n" + network.model
+
+            def _measured(self, monitor: Any) -> bool:
+                if monitor is None:
+                    return True
+                monitor.phase_start("Building engine", None, 2)
+                monitor.phase_start("Timing", "Building engine", 3)
+                goes_on = all(monitor.step_complete("Timing", step) for step in range(3))
+                monitor.phase_finish("Timing")
+                goes_on = goes_on and monitor.step_complete("Building engine", 0)
+                monitor.phase_finish("Building engine")
+                return goes_on
 
         class OnnxParser:
             def __init__(self, network: Any, logger: Logger) -> None:
+                assert isinstance(logger, Logger)
                 self.network = network
                 self.num_errors = 0
 
@@ -139,101 +193,165 @@ class Fake:
             def __init__(self, logger: Logger) -> None:
                 assert isinstance(logger, Logger)
 
-            def deserialize_cuda_engine(self, plan: bytes) -> Any:
-                if "load" in fake.fail:
+            def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
+                head, _, model = serialized_engine.partition(b"\n")
+                fake.record("deserialize")
+                try:
+                    known = json.loads(head)
+                    assert known["version"] == fake.__version__
+                    assert "load" not in fake.fail
+                    return ICudaEngine(known["profiles"], model, self.error_recorder)
+                except Exception:
                     self.error_recorder.report_error(6, "incompatible version")
                     return None
-                return Engine(plan)
 
-        class Engine:
+        class ICudaEngine:
             refittable = True
 
-            def __init__(self, plan: bytes) -> None:
-                self.plan = plan
-                graph = onnx.load_model_from_string(plan).graph
-                self.names = [(v.name, "OUTPUT") for v in reversed(graph.output)] + [
-                    (v.name, "INPUT") for v in graph.input
-                ]
-                self.num_io_tensors = len(self.names)
-                self.layers = [node.name for node in graph.node if node.op_type in ("Conv", "Relu")]
+            def __init__(self, profiles: list[dict[str, Any]], model: bytes, errors: Any) -> None:
+                self.profiles, self.model, self.errors = profiles, model, errors
+                self.values = {
+                    value.name: (value, mode)
+                    for values, mode in (
+                        (reversed(self.graph.output), fake.TensorIOMode.OUTPUT),
+                        (self.graph.input, fake.TensorIOMode.INPUT),
+                    )
+                    for value in values
+                }
+                self.num_io_tensors = len(self.values)
+                self.num_optimization_profiles = max(1, len(profiles))
+                self.layers = [node.name for node in self.graph.node if node.op_type in ("Conv", "Relu")]
+
+            @property
+            def graph(self) -> Any:
+                return onnx.load_model_from_string(self.model).graph
 
             def get_tensor_name(self, index: int) -> str:
-                return self.names[index][0]
+                return list(self.values)[index]
 
             def get_tensor_mode(self, name: str) -> Any:
-                return fake.TensorIOMode[dict(self.names)[name]]
+                return self.values[name][1]
 
             def get_tensor_dtype(self, name: str) -> Any:
-                return fake.DataType.FLOAT
+                code = self.values[name][0].type.tensor_type.elem_type
+                return next(fake.DataType[known] for known, number in TYPES.items() if number == code)
 
-            def create_execution_context(self) -> Any:
-                return None if "context" in fake.fail else Context(self)
+            def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Shape]:
+                return [tuple(shape) for shape in self.profiles[profile_index][name]]
 
-            def create_engine_inspector(self) -> Any:
-                return Inspector(self)
+            def create_execution_context(self) -> IExecutionContext | None:
+                return None if "context" in fake.fail else IExecutionContext(self)
+
+            def create_engine_inspector(self) -> EngineInspector:
+                return EngineInspector(self)
 
             def serialize(self) -> bytes:
-                return self.plan
-
-        class Context:
-            profiler: Any = None
-            enqueue_emits_profile = True
-
-            def __init__(self, engine: Engine) -> None:
-                self.engine = engine
-                self.shapes: dict[str, tuple[int, ...]] = {}
-                self.addresses: dict[str, int] = {}
+                return (
+                    json.dumps({"version": fake.__version__, "profiles": self.profiles}).encode()
+                    + b"\n"
+                    + self.model
+                )
 
             @cached_property
             def session(self) -> onnxruntime.InferenceSession:
                 settings = onnxruntime.SessionOptions()
                 settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
                 providers = ["CPUExecutionProvider"]
-                return onnxruntime.InferenceSession(self.engine.plan, settings, providers=providers)
+                return onnxruntime.InferenceSession(self.model, settings, providers=providers)
 
-            def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        class IExecutionContext:
+            profiler: Any = None
+            enqueue_emits_profile = True
+
+            def __init__(self, engine: ICudaEngine) -> None:
+                fake.record("context")
+                self.engine = engine
+                self.profile = 0
+                self.profile_stream: int | None = None
+                self.shapes: dict[str, Shape] = {}
+                self.addresses: dict[str, int] = {}
+                self.state = 0  # which changes with shapes and addresses
+                self.ran: dict[str, Shape] | None = None
+
+            def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+                assert not self.shapes
+                fake.record("set profile", profile_index)
+                self.profile, self.profile_stream = profile_index, stream_handle
+                return 0 <= profile_index < len(self.engine.profiles)
+
+            def set_input_shape(self, name: str, shape: Shape) -> bool:
+                limits = self.engine.profiles[self.profile].get(name) if self.engine.profiles else None
+                wanted = tuple(d.dim_value for d in _dims(self.engine.values[name][0]))
+                least, _, most = limits or (wanted, wanted, wanted)
                 self.shapes[name] = shape
-                return "shape" not in fake.fail
-
-            def set_tensor_address(self, name: str, address: int) -> None:
-                self.addresses[name] = address
-
-            def infer_shapes(self) -> Sequence[str]:
-                self.results = self.session.run(
-                    None,
-                    {name: fake.memory(self.addresses[name], shape) for name, shape in self.shapes.items()},
+                self.state += 1
+                return "shape" not in fake.fail and all(
+                    a <= size <= b for a, size, b in zip(least, shape, most, strict=True)
                 )
-                self.outputs = dict(
-                    zip([v.name for v in self.session.get_outputs()], self.results, strict=True)
-                )
+
+            def set_tensor_address(self, name: str, memory: int) -> bool:
+                assert memory % ALIGNMENT == 0
+                self.addresses[name] = memory
+                self.state += 1
+                return True
+
+            def infer_shapes(self) -> list[str]:
                 return ["x"] if "infer" in fake.fail else []
 
-            def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-                return self.outputs[name].shape
+            def get_tensor_shape(self, name: str) -> Shape:
+                zeros = {n: torch.zeros(s, dtype=self._dtype(n)).numpy() for n, s in self.shapes.items()}
+                (value,) = self.engine.session.run([name], zeros)
+                return tuple(value.shape)
 
-            def execute_async_v3(self, stream: int) -> bool:
-                fake.record("execute", stream)
-                for name, value in self.outputs.items():
-                    fake.memory(self.addresses[name], value.shape)[...] = value
-                return "execute" not in fake.fail
+            def execute_async_v3(self, stream_handle: int) -> bool:
+                assert stream_handle, "not the default stream"
+                assert self.profile_stream in (None, stream_handle)
+                fake.record("execute", stream_handle)
+                if "execute" in fake.fail:
+                    return False
+                job = Job(self, {name: fake.tensors[at] for name, at in self.addresses.items()})
+                if Stream.recording is not None:
+                    if self.ran != self.shapes or "record" in fake.fail:
+                        raise RuntimeError("operation not permitted when stream is capturing")
+                    Stream.recording.job = job
+                else:
+                    self.ran = dict(self.shapes)
+                    Stream.known[stream_handle].queue.append(job)
+                return True
 
-            def report_to_profiler(self) -> None:
+            def compute(self, shapes: dict[str, Shape], memory: dict[str, Tensor]) -> None:
+                for name, shape in shapes.items():
+                    assert tuple(memory[name].shape) == shape
+                assert all(value.is_contiguous() for value in memory.values())
+                assert all(value.dtype == self._dtype(name) for name, value in memory.items())
+                names = [value.name for value in self.engine.graph.output]
+                results = self.engine.session.run(names, {name: memory[name].numpy() for name in shapes})
+                for name, value in zip(names, results, strict=True):
+                    assert memory[name].shape == value.shape
+                    memory[name].copy_(torch.from_numpy(value))
+
+            def report_to_profiler(self) -> bool:
                 assert self.enqueue_emits_profile is False
                 for layer in self.engine.layers:
                     self.profiler.report_layer_time(layer, 0.25)
+                return True
 
-        class Inspector:
+            def _dtype(self, name: str) -> torch.dtype:
+                return DTYPES[self.engine.get_tensor_dtype(name).name]
+
+        class EngineInspector:
             execution_context: Any = None
 
-            def __init__(self, engine: Engine) -> None:
+            def __init__(self, engine: ICudaEngine) -> None:
                 self.engine = engine
 
             def get_engine_information(self, format: Any) -> str:
-                assert isinstance(self.execution_context, Context)
+                assert format is fake.LayerInformationFormat.JSON
+                assert isinstance(self.execution_context, IExecutionContext)
                 tensor = (
                     {"Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}
                     if fake.schema == 10
-                    else {"Format": "Channel major (kHWC)", "DataType": "Int8"}
+                    else {"Format": "Channel major (kHWC)", "Datatype": "Int8"}
                 )
                 layers = [
                     {
@@ -247,10 +365,14 @@ class Fake:
                 return json.dumps({"Layers": layers, "Bindings" if fake.schema == 10 else "I/O Tensors": []})
 
         class Refitter:
-            def __init__(self, engine: Engine, logger: Logger) -> None:
+            error_recorder: Any = None
+
+            def __init__(self, engine: ICudaEngine, logger: Logger) -> None:
                 self.engine = engine
 
             def refit_cuda_engine(self) -> bool:
+                queued = [job for stream in Stream.known.values() for job in stream.queue]
+                assert not any(isinstance(job, Job) for job in queued), "the engine is running"
                 fake.record("refit")
                 return "missing" not in fake.fail
 
@@ -264,22 +386,15 @@ class Fake:
                 self.refitter = refitter
 
             def refit_from_bytes(self, model: bytes) -> bool:
-                self.refitter.engine.plan = model
+                self.refitter.engine.model = model
+                self.refitter.engine.__dict__.pop("session", None)
                 return "refit" not in fake.fail
 
             def get_error(self, index: int) -> Any:
                 return SimpleNamespace(desc=lambda: "another shape")
 
-        for kind in (
-            IErrorRecorder,
-            IProfiler,
-            Logger,
-            Builder,
-            OnnxParser,
-            Runtime,
-            Refitter,
-            OnnxParserRefitter,
-        ):
+        for kind in (IErrorRecorder, IProfiler, IProgressMonitor, Logger, Builder, OnnxParser, Runtime, Refitter,
+                     OnnxParserRefitter):  # fmt: skip
             setattr(self, kind.__name__, kind)
 
     def record(self, *call: Any) -> None:
@@ -289,46 +404,121 @@ class Fake:
     def steps(self) -> list[Any]:
         return [call[0] for call in self.calls]
 
-    @staticmethod
-    def memory(address: int, shape: Sequence[int]) -> np.ndarray:
-        """The float32 tensor at `address`, which in these tests is in the CPU's memory."""
-        import ctypes
 
-        count = int(np.prod(shape))
-        return np.frombuffer((ctypes.c_float * count).from_address(address), np.float32).reshape(shape)
+def _dims(value: Any) -> Sequence[Any]:
+    return value.type.tensor_type.shape.dim  # type: ignore[no-any-return]
+
+
+class Job:
+    """Work of a context, on the shapes and the memory that it had when it was queued.
+
+    That memory must not be released before, unless a stream waits for the work: torch gives released memory to what
+    is queued later on the stream that it was allocated on, which is the caller's.
+    """
+
+    ordered = False
+
+    def __init__(self, context: Any, memory: dict[str, weakref.ref[Tensor]]) -> None:
+        self.context, self.state = context, context.state
+        self.shapes, self.given = dict(context.shapes), memory
+        self.memory = {name: found().detach() for name, found in memory.items()}  # type: ignore[union-attr]
+
+    def __call__(self) -> None:
+        released = [name for name, given in self.given.items() if given() is None]
+        assert self.ordered or not released, f"memory of {released} was released before it was used"
+        self.context.compute(self.shapes, self.memory)
 
 
 class Stream:
-    """Stands for `torch.cuda.Stream`."""
+    """Stands for `torch.cuda.Stream`: does what is queued on it when it is synchronized."""
 
-    cuda_stream = 4711
+    known: ClassVar[weakref.WeakValueDictionary[int, Stream]] = weakref.WeakValueDictionary()
+    handles = itertools.count(4711)
+    recording: CUDAGraph | None = None
+    current: Stream
 
-    def wait_stream(self, other: Any) -> None:
-        self.waited = other
+    def __init__(self, device: Any = None) -> None:
+        self.cuda_stream = next(Stream.handles)
+        self.queue: list[Callable[[], Any]] = []
+        Stream.known[self.cuda_stream] = self
+
+    def wait_stream(self, stream: Stream) -> None:
+        for job in stream.queue:
+            if isinstance(job, Job):
+                job.ordered = True
+        self.queue.append(stream.synchronize)
 
     def synchronize(self) -> None:
-        self.synchronized = True
+        while self.queue:
+            self.queue.pop(0)()
+
+
+class CUDAGraph:
+    """Stands for `torch.cuda.CUDAGraph`."""
+
+    job: Job | None = None
+
+    def replay(self) -> None:
+        assert self.job is not None
+        assert self.job.context.state == self.job.state, "its context was changed"
+        self.job()
+
+
+@contextlib.contextmanager
+def stream(entered: Stream) -> Iterator[None]:
+    """Stands for `torch.cuda.stream`. What torch computes inside is computed at once, so all before it has to be."""
+    before, Stream.current = Stream.current, entered
+    if Stream.recording is None:
+        entered.synchronize()
+    try:
+        yield
+    finally:
+        Stream.current = before
+
+
+@contextlib.contextmanager
+def graph(
+    cuda_graph: CUDAGraph, pool: Any = None, stream: Any = None, capture_error_mode: str = "global"
+) -> Any:
+    """Stands for `torch.cuda.graph`."""
+    assert capture_error_mode == "thread_local", "other threads go on allocating"
+    Stream.recording = cuda_graph
+    try:
+        yield
+    finally:
+        Stream.recording = None
 
 
 def install(monkeypatch: Any, fake: Fake) -> None:
     """Puts `fake` in the place of TensorRT, and the CPU in the place of the GPU."""
-    import contextlib
-    import importlib.machinery
-    import importlib.util
-    import sys
-
-    from eqsat_deploy.engines import tensorrt
+    from eqsat_deploy.engines import tensorrt, tensorrt_api, tensorrt_build, tensorrt_run
 
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
     found = importlib.util.find_spec
     here = importlib.machinery.ModuleSpec("tensorrt", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: here if name == "tensorrt" else found(name))
+    Stream.current = caller = Stream()
+    fake.caller = caller
     cuda = SimpleNamespace(
         is_available=lambda: True,
         get_device_name=lambda: "NVIDIA Fake 3000",
+        get_device_capability=lambda: (9, 9),
+        current_device=lambda: 0,
         Stream=Stream,
-        current_stream=lambda: "the caller's stream",
-        stream=contextlib.nullcontext,
+        CUDAGraph=CUDAGraph,
+        current_stream=lambda device=None: Stream.current,
+        stream=stream,
+        graph=graph,
     )
-    monkeypatch.setattr(tensorrt, "cuda", cuda)
-    monkeypatch.setattr(tensorrt, "DEVICE", "cpu")
+    for module in (tensorrt, tensorrt_api, tensorrt_build, tensorrt_run):
+        monkeypatch.setattr(module, "cuda", cuda)
+    monkeypatch.setattr(tensorrt_run, "this_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(tensorrt_run, "ALIGNMENT", ALIGNMENT)
+    address = Tensor.data_ptr
+
+    def data_ptr(tensor: Tensor) -> int:
+        found = address(tensor)
+        fake.tensors[found] = weakref.ref(tensor)
+        return found
+
+    monkeypatch.setattr(Tensor, "data_ptr", data_ptr)

@@ -29,10 +29,11 @@ from eqsat_deploy.deployment import (
     flat_outputs,
     record,
 )
-from eqsat_deploy.engines.base import Layer, realized, threads
+from eqsat_deploy.engines.base import Layer, realized
 from eqsat_deploy.engines.openvino import OpenVINOEngine
 from eqsat_deploy.engines.program import flat_module
 from eqsat_deploy.errors import InputError
+from eqsat_deploy.processors import threads
 from tests.support.models import image, randomized
 from tests.support.stages import optimized
 

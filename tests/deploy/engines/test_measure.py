@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from eqsat_deploy.engines import Batch, Engine, Layer
-from eqsat_deploy.engines.openvino import ANY, OpenVINOEngine
+from eqsat_deploy.engines.openvino import OpenVINOEngine
 from eqsat_deploy.errors import EngineError, InputError
+from eqsat_deploy.openvino_compiled import ANY
 from tests.deploy.placing import traced
 from tests.support.engines import Double, Fake
 from tests.support.models import image, randomized
@@ -111,9 +112,9 @@ def test_what_cannot_be_compared_is_said(built: Any, fake: Fake) -> None:
 
 def test_warm_sizes_compile_no_more(built: Any) -> None:
     engine = OpenVINOEngine(built[1].model, built[1].signature, options={"threads": 1})
-    assert set(engine._requests) == {2}
+    assert set(engine._compiled._made) == {2}
     engine.warm([2, image(3, 8)])
-    assert set(engine._requests) == {2, ANY}
+    assert set(engine._compiled._made) == {2, ANY}
 
 
 def test_a_profile_has_what_was_predicted_beside_what_ran(built: Any) -> None:

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import fx
 
-from eqsat_deploy.engines import Batch, tensorrt
-from eqsat_deploy.engines.tensorrt import TensorRTEngine, read_layers
+from eqsat_deploy.engines import Batch, tensorrt, tensorrt_run
+from eqsat_deploy.engines.onnx import OnnxFile, export_onnx
+from eqsat_deploy.engines.tensorrt import TensorRTEngine
+from eqsat_deploy.engines.tensorrt_layers import read_layers
 from eqsat_deploy.errors import EngineError, InputError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization import quantize
+from eqsat_deploy.stages import listening
 from tests.deploy.engines.fake_tensorrt import Fake, install
 from tests.deploy.placing import Attention, Residual, images, int8, traced
 
 SIZES = Batch(1, 2, 4)
 
 
+KEPT: dict[tuple[object, ...], tuple[fx.GraphModule, OnnxFile]] = {}
+
+
+def exported(module: fx.GraphModule, *, batch: Batch, opset: int, **rest: Any) -> OnnxFile:
+    """Each file is exported once: it takes most of the time of a build here."""
+    key = id(module), batch, opset
+    if key not in KEPT:
+        KEPT[key] = module, export_onnx(module, batch=batch, opset=opset, **rest)
+    return KEPT[key][1]
+
+
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
     fake = Fake()
     install(monkeypatch, fake)
+    monkeypatch.setattr(tensorrt, "export_onnx", exported)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return fake
 
@@ -49,6 +66,8 @@ def test_a_build_is_strongly_typed_with_a_profile_per_batched_input_and_a_timing
         ("profile", {"x": ((1, 3, 32, 32), (2, 3, 32, 32), (4, 3, 32, 32))}),
         ("cache", b"", True),
         ("build", 3, fake.ProfilingVerbosity.DETAILED),
+        ("deserialize",),
+        ("context",),
     ]
     assert cache.read_bytes() == b"measured"
     assert [path.name for path in cache.parent.iterdir()] == [cache.name]
@@ -69,6 +88,10 @@ def test_options_reach_the_builder(fake, model, tmp_path) -> None:
     assert "flag" not in fake.steps
     with pytest.raises(UnknownNameError, match="did you mean 'level'"):
         build(model, levels=5)
+    with pytest.raises(InputError, match="at most 5"):
+        build(model, level=6)
+    with pytest.raises(InputError, match="workspace"):
+        build(model, workspace="4G")
 
 
 def test_a_timing_cache_of_another_version_is_replaced(fake, model, tmp_path) -> None:
@@ -89,9 +112,218 @@ def test_calls_compute_the_module_on_a_stream_of_their_own(fake, model) -> None:
         with torch.no_grad():
             expected = model(x)
         torch.testing.assert_close(engine(x), expected, atol=0.05 * float(expected.abs().max()), rtol=0)
-    assert engine.stream.waited == "the caller's stream"
-    assert engine.stream.synchronized
-    assert fake.calls[-1] == ("execute", 4711)
+    (step, handle) = fake.calls[-1]
+    assert step == "execute"
+    assert handle != fake.caller.cuda_stream
+
+
+def test_memory_is_used_where_it_is_unless_it_is_misaligned_or_strided(fake, model) -> None:
+    engine = build(model)
+    (context,) = engine._workers.queue[0]._contexts.values()
+    x = images(1, batch=3)[0]
+    expected = engine(x)
+    assert context.addresses["x"] == x.data_ptr()
+    shifted = torch.cat([x.flatten(), x.flatten()]).roll(1)[1 : 1 + x.numel()].reshape(x.shape)
+    for given in (x.to(memory_format=torch.channels_last), shifted):
+        assert torch.equal(engine(given), expected)
+        assert context.addresses["x"] != given.data_ptr()
+
+
+def test_profiles_of_their_own_serve_their_sizes(fake, model) -> None:
+    engine = build(model, profiles=[1, 4])
+    profiles = [call[1]["x"] for call in fake.calls if call[0] == "profile"]
+    assert [tuple(shape[0] for shape in profile) for profile in profiles] == [(1, 2, 4), (1, 1, 1), (4, 4, 4)]
+    assert engine.loaded.profiles == [(1, 4), (1, 1), (4, 4)]
+    for size, profile in ((2, 0), (1, 1), (4, 2), (3, 0)):
+        x = images(1, batch=size)[0]
+        with torch.no_grad():
+            expected = model(x)
+        torch.testing.assert_close(engine(x), expected, atol=0.05 * float(expected.abs().max()), rtol=0)
+        assert engine._workers.queue[0].context(size).profile == profile
+    assert fake.steps.count("context") == 3
+    with pytest.raises(InputError, match="batches of 5 are outside"):
+        build(model, profiles=[5])
+    with pytest.raises(InputError, match="profiles=0"):
+        build(model, profiles=[0])
+
+
+def test_each_stream_serves_a_call_at_a_time(fake, model) -> None:
+    engine = build(model, streams=2)
+    with engine._worker() as one, engine._worker() as two:
+        assert one.stream is not two.stream
+        assert engine._workers.empty()
+    assert engine._workers.qsize() == 2
+    fake.fail = {"execute"}
+    with pytest.raises(EngineError):
+        engine(images(1, batch=2)[0])
+    assert engine._workers.qsize() == 2
+    fake.fail = set()
+    xs = images(16, batch=2)
+    expected = [engine(x) for x in xs]
+    with ThreadPoolExecutor(4) as pool:
+        for found, wanted in zip(pool.map(engine, xs), expected, strict=True):
+            assert torch.equal(found, wanted)
+    with pytest.raises(InputError, match="streams=33: at most 32"):
+        build(model, streams=33)
+    with pytest.raises(InputError, match="streams=0"):
+        build(model, streams=0)
+
+
+def test_results_are_in_order_on_the_callers_stream_without_waiting(fake, model) -> None:
+    """What is let go of must not be released before the work is done, as the stand-in checks."""
+    engine = build(model)
+    xs = images(3, batch=2)
+    expected = [engine(x) for x in xs]
+    with engine._worker() as worker:
+        found = [worker({"x": x}, 2, wait=False)["output_0"] for x in xs]
+        assert worker.stream.queue
+        assert not torch.equal(found[-1], expected[-1])
+        fake.caller.synchronize()
+    for got, wanted in zip(found, expected, strict=True):
+        assert torch.equal(got, wanted)
+    assert build(model, asynchronous=True).options == {"asynchronous": True}
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_work_queued_before_a_call_is_seen_by_it(fake, model, graphs) -> None:
+    engine = build(model, cuda_graphs=graphs)
+    x, y = images(2, batch=2)
+    expected = engine(y)
+    fake.caller.queue.append(lambda: x.copy_(y))
+    assert torch.equal(engine(x), expected)
+
+
+def test_cuda_graphs_are_recorded_once_a_size_and_replayed(fake, model) -> None:
+    plain, engine = build(model), build(model, cuda_graphs=True, profiles=[1])
+    for size in (2, 1, 2, 3, 1, 2):
+        x = images(1, batch=size, seed=size)[0]
+        fake.calls.clear()
+        found = engine(x)
+        assert torch.equal(found, plain(x))
+        again = engine(x + 1)
+        assert not torch.equal(found, again), "results are memory of their own"
+    (worker,) = engine._workers.queue
+    assert sorted(worker._recorded) == [1, 2, 3]
+    assert {size: r.context.profile for size, r in worker._recorded.items()} == {1: 1, 2: 0, 3: 0}
+    fake.calls.clear()
+    engine(images(1, batch=3)[0])
+    assert fake.calls == []  # nothing is asked of TensorRT
+
+
+def test_more_sizes_than_are_recorded_run_as_without(fake, model, monkeypatch) -> None:
+    monkeypatch.setattr(tensorrt_run, "GRAPHS", 2)
+    engine, plain = build(model, cuda_graphs=True), build(model)
+    for size in (1, 2, 3, 4, 3):
+        x = images(1, batch=size)[0]
+        assert torch.equal(engine(x), plain(x))
+    assert sorted(engine._workers.queue[0]._recorded) == [1, 2]
+
+
+def test_a_network_that_cannot_be_recorded_says_so(fake, model) -> None:
+    engine = build(model, cuda_graphs=True)
+    fake.fail = {"record"}
+    with pytest.raises(EngineError, match=r"cannot be recorded.*capturing.*without cuda_graphs"):
+        engine(images(1)[0])
+
+
+def test_plans_are_kept_by_file_version_gpu_and_options(fake, model, tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "plans"
+
+    def builds(**options: object) -> bool:
+        fake.calls.clear()
+        build(model, engine_cache=folder, **options)
+        return "build" in fake.steps
+
+    assert builds()
+    assert not builds()
+    assert not builds(streams=2, timing_cache=False)
+    assert builds(level=1)
+    assert builds(workspace=1 << 20)
+    assert builds(refit=True)
+    assert builds(profiles=[1])
+    monkeypatch.setattr(Fake, "__version__", "11.0.0.114")
+    assert builds()
+    monkeypatch.setattr(tensorrt.cuda, "get_device_name", lambda: "NVIDIA Fake 4000")
+    assert builds()
+    assert not builds()
+    assert len(list(folder.iterdir())) == 7
+    other = quantize(int8(traced(Residual(), torch.zeros(1, 3, 32, 32))), images(2), grid=IntegerGrid())
+    fake.calls.clear()
+    build(other, engine_cache=folder)
+    assert "build" in fake.steps
+    fake.calls.clear()
+    build(model, Batch(1, 2, 5), engine_cache=folder)
+    assert "build" in fake.steps
+
+
+def test_a_kept_plan_that_is_damaged_or_not_loaded_is_built_again(fake, model, tmp_path, monkeypatch) -> None:
+    build(model, engine_cache=True)
+    (path,) = (tmp_path / "cache" / "eqsat-deploy" / "tensorrt-plans").iterdir()
+    whole = path.read_bytes()
+    for damaged in (whole[:100], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
+        path.write_bytes(damaged)
+        fake.calls.clear()
+        build(model, engine_cache=True)
+        assert "build" in fake.steps
+        assert path.read_bytes() == whole
+    load = tensorrt_run.Loaded.__init__
+    refused: list[bytes] = []
+
+    def once(self, plan, signature) -> None:
+        if not refused:
+            refused.append(plan)
+            raise EngineError("another driver")
+        load(self, plan, signature)
+
+    monkeypatch.setattr(tensorrt_run.Loaded, "__init__", once)
+    fake.calls.clear()
+    build(model, engine_cache=True)
+    assert refused
+    assert "build" in fake.steps
+
+
+def test_a_build_tells_its_progress_and_is_stopped_by_what_that_raises(fake, model) -> None:
+    told: list[tuple[str, int, int]] = []
+    build(model, progress=lambda *step: told.append(step))
+    assert told == [
+        ("Building engine", 0, 2),
+        *(("Timing", step, 3) for step in (0, 1, 2, 3, 3)),
+        ("Building engine", 1, 2),
+        ("Building engine", 2, 2),
+    ]
+
+    def interrupt(phase: str, done: int, of: int) -> None:
+        if (phase, done) == ("Timing", 2):
+            raise KeyboardInterrupt
+
+    fake.calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        build(model, progress=interrupt)
+    assert fake.steps[-1] == "build"
+
+
+def test_phases_of_a_build_are_stages_to_whoever_listens(fake, model) -> None:
+    heard: list[tuple[str, bool]] = []
+    with listening(lambda stage, seconds: heard.append((stage, seconds is None))):
+        build(model)
+    assert heard == [("TensorRT: Building engine", True), ("TensorRT: Building engine", False)]
+
+
+def test_an_error_is_told_once(fake, model) -> None:
+    engine = build(model)
+    engine.loaded.errors.report_error(1, "out of memory")
+    engine.loaded.errors.report_error(1, "out of memory")
+    fake.fail = {"execute"}
+    with pytest.raises(EngineError, match=r"says: out of memory$"):
+        engine(images(1)[0])
+    with pytest.raises(EngineError, match="no reason"):
+        engine(images(1)[0])
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_do(fake, model, tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EngineError, match=r"cannot write .*or False for none"):
+        build(model, timing_cache=tmp_path / "file" / "cache")
 
 
 def test_outputs_keep_the_modules_order_and_structure(fake) -> None:
@@ -119,7 +351,7 @@ def test_without_a_maximum_the_engine_picks_one_and_says_so(fake, model) -> None
     ("step", "message"),
     [
         ("parse", r"does not read the model: unsupported \(node 'stem', Conv\)"),
-        ("profile", "refuses the batch sizes"),
+        ("profile", "refuses the sizes"),
         ("build", "cannot build the engine.*no implementation for node stem"),
         ("load", "cannot load this plan on NVIDIA Fake 3000.*build it again.*incompatible version"),
         ("context", "cannot make an execution context"),
@@ -150,10 +382,9 @@ def test_failures_of_a_call_name_the_step(fake, model, step, message) -> None:
 def test_layers_report_precision_times_and_graph_nodes_in_both_schemas(fake, model, schema) -> None:
     fake.schema = schema
     engine = build(model)
-    serving = engine.context
     layers = engine.layers()
-    assert engine.context is serving
-    assert [layer.name for layer in layers] == engine.engine.layers
+    assert all(context.profiler is None for context in engine._workers.queue[0]._contexts.values())
+    assert [layer.name for layer in layers] == engine.loaded.engine.layers
     assert {layer.precision for layer in layers} == {"int8"}
     assert {layer.microseconds for layer in layers} == {250.0}
     assert layers[0].nodes == ("stem",)
@@ -182,7 +413,7 @@ def test_precisions_are_read_from_the_inspectors_words(text, precision) -> None:
 
 
 def test_an_engine_survives_its_files(fake, model, tmp_path) -> None:
-    engine = build(model)
+    engine = build(model, streams=2, cuda_graphs=True)
     folder = tmp_path / "files"
     folder.mkdir()
     engine.save_files(folder)
@@ -190,15 +421,20 @@ def test_an_engine_survives_its_files(fake, model, tmp_path) -> None:
     back = TensorRTEngine.load_files(folder, engine.signature, engine.options)
     x = images(1, batch=2)[0]
     assert torch.equal(back(x), engine(x))
+    assert back.options == {"streams": 2, "cuda_graphs": True}
     assert (back.version, back.device) == ("10.16.1.11", "NVIDIA Fake 3000")
 
 
 def test_refit_replaces_weights(fake, model) -> None:
-    engine = build(model, refit=True)
+    engine = build(model, refit=True, cuda_graphs=True, streams=2)
     other = quantize(int8(traced(Residual(), torch.zeros(1, 3, 32, 32))), images(2), grid=IntegerGrid())
-    before = engine.plan
+    x, before = images(1, batch=2)[0], engine.plan
+    engine(x)
     engine.refit(other)
     assert fake.steps[-1] == "refit"
+    with torch.no_grad():
+        expected = other(x)
+    torch.testing.assert_close(engine(x), expected, atol=0.05 * float(expected.abs().max()), rtol=0)
     assert engine.plan != before
     assert torch.equal(engine.weights["head.bias"], other.state_dict()["head.bias"])
     fake.fail = {"refit"}
@@ -207,7 +443,7 @@ def test_refit_replaces_weights(fake, model) -> None:
     fake.fail = {"missing"}
     with pytest.raises(EngineError, match=r"stem\.bias"):
         engine.refit(other)
-    engine.engine.refittable = False
+    engine.loaded.engine.refittable = False
     with pytest.raises(EngineError, match="'refit': True"):
         engine.refit(other)
 

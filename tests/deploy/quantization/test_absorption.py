@@ -18,7 +18,7 @@ from eqsat_deploy.targets.tensorrt import TENSORRT
 from tests.deploy.placing import WEIGHTED, int8, traced
 from tests.support.stages import outputs
 
-pytestmark = pytest.mark.filterwarnings("ignore:the calibration data", "ignore:INT8 leaves the outputs")
+pytestmark = pytest.mark.filterwarnings("ignore:the calibration data", "ignore:in INT8, on calibration data")
 SPREAD = 10 ** torch.linspace(-1.5, 1.5, 32)
 
 

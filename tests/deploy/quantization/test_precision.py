@@ -11,13 +11,12 @@ from torch import Tensor, fx, nn
 
 from eqsat_deploy.deployment import deployment
 from eqsat_deploy.errors import EqsatError, InputError, QuantizationError, UnknownNameError
-from eqsat_deploy.noise import decibels, ratio
+from eqsat_deploy.noise import Agreement, decibels, ratio
 from eqsat_deploy.pareto import pareto
 from eqsat_deploy.quantization import (
     AccuracyBudget,
     FakeQuantize,
     precision,
-    ptq,
     quantize,
     sensitivity,
 )
@@ -28,7 +27,7 @@ from eqsat_deploy.quantization.sensitivity import Sensitivities, Sensitivity
 from tests.support.models import randomized
 from tests.support.stages import optimized, outputs
 
-pytestmark = pytest.mark.filterwarnings("ignore:the calibration data", "ignore:INT8 leaves the outputs")
+pytestmark = pytest.mark.filterwarnings("ignore:the calibration data", "ignore:in INT8, on calibration data")
 
 
 class Gated(nn.Module):
@@ -120,7 +119,7 @@ def test_what_is_economical_stays_in_float(gated: fx.GraphModule, monkeypatch: p
     data = torch.cat(batches())
     expected, before = outputs(gated, data)[0], quantize(gated, batches())
     assert _floats(before) == _floats(gated), "accurate enough"
-    monkeypatch.setattr(ptq, "EXPECTED_SQNR", 60.0)
+    monkeypatch.setattr(Agreement, "EXPECTED_SQNR", 60.0)
     assert _floats(quantize(gated, batches())) == _floats(gated), "nothing is worth its time"
     monkeypatch.setattr(precision, "MOST", 0.4)
     monkeypatch.setattr(precision, "WORTH", 0.05)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from eqsat_deploy.errors import InputError, QuantizationError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization import FakeQuantize, MinMax, QuantizedConv2d, QuantizedLinear, quantize
 from eqsat_deploy.quantization.rounding import Rounding
+from eqsat_deploy.stages import listening
 from tests.deploy.placing import ADDS, WEIGHTED, Attention, Residual, images, int8, shared, traced
 from tests.deploy.test_build import Halves
 from tests.support.stages import optimized
@@ -479,8 +481,42 @@ def test_data_that_cannot_be_real_is_warned_of(
 
 def test_real_data_is_not_warned_of(residual: fx.GraphModule) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", message="the calibration data")
         quantize(residual, [torch.randn(32, 3, 32, 32)])
+
+
+def test_an_interruption_ends_the_data_and_keeps_what_was_read(residual: fx.GraphModule) -> None:
+    data = images(3)
+
+    def interrupted(after: int) -> Iterator[Tensor]:
+        yield from data[:after]
+        raise KeyboardInterrupt
+
+    with pytest.warns(UserWarning, match="interrupted: calibrated on the first 2 batches"):
+        found = quantize(residual, interrupted(2))
+    expected = quantize(residual, data[:2])
+    assert torch.equal(found(data[2]), expected(data[2]))
+    with pytest.raises(KeyboardInterrupt):
+        quantize(residual, interrupted(0))
+
+
+def test_answers_that_change_are_warned_of(residual: fx.GraphModule) -> None:
+    scores = residual.get_submodule("head")
+    with torch.no_grad():
+        scores.weight[1:] = scores.weight[0] + 1e-4 * torch.randn_like(scores.weight[1:])
+        scores.bias.zero_()
+    with pytest.warns(UserWarning, match="the greatest score is another one in"):
+        quantized = quantize(residual, images(3))
+    agreement = deployment(quantized).agreement
+    assert agreement is not None
+    assert agreement.changed
+
+
+def test_stages_are_heard_of(residual: fx.GraphModule) -> None:
+    heard: list[str] = []
+    with listening(lambda stage, seconds: heard.append(stage)):
+        quantize(residual, images(3))
+    assert list(dict.fromkeys(heard)) == ["calibrate", "quantize"]
 
 
 def test_what_two_forms_have_in_common_is_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from eqsat_deploy.quantization import FakeQuantize, quantize, tuning
 from tests.deploy.placing import WEIGHTED, int8, traced
 from tests.support.stages import optimized, outputs
 
-pytestmark = pytest.mark.filterwarnings("ignore:the calibration data", "ignore:INT8 leaves the outputs")
+pytestmark = pytest.mark.filterwarnings("ignore:the calibration data", "ignore:in INT8, on calibration data")
 
 
 class Deep(nn.Module):

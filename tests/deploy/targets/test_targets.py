@@ -16,7 +16,7 @@ __all__ = ["register"]
 
 
 def test_built_in_targets_are_registered_with_cost_models_that_are_there() -> None:
-    assert list(TARGETS.entries()) == ["onnxruntime", "openvino", "tensorrt"]
+    assert list(TARGETS.entries()) == ["onnxruntime", "onnxruntime-tensorrt", "openvino", "tensorrt"]
     for name in TARGETS.entries():
         assert set(find_target(name).cost_models) <= set(cost_models())
 
@@ -31,7 +31,8 @@ def test_auto_takes_the_first_by_rank_that_runs_here(register: Register) -> None
 
 
 def test_the_order_of_preference_of_built_in_targets() -> None:
-    assert [candidate.name for candidate in candidates()] == ["tensorrt", "openvino", "onnxruntime"]
+    preferred = ["tensorrt", "onnxruntime-tensorrt", "openvino", "onnxruntime"]
+    assert [candidate.name for candidate in candidates()] == preferred
 
 
 def test_a_target_of_a_plugin_joins_by_its_entry_point(register: Register) -> None:
@@ -129,5 +130,7 @@ def test_integer_grids_are_what_the_kernels_read() -> None:
         name: (find_target(name).grid.unsigned, find_target(name).grid.asymmetric)
         for name in TARGETS.entries()
     }
-    assert grids == {"tensorrt": (False, False), "openvino": (True, True), "onnxruntime": (True, False)}
+    of_tensorrt = (False, False)
+    assert grids == {"tensorrt": of_tensorrt, "onnxruntime-tensorrt": of_tensorrt, "openvino": (True, True),
+                     "onnxruntime": (True, False)}  # fmt: skip
     assert find_target("tensorrt").float_dtype == torch.float16

@@ -1,0 +1,100 @@
+"""Compiled models kept on disk, so that loading an artifact again compiles nothing.
+
+One file for each: a SHA-256 of what follows, and what follows. Its name is a hash of everything that the compiled model
+depends on, so that another model, runtime, processor or option finds nothing rather than something old. Files appear
+under their name when they are whole, and what does not hash to what it says is not read: any number of processes may
+use a folder at once, and one may stop at any moment.
+
+`EQSAT_DEPLOY_CACHE` is the folder, empty for none; by default it is in the user's own cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+VARIABLE = "EQSAT_DEPLOY_CACHE"
+MOST = 4 << 30
+"""Bytes of a folder, above which what was used longest ago is removed."""
+DIGEST = hashlib.sha256().digest_size
+
+
+def folder() -> Path | None:
+    """Where compiled models are kept; None where they are not."""
+    given = os.environ.get(VARIABLE)
+    if given is not None:
+        return Path(given) if given else None
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "eqsat-deploy" / "compiled"
+
+
+def digest(files: Iterable[Path]) -> str:
+    """A hash over the contents of `files`, in their order."""
+    found = []
+    for file in files:
+        with file.open("rb") as stream:
+            found.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return "".join(found)
+
+
+def key(**facts: Any) -> str:
+    """What a compiled model that depends on these facts, which are JSON values, and on this machine is called."""
+    written = json.dumps({**facts, "machine": _machine()}, sort_keys=True)
+    return hashlib.sha256(written.encode()).hexdigest()
+
+
+def read(name: str) -> bytes | None:
+    """What was written under `name`; None where nothing was, or it is damaged."""
+    if (where := folder()) is None:
+        return None
+    with suppress(OSError):
+        file = where / f"{name}.blob"
+        content = file.read_bytes()
+        if hashlib.sha256(content[DIGEST:]).digest() == content[:DIGEST]:
+            os.utime(file)
+            return content[DIGEST:]
+    return None
+
+
+def write(name: str, content: bytes) -> None:
+    """Keep `content` under `name`. Where that cannot be written, the next one compiles again: no error."""
+    if (where := folder()) is None:
+        return
+    with suppress(OSError):
+        where.mkdir(mode=0o700, parents=True, exist_ok=True)
+        number, partial = tempfile.mkstemp(dir=where)
+        try:
+            with os.fdopen(number, "wb") as stream:
+                stream.write(hashlib.sha256(content).digest())
+                stream.write(content)
+            os.replace(partial, where / f"{name}.blob")
+        except BaseException:
+            os.unlink(partial)
+            raise
+        _prune(where)
+
+
+def _prune(where: Path) -> None:
+    found = sorted(((f.stat().st_mtime, f.stat().st_size, f) for f in where.iterdir()), reverse=True)
+    total = 0
+    for _, size, file in found:
+        total += size
+        if total > MOST:
+            file.unlink(missing_ok=True)
+
+
+def _machine() -> Mapping[str, Any]:
+    """What kernels are chosen by: virtual machines call processors that differ in instructions by one name."""
+    flags = ""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return {"kind": platform.machine(), "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+            else os.cpu_count(), "flags": flags}  # fmt: skip

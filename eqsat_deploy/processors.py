@@ -1,0 +1,19 @@
+"""How many processors of this machine an engine may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from eqsat_extraction.arguments import whole
+
+
+def threads(options: Mapping[str, Any]) -> int:
+    """The option `threads`, at most the CPUs of this machine: an artifact may be of a larger one, and one that asks
+    for thousands would make them. 0 where it is left to the runtime.
+
+    Raises:
+        InputError: it is no whole number.
+    """
+    return min(whole("threads", options.get("threads", 0), least=0), os.cpu_count() or 1)
