@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
+import threading
 import webbrowser
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -135,6 +136,7 @@ def explore(session: Session, *, port: int = 0, browser: bool = True, ready: Cal
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listening.bind((HOST, port))
+            listening.listen()  # from here on who comes early waits
         except OSError as error:
             raise EngineError(
                 f"cannot listen at {HOST}:{port}: {error}; --port 0 takes one that is free"
@@ -144,7 +146,7 @@ def explore(session: Session, *, port: int = 0, browser: bool = True, ready: Cal
         def opened() -> None:
             ready(address)
             if browser:
-                webbrowser.open(address)
+                threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
 
         run(application(session, token, opened), HOST, port, sockets=[listening], timeout_graceful_shutdown=1)
 
