@@ -81,6 +81,16 @@ def test_the_command_says_types_and_batch_sizes(module: fx.GraphModule, tmp_path
     assert export(module, tmp_path / "model.onnx", "onnxruntime").command is None
 
 
+def test_every_flag_of_the_command_is_in_the_table_of_flags(module: fx.GraphModule, tmp_path: Path) -> None:
+    """The table says where they were looked up."""
+    command = export(module, tmp_path / "model.onnx", batch=2).command
+    assert command is not None
+    table = (Path(__file__).parents[2] / "docs" / "how-to" / "tensorrt.md").read_text(encoding="utf-8")
+    rows = "\n".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `--"))
+    for word in shlex.split(command)[1:]:
+        assert f"`{word.partition('=')[0]}" in rows, word
+
+
 def test_an_optimized_module_exports_itself(tmp_path: Path) -> None:
     form = optimized(randomized(Residual()), image(2, 3, 32, 32), cost="trt_int8")
     found = form.quantize([image(4, 3, 32, 32)]).export(
