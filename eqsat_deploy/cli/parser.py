@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from eqsat_deploy.cli.artifacts import inspect, serve, verify
 from eqsat_deploy.cli.codes import EXIT_CODES
-from eqsat_deploy.cli.commands import bench, doctor, explain, export, optimize, orderings, rules
+from eqsat_deploy.cli.commands import bench, doctor, explain, explore, export, optimize, orderings, rules
 from eqsat_deploy.errors import InputError
 
 MODEL = """\
@@ -105,6 +105,17 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         help="a node or module of the model; repeatable",
     )
     made.add_argument("--all", action="store_true", help="list every choice of a node, not the 30 cheapest")
+    made = command(
+        "explore",
+        explore,
+        "Open the e-graph in a browser: put rules in and leave them out, change prices, see the form change.",
+        _model,
+        _search,
+    )
+    made.add_argument(
+        "--port", type=_port, default=0, help="of this machine's loopback (default: one that is free)"
+    )
+    made.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
     made = command(
         "bench",
         bench,
