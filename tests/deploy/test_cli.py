@@ -84,6 +84,7 @@ def test_optimize_measures_and_tunes(
     models: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EQSAT_DEPLOY_CACHE", str(models / "cache"))
+    monkeypatch.setattr("eqsat_deploy.tune.SECONDS", 1.0)
     words = ("--input", "2x3x8x8", "--cost", "measured:openvino_int8", "--tune", "2", "--json")
     assert cli.main(["optimize", "models.py:net", *words]) == 0
     found = json.loads(capfd.readouterr().out)  # and nothing else, whatever the libraries print

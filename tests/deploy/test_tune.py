@@ -328,6 +328,7 @@ def test_a_model_in_float_has_the_prices_of_its_model():
 
 def test_optimize_tunes_and_reports(monkeypatch):
     monkeypatch.setattr("eqsat_deploy.engines.race.time", time)
+    monkeypatch.setattr("eqsat_deploy.tune.SECONDS", 1.0)
     found = eqsat_deploy.optimize(randomized(Residual()), image(), cost="openvino_int8", tune=2)
     tuning = found.report.tuning
     assert tuning["engine"] == "openvino"
