@@ -62,15 +62,15 @@ def images(spec: str, side: int = 224) -> Callable[[], tuple[nn.Module, Any]]:
 
 
 REFERENCE: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
-    "BERT": bert,
-    "Inception-v3": images("torchvision:inception_v3", 299),
-    "MobileNet-v2": images("torchvision:mobilenet_v2"),
-    "NASNet-A": images("timm:nasnetalarge", 331),
-    "NASRNN": lambda: (NasRnn().eval(), torch.rand(2, 5, 512)),
-    "ResNet-50": images("torchvision:resnet50"),
-    "ResNeXt-50": images("torchvision:resnext50_32x4d"),
     "SqueezeNet": images("torchvision:squeezenet1_1"),
+    "BERT": bert,
+    "ResNeXt-50": images("torchvision:resnext50_32x4d"),
+    "MobileNet-v2": images("torchvision:mobilenet_v2"),
+    "Inception-v3": images("torchvision:inception_v3", 299),
+    "ResNet-50": images("torchvision:resnet50"),
+    "NASRNN": lambda: (NasRnn().eval(), torch.rand(2, 5, 512)),
     "VGG-19": images("torchvision:vgg19"),
+    "NASNet-A": images("timm:nasnetalarge", 331),
 }
 """By the names of the MCTS study's table 2."""
 

@@ -7,7 +7,8 @@ of the MCTS study on real modules.
 Every job runs in a process of its own and adds a line to `--rows`, beside the JSON: run again, it goes on with what is
 missing. `--json` then gets everything in one file; `--report` prints its tables as Markdown and draws its figures
 (`benchmarks/_ordering_report.py`). Parts: `orders` (each model of `--models`, prices of `--cost`), `reference` (MCTS
-with `--seeds` seeds beside joint saturation), `latency` (forms measured by OpenVINO).
+with `--seeds` seeds beside joint saturation) and `plain` (what an engine does by itself), `latency` (forms measured by
+OpenVINO).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import quantiles
 from typing import Any
 
 import torch
@@ -40,13 +42,12 @@ from eqsat_deploy.capture import capture
 from eqsat_deploy.errors import ExtractionError
 from eqsat_deploy.inputs import example_arguments
 from eqsat_deploy.lower import Lowered, lower
-from eqsat_deploy.research import STRATEGIES, Effort, Environment, Schedule, Step, lowered_form, sweep
+from eqsat_deploy.research import STRATEGIES, Effort, Environment, Schedule, lowered_form, sweep
 from eqsat_deploy.research.environment import Spent
 from eqsat_deploy.research.orderings import SAME, find_actions
 from eqsat_deploy.saturate import Budget
-from eqsat_deploy.schedule import SATURATE
 from eqsat_deploy.search import Limits, search
-from eqsat_deploy.selection import BETWEEN, CONVERSIONS, Selection, find_rules
+from eqsat_deploy.selection import BETWEEN, CONVERSIONS, Selection, find_rules, plain_rules
 from eqsat_deploy.targets import find_cost
 
 ZOO = (
@@ -58,8 +59,10 @@ ZOO = (
 )  # fmt: skip
 MEASURED = ("timm:convnext_atto", "torchvision:mobilenet_v3_small", "torchvision:shufflenet_v2_x0_5", "timm:repvgg_a0",
             "timm:levit_128s")  # fmt: skip
-SIDE, ORDERS, FORMS, NODES = 64, 24, 10, 20_000
-WORK = 100_000
+CLASSICS = {"torchvision:alexnet": 224, "torchvision:vgg11": 224, "torchvision:vit_b_16": 224}
+"""Models with several of the founding conversions, at the side of images where these apply."""
+SIDE, ORDERS, FORMS, NODES = 64, 12, 10, 20_000
+WORK = 10_000
 """Units of an extraction: counted and not timed, so that rows do not depend on what else the machine does."""
 MEMORY = 8 << 30
 """Bytes of address space of a job: an e-graph that asks for more ends the job, and not the machine."""
@@ -100,16 +103,22 @@ def run(job: Job) -> dict[str, Any]:
     return found | {"wall_seconds": round(time.perf_counter() - start, 1), "load": os.getloadavg()[0]}
 
 
+class _All(Environment):
+    """With every rule loaded, whatever matches: loaded once for all models."""
+
+    selection = find_rules(None)
+
+
 # -- orders on the zoo -------------------------------------------------------------------------------------
 
 
 def orders(job: Job) -> dict[str, Any]:
     """Everything about one model, cheapest questions first: what there was no time for is named in `cut`."""
-    lowered = _lowered(job.model, SIDE)
+    lowered = _lowered(job.model, CLASSICS.get(job.model, SIDE))
     cost_model = find_cost(job.cost)
     limits = Limits(time_limit=None, work_limit=WORK)
     actions, _, notes = find_actions(lowered, None, cost_model, limits)
-    environment = Environment(lowered, actions, cost_model, Effort(10**6, job.seconds, 200_000), limits)
+    environment = _All(lowered, actions, cost_model, Effort(10**6, job.seconds, 200_000), limits)
     joint = environment.search(None, actions)
     row: dict[str, Any] = {
         "rows": len(lowered.rows), "families": list(actions), "e_nodes": len(joint.space.nodes), "notes": notes,
@@ -161,13 +170,11 @@ def _forced(environment: Environment, form: Lowered, family: str) -> tuple[float
 
 
 def _pairs(environment: Environment) -> Iterator[tuple[str, dict[str, float]]]:
-    """Two families one after the other both ways, each alone, and both in one e-graph."""
+    """Two families one after the other, both ways, and each alone."""
     for one, other in itertools.combinations(environment.actions, 2):
-        both = Schedule((Step(run=(one, other), times=SATURATE, nodes=environment.effort.nodes),))
         found = {
             "first": environment.follow((one,)), "second": environment.follow((other,)),
             "then": environment.follow((one, other)), "reversed": environment.follow((other, one)),
-            "together": environment.search(both, (one, other)),
         }  # fmt: skip
         yield f"{one} + {other}", {name: search.solution.cost for name, search in found.items()}
 
@@ -203,7 +210,15 @@ def reference(job: Job) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class _Once(Environment):
+def plain(job: Job) -> dict[str, Any]:
+    """What an engine makes of that model by itself: BatchNorm folded, which TENSAT's models come without."""
+    model, x = REFERENCE[job.model]()
+    args, kwargs = example_arguments(model, x)
+    found = search(lower(capture(model, args, kwargs)), plain_rules(), find_cost(job.cost), Limits())
+    return {"plain": found.solution.cost}
+
+
+class _Once(_All):
     """TENSAT's k_multi of 1: rules of several outputs run in one iteration; each more of it squares their number."""
 
     def cost(self, sequence: Sequence[str]) -> float:
@@ -228,17 +243,19 @@ def _played(name: str, seed: int, environment: Environment) -> dict[str, Any]:
 
 
 def latency(job: Job) -> dict[str, Any]:
-    """Forms that different orders leave, as float OpenVINO networks, timed in turns; the cheapest of them twice."""
+    """Forms that different orders leave, as float OpenVINO networks, timed in turns; the cheapest of them twice.
+
+    Forms are those that orders of families, and the beginnings of orders, leave, spread over what they are predicted to
+    cost."""
     import openvino
 
-    from benchmarks._peers import runner
-    from eqsat_deploy.engines.race import race
+    from benchmarks._peers import SETTINGS
     from eqsat_deploy.rebuild import rebuild
 
     lowered = _lowered(job.model, 224)
     cost_model, limits = find_cost(job.cost), Limits(time_limit=None, work_limit=WORK)
     actions, _, _ = find_actions(lowered, None, cost_model, limits)
-    environment = Environment(lowered, actions, cost_model, Effort(10**6, job.seconds, 200_000), limits)
+    environment = _All(lowered, actions, cost_model, Effort(10**6, job.seconds, 200_000), limits)
     found = {"untouched": environment.search(Schedule(()), ()), "joint": environment.search(None, actions)}
     draw = random.Random(job.seed)
     with suppress(Spent):
@@ -256,13 +273,46 @@ def latency(job: Job) -> dict[str, Any]:
     for index, name in enumerate([*chosen, chosen[0]]):
         made = rebuild(found[name])
         module = torch.fx.GraphModule(made.root, made.graph).eval()
-        engines[str(index)] = runner(openvino.convert_model(torch.export.export(module, (x,))))
-    timings = race(engines, (x,), seconds=30.0, runs=10_000)
+        engines[str(index)] = _runner(
+            openvino.Core().compile_model(
+                openvino.convert_model(torch.export.export(module, (x,))),
+                "CPU",
+                {**SETTINGS, "INFERENCE_NUM_THREADS": 1},
+            )
+        )
+    timings = _cpu_times(engines, x, 30.0)
     return {
         "families": list(actions), "distinct": len(distinct), "unit": cost_model.unit,
-        "forms": [{"form": name, "predicted": found[name].solution.cost, **asdict(timings[str(index)])}
+        "forms": [{"form": name, "predicted": found[name].solution.cost, **timings[str(index)]}
                   for index, name in enumerate([*chosen, chosen[0]])],
     }  # fmt: skip
+
+
+def _runner(compiled: Any) -> Callable[[torch.Tensor], Any]:
+    import openvino
+
+    request = compiled.create_infer_request()
+    return lambda x: request.infer({0: openvino.Tensor(x.numpy(), shared_memory=True)})
+
+
+def _cpu_times(
+    engines: dict[str, Callable[[Any], Any]], x: Any, seconds: float
+) -> dict[str, dict[str, float]]:
+    """Microseconds of CPU that a call takes on one thread, in rounds of random order: what others do on the machine
+    counts less than by the clock."""
+    taken: dict[str, list[float]] = {name: [] for name in engines}
+    order, shuffle, stop = list(engines), random.Random(0).shuffle, time.perf_counter() + seconds
+    while time.perf_counter() < stop or len(taken[order[0]]) < 5:
+        shuffle(order)
+        for name in order:
+            start = time.process_time()
+            engines[name](x)
+            taken[name].append((time.process_time() - start) * 1e6)
+    found = {}
+    for name, times in taken.items():
+        lower, middle, upper = quantiles(times, n=4)
+        found[name] = {"median": middle, "lower": lower, "upper": upper, "runs": len(times)}
+    return found
 
 
 # -- all of it ---------------------------------------------------------------------------------------------
@@ -281,17 +331,28 @@ def _lowered(spec: str, side: int) -> Lowered:
 
 
 def jobs(parts: list[str], models: list[str], cost: str, seeds: int, seconds: float) -> list[Job]:
-    """What to do; half of the zoo first, so that a run that is cut has something of every part."""
+    """What to do, in turns of the parts, so that a run that is cut has something of every one."""
     zoo = [Job("orders", spec, cost=cost, seconds=seconds) for spec in models]
-    half = len(zoo) // 2
     others = [Job("reference", name, seed=seeds, cost="trt_fp16", seconds=seconds / 4) for name in REFERENCE]
-    others += [Job("latency", spec, cost="openvino_fp32", seconds=seconds / 2) for spec in MEASURED]
-    return [job for job in (*zoo[:half], *others, *zoo[half:]) if job.part in parts]
+    measured = [Job("latency", spec, cost="openvino_fp32", seconds=seconds / 2) for spec in MEASURED]
+    alone = [Job("plain", name, cost="trt_fp16") for name in REFERENCE]
+    few = 8
+    made = (
+        *zoo[:few],
+        *others[:-2],
+        *measured[:2],
+        *alone[:-2],
+        *zoo[few:],
+        *others[-2:],
+        *alone[-2:],
+        *measured[2:],
+    )
+    return [job for job in made if job.part in parts]
 
 
 def _pool() -> Executor:
-    """A process for each job: what the libraries keep goes with it."""
-    return ProcessPoolExecutor(1, mp_context=FORKS, max_tasks_per_child=1)
+    """One process, and another where a model is too much for it."""
+    return ProcessPoolExecutor(1, mp_context=FORKS)
 
 
 def _told(job: Job) -> dict[str, Any]:
@@ -304,7 +365,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", default="zoo", help="comma-separated SPECs, or `zoo`: 24 small models")
+    parser.add_argument("--models", default="zoo", help="comma-separated SPECs, or `zoo`: 27 models")
     parser.add_argument("--cost", default="trt_int8", help="cost model of the part `orders`")
     parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated")
     parser.add_argument("--seeds", type=int, default=5, help="of MCTS in the reference experiment")
@@ -329,7 +390,7 @@ def main() -> None:
         return
     if args.json is None:
         parser.error("--json is needed")
-    models = list(ZOO) if args.models == "zoo" else args.models.split(",")
+    models = [*ZOO[:8], *CLASSICS, *ZOO[8:]] if args.models == "zoo" else args.models.split(",")
     wanted = jobs(args.parts.split(","), models, args.cost, args.seeds, args.seconds)
     rows = sweep(wanted, args.rows or args.json.with_suffix(".jsonl"), _pool, run=_told)  # type: ignore[arg-type]
     machine = f"{platform.machine()}, {os.cpu_count()} cores"

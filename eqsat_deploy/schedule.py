@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,11 @@ class Schedule:
                 found |= dict.fromkeys(alike)
         return tuple(sorted(found))
 
+    def without(self, name: str) -> Schedule:
+        """The schedule where nothing of this name is run."""
+        rulesets = {key: tuple(n for n in names if n != name) for key, names in self.rulesets.items()}
+        return replace(self, steps=tuple(_without(self.steps, name)), rulesets=rulesets)
+
     def drawn(self, steps: Sequence[Step], shuffle: bool, generator: random.Random) -> Sequence[Step]:
         """Steps in the order of one repetition."""
         return generator.sample(list(steps), len(steps)) if shuffle else steps
@@ -172,6 +177,13 @@ class Schedule:
             waiting = [*step.steps, *waiting]
             if step.run:
                 yield step
+
+
+def _without(steps: Sequence[Step], name: str) -> Iterator[Step]:
+    for step in steps:
+        run, inner = tuple(n for n in step.run if n != name), tuple(_without(step.steps, name))
+        if run or inner:
+            yield replace(step, run=run, steps=inner)
 
 
 def _step(data: Mapping[str, Any]) -> Step:

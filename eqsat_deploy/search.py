@@ -112,8 +112,8 @@ def search(
     lowered: Lowered, selection: Selection, cost_model: CostModel, limits: Limits | None = None,
     timed: Timer = nullcontext, restrict: Restrict | None = None,
 ) -> Search:  # fmt: skip
-    """The cheapest form that the rules reach, of those that `restrict` leaves; `timed` is entered with the name of every
-    stage.
+    """The cheapest form that the rules reach, of those that `restrict` leaves; `timed` is entered with the name of
+    every stage.
 
     Raises:
         ExtractionError: no form can be built from the kernels of the target.
@@ -136,6 +136,18 @@ def search(
     with timed("extract"):
         solution = _extract(priced, limits)
     return Search(lowered, saturation, space, priced, solution, selection, limits)
+
+
+def repriced(found: Search, cost_model: CostModel) -> Search:
+    """The same e-graph at other prices, and the form that is cheapest by them.
+
+    Raises:
+        ExtractionError: no form can be built from kernels that have a price.
+    """
+    priced = price(found.space, cost_model, batch=found.limits.batch)
+    if found.selection.forced:
+        priced = _converted(found.space, found.saturation, priced, found.selection.forced)
+    return replace(found, priced=priced, solution=_extract(priced, found.limits))
 
 
 def explore(

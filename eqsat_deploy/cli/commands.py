@@ -111,6 +111,37 @@ def explain(args: argparse.Namespace) -> int:
     return OK
 
 
+def explore(args: argparse.Namespace) -> int:
+    """The e-graph in a browser, live, until a signal stops it."""
+    from eqsat_deploy.serving.server import check_installed
+
+    check_installed()
+    from eqsat_deploy.capture import capture
+    from eqsat_deploy.inputs import example_arguments
+    from eqsat_deploy.lower import lower
+    from eqsat_deploy.search import Limits
+    from eqsat_deploy.serving.explore import explore
+    from eqsat_deploy.serving.session import Session
+    from eqsat_deploy.stages import Stages
+    from eqsat_deploy.targets import find_cost
+
+    model, inputs = _load(args)
+    limits = Limits(args.batch, extractor=args.extractor, time_limit=args.time_limit)
+    stages = Stages()
+    with stages("capture"):
+        given, named = example_arguments(model, inputs)
+        lowered = lower(capture(model, given, named))
+    with stages("saturate"):
+        session = Session(type(model).__name__, lowered, find_cost(args.cost), args.rules, limits)
+
+    def ready(address: str) -> None:
+        show(args, {"address": address}, f"{address}\nfor this machine alone; Ctrl-C ends it")
+        args.results.flush()
+
+    explore(session, port=args.port, browser=not args.no_browser, ready=ready)
+    return OK
+
+
 def bench(args: argparse.Namespace) -> int:
     """Time the model in torch, the plain form in float and quantized, and the chosen form, in turns."""
     from dataclasses import asdict
@@ -181,22 +212,41 @@ def _check_rules(args: argparse.Namespace, chosen: Sequence[EgglogRule]) -> int:
 
 
 def orderings(args: argparse.Namespace) -> int:
-    """Every order of the rule families, beside saturating with all."""
-    from eqsat_deploy.research import compare_orderings
+    """Strategies of rewriting side by side, model by model."""
+    from eqsat_deploy.research import Effort, Schedule, Sketches, compare_orderings
+    from eqsat_deploy.research.strategies import find_strategies
 
-    model, inputs = _load(args)
-    families = [args.rules] if isinstance(args.rules, str) else args.rules
-    found = compare_orderings(
-        model,
-        inputs,
-        cost=args.cost,
-        families=families,
-        orders=args.sample,
-        extractor=args.extractor,
-        time_limit=args.time_limit,
-        batch=args.batch,
-    )
-    show(args, found.to_dict(), found)
+    strategies: dict[str, Any] = {**find_strategies(args.strategies)}
+    strategies |= {path.stem: Schedule.load(path) for path in args.schedule}
+    if args.sketch:
+        strategies["sketches"] = Sketches(*args.sketch)
+    tables = []
+    for spec in args.specs:
+        args.spec = spec
+        model, inputs = _load(args)
+        table = compare_orderings(
+            model,
+            inputs,
+            strategies=strategies,
+            families=args.rules,
+            leave_out=[args.leave_out] if isinstance(args.leave_out, str) else args.leave_out,
+            effort=Effort(args.evaluations, args.seconds),
+            seeds=range(args.seeds),
+            cost=args.cost,
+            extractor=args.extractor,
+            time_limit=args.time_limit,
+            batch=args.batch,
+        )
+        tables.append(table)
+        if args.plot:
+            name = spec.replace(":", "-").replace("/", "-")
+            several = args.plot.with_stem(f"{args.plot.stem}-{name}")
+            table.plot().savefig(several if len(args.specs) > 1 else args.plot)
+    if args.csv:
+        header, *_ = tables[0].to_csv().splitlines(keepends=True)
+        lines = [line for table in tables for line in table.to_csv().splitlines(keepends=True)[1:]]
+        args.csv.write_text(header + "".join(lines), encoding="utf-8")
+    show(args, [table.to_dict() for table in tables], *tables)
     return OK
 
 
@@ -242,7 +292,7 @@ def _reading(args: argparse.Namespace) -> Reading:
 def _optimize(args: argparse.Namespace, model: Any, inputs: Any) -> Any:
     from eqsat_deploy.optimizer import optimize
 
-    return optimize(model, inputs, **_searched(args))
+    return optimize(model, inputs, **_searched(args), tune=args.tune)
 
 
 def _searched(args: argparse.Namespace) -> dict[str, Any]:

@@ -8,11 +8,11 @@ import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from eqsat_deploy.cli.artifacts import inspect, serve, verify
 from eqsat_deploy.cli.codes import EXIT_CODES
-from eqsat_deploy.cli.commands import bench, doctor, explain, export, optimize, orderings, rules
+from eqsat_deploy.cli.commands import bench, doctor, explain, explore, export, optimize, orderings, rules
 from eqsat_deploy.errors import InputError
 
 MODEL = """\
@@ -60,8 +60,9 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     def command(
         name: str, run: Callable[[argparse.Namespace], int], text: str, *shared: Callable[[Parser], None]
     ) -> Parser:
+        about = "\n\n" + MODEL if {_model, _models} & set(shared) else ""
         made: Parser = added.add_parser(
-            name, help=text, description=text + ("\n\n" + MODEL if _model in shared else ""), epilog=EXIT_CODES,
+            name, help=text, description=text + about, epilog=EXIT_CODES,
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         )  # fmt: skip
         for add in shared:
@@ -79,6 +80,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "Optimize a model; with --out, quantize, build and save an engine.",
         _model,
         _search,
+        _tuning,
         _calibration,
         _engine,
     )
@@ -104,11 +106,23 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     )
     made.add_argument("--all", action="store_true", help="list every choice of a node, not the 30 cheapest")
     made = command(
+        "explore",
+        explore,
+        "Open the e-graph in a browser: put rules in and leave them out, change prices, see the form change.",
+        _model,
+        _search,
+    )
+    made.add_argument(
+        "--port", type=_port, default=0, help="of this machine's loopback (default: one that is free)"
+    )
+    made.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
+    made = command(
         "bench",
         bench,
         "Time torch, the plain form and the chosen form against each other.",
         _model,
         _search,
+        _tuning,
         _calibration,
         _engine,
     )
@@ -125,19 +139,18 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     made = command(
         "orderings",
         orderings,
-        "Apply rule families one after another in every order, beside all at once.",
-        _model,
+        "Compare strategies of rewriting: families one after another in every order, beside all at once.",
+        _models,
         _search,
     )
-    made.add_argument(
-        "--sample", type=_count, metavar="N", help="try N orders drawn at random instead of all"
-    )
+    _ordering(made)
     made = command(
         "export",
         export,
         "Write the chosen form as the file that an engine is built from elsewhere, and say how.",
         _model,
         _search,
+        _tuning,
         _calibration,
     )
     made.add_argument("--out", type=Path, required=True, metavar="PATH",
@@ -169,9 +182,13 @@ def _artifact(parser: Parser) -> None:
     parser.add_argument("artifact", type=Path, metavar="DIR", help="what engine.save or --out wrote")
 
 
-def _model(parser: Parser) -> None:
+def _models(parser: Parser) -> None:
+    _model(parser, "specs", nargs="+")
+
+
+def _model(parser: Parser, name: str = "spec", **options: Any) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("spec", metavar="SPEC")
+    group.add_argument(name, metavar="SPEC", **options)
     group.add_argument("--pretrained", action="store_true", help="download the weights its library publishes")
     group.add_argument("--weights", type=Path, metavar="FILE", help="a state dict, .safetensors or .pt")
     given = group.add_mutually_exclusive_group()
@@ -202,7 +219,8 @@ def _search(parser: Parser) -> None:
         "--cost",
         default="auto",
         metavar="NAME",
-        help="a cost model, such as trt_int8 (default auto: this machine's engine)",
+        help="a cost model, such as trt_int8 (default auto: this machine's engine); `measured` times kernels on that "
+        "engine and keeps what they take",
     )
     group.add_argument(
         "--rules",
@@ -217,6 +235,40 @@ def _search(parser: Parser) -> None:
     group.add_argument(
         "--batch", type=_count, default=1, metavar="N", help="batch size to be fastest at (default 1)"
     )
+
+
+def _tuning(parser: Parser) -> None:
+    parser.add_argument_group("tuning").add_argument(
+        "--tune",
+        type=_count,
+        metavar="K",
+        help="build the K cheapest distinct forms and the plain ones, time them here and go on with the fastest; what "
+        "is interrupted goes on when it is called again",
+    )
+
+
+def _ordering(parser: Parser) -> None:
+    group = parser.add_argument_group("comparison")
+    group.add_argument("--strategies", type=_names, default=["joint", "destructive"], metavar="NAMES",
+                       help="comma-separated (default joint,destructive)")  # fmt: skip
+    group.add_argument("--schedule", type=Path, action="append", default=[], metavar="FILE.toml",
+                       help="saturation under this schedule is one more strategy; repeatable")  # fmt: skip
+    group.add_argument("--sketch", action="append", default=[], metavar="SKETCH",
+                       help="what the program must contain on the way, such as 'conv2d(layer_norm)'; "
+                       "repeatable, in their order: together one more strategy")  # fmt: skip
+    group.add_argument("--leave-out", type=_names, default=[], metavar="NAMES",
+                       help="every strategy again without each of these families or rules")  # fmt: skip
+    group.add_argument(
+        "--seeds", type=_count, default=1, metavar="N", help="of strategies that draw (default 1)"
+    )
+    group.add_argument("--evaluations", type=_count, default=60, metavar="N",
+                       help="e-graphs that a strategy may saturate and price (default 60)")  # fmt: skip
+    group.add_argument(
+        "--seconds", type=_positive, default=60.0, metavar="S", help="that a strategy may take (default 60)"
+    )
+    group.add_argument("--csv", type=Path, metavar="FILE", help="write all outcomes and orders there")
+    group.add_argument("--plot", type=Path, metavar="FILE",
+                       help="draw them there (.svg, .png, .pdf); with several models a file each")  # fmt: skip
 
 
 def _calibration(parser: Parser) -> None:

@@ -24,7 +24,7 @@ from eqsat_deploy.search import Search, explore
 
 __all__ = [
     "STRATEGIES", "Backoff", "ClassView", "Effort", "Environment", "Form", "Inside", "Job", "Ordering",
-    "OrderingTable", "Outcome", "Schedule", "Search", "Sketch", "Sketches", "Step", "Strategy", "Trace", "Until", "WhyNot",
-    "compare_orderings", "explore", "inside", "lowered_form", "replay", "rewrite_alone", "sweep",
+    "OrderingTable", "Outcome", "Schedule", "Search", "Sketch", "Sketches", "Step", "Strategy", "Trace", "Until",
+    "WhyNot", "compare_orderings", "explore", "inside", "lowered_form", "replay", "rewrite_alone", "sweep",
     "to_networkx", "trace", "why_not",
 ]  # fmt: skip

@@ -84,13 +84,10 @@ class Environment:
             Spent: nothing is left of the budget.
         """
         sequence = tuple(sequence)[: self.effort.length]
-        if (
-            sequence not in self.costs
-        ):  # of these only the cost is kept: e-graphs can be large, and sequences many
+        if sequence not in self.costs:  # only costs are kept: e-graphs can be large, and sequences many
             schedule = Schedule.sequence(sequence, nodes=self.effort.nodes)
-            self.costs[sequence] = self._evaluated(
-                self.lowered, schedule, sequence, None, None, True
-            ).solution.cost
+            found = self._evaluated(self.lowered, schedule, sequence, None, None, True)
+            self.costs[sequence] = found.solution.cost
         return self.costs[sequence]
 
     def together(self, schedule: Schedule | None = None) -> float:
@@ -155,6 +152,8 @@ class Environment:
         ):
             raise Spent
         self.evaluations += 1
+        if schedule is not None and self.without is not None:
+            schedule = schedule.without(self.without)
         most = self.limits.budget.iterations if iterations is None else iterations
         nodes = max(self.effort.nodes, 1)
         budget = replace(self.limits.budget, nodes=nodes, schedule=schedule, iterations=most)

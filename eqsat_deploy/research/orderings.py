@@ -20,7 +20,7 @@ from eqsat_deploy.lower import Lowered, lower
 from eqsat_deploy.report.plotting import new_drawing
 from eqsat_deploy.report.render import to_html, to_text
 from eqsat_deploy.research.environment import Actions, Effort, Environment, Ordering, Point, Spent
-from eqsat_deploy.research.strategies import DRAWING, Strategy, find_strategies
+from eqsat_deploy.research.strategies import Strategy, draws, find_strategies
 from eqsat_deploy.research.tables import frame
 from eqsat_deploy.schedule import Schedule
 from eqsat_deploy.search import Limits, Model, search
@@ -156,8 +156,9 @@ class OrderingTable:
     def to_csv(self) -> str:
         """One line per outcome, then one per order that was followed, cheapest first, as strategy `order`."""
         rows = [{"model": self.model, "unit": self.unit, **outcome.row()} for outcome in self.outcomes]
+        common = {"model": self.model, "unit": self.unit, "strategy": "order"}
         rows += [
-            {"strategy": "order", "cost": o.cost, "kernels": o.kernels, "sequence": " > ".join(o.order)}
+            {**common, "cost": o.cost, "kernels": o.kernels, "sequence": " > ".join(o.order)}
             for o in (self.untouched, *self.orders)
         ]
         buffer = io.StringIO()
@@ -177,8 +178,8 @@ class OrderingTable:
         return [tuple(group) for group in groups]
 
     def plot(self) -> Drawing:
-        """Left what every strategy found, a point per seed, beside the model untouched; right the best cost so far against
-        evaluations.
+        """Left what every strategy found, a point per seed, beside the model untouched; right the best cost so far
+        against evaluations.
 
         Raises:
             EqsatError: matplotlib is not installed.
@@ -288,8 +289,8 @@ def compare_orderings(
         model, example_inputs, cost, dynamic_shapes: as for `optimize`.
         strategies: names of built-in ones (`STRATEGIES`), or functions, schedules and `Sketches` by name. The usual two
             are joint saturation and families applied destructively, one after another, in every order.
-        families: what a strategy chooses from, families or rules by name; when missing, all families that match, but the
-            target's own, which always run.
+        families: what a strategy chooses from, families or rules by name; when missing, all families that match, but
+            the target's own, which always run.
         leave_out: ablations: every strategy again without this family or rule, for each of them.
         effort: what each may spend.
         seeds: of strategies that draw; the others run once.
@@ -304,7 +305,8 @@ def compare_orderings(
     drawn = [whole("seeds", seed, least=0) for seed in seeds]
     if not drawn:
         raise InputError("seeds: at least one is expected")
-    left_out = [None, *(_known(instance("leave_out", name, str)) for name in leave_out)]
+    names = [leave_out] if isinstance(leave_out, str) else leave_out
+    left_out = [None, *(_known(instance("leave_out", name, str)) for name in names)]
     bounds = Limits(**{"time_limit": 1.0, **limits})
     args, kwargs = example_arguments(model, example_inputs)
     lowered = lower(capture(model, args, kwargs, dynamic_shapes=dynamic_shapes))
@@ -321,16 +323,6 @@ def compare_orderings(
         families=actions, inactive=inactive, outcomes=tuple(outcomes), notes=tuple(notes),
         untouched=Ordering((), start.solution.cost, len(start.launches)),
     )  # fmt: skip
-
-
-def draws(strategy: Strategy) -> bool:
-    """Whether its seed may matter: built-in strategies are known, and a schedule has its own seed."""
-    from eqsat_deploy.research.sketches import Sketches
-    from eqsat_deploy.research.strategies import STRATEGIES
-
-    if isinstance(strategy, Sketches) or hasattr(strategy, "keywords"):
-        return False
-    return strategy in DRAWING or strategy not in STRATEGIES.values()
 
 
 def _known(name: str) -> str:

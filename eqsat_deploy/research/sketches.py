@@ -14,6 +14,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -117,7 +118,7 @@ class Sketches:
                 try:
                     found = environment.search(
                         None, tuple(map(str, self.sketches[:count])), form, iterations=iterations,
-                        restrict=lambda s, e, p, sketch=sketch: containing(sketch, s, e, p),  # type: ignore[misc]
+                        restrict=partial(containing, sketch),
                         restricted=f"contains {sketch}", counts=count == len(self.sketches),
                     )  # fmt: skip
                 except Unreached as unreached:
@@ -133,8 +134,9 @@ class Sketches:
 def containing(sketch: Sketch, saturation: Saturation, space: Space, priced: Priced) -> tuple[Space, Priced]:
     """The forms that contain a sketch: every e-class once more as what matches a part of it, and as what contains it.
 
-    A value that is needed both as it comes cheapest and as it contains the sketch is computed twice, so what is found is
-    a program and its price, but may not be the cheapest. Of several outputs the first that can contain the sketch does.
+    A value that is needed both as it comes cheapest and as it contains the sketch is computed twice, so what is found
+    is a program and its price, but may not be the cheapest. Of several outputs the first that can contain the sketch
+    does.
 
     Raises:
         Unreached: there is none.
@@ -171,7 +173,7 @@ class _States:
         self.possible: list[set[int]] = [set(range(len(space.classes)))]
         for part in self.parts:
             self.possible.append(set())
-            self._close(len(self.possible) - 1, lambda node, part=part: any(self._matching(part, node)))
+            self._close(len(self.possible) - 1, partial(self._matches, part))
         self.possible.append(set(self.possible[self.whole]))
         self._close(self.contains, lambda node: any(c in self.possible[self.contains] for c in node.children))
 
@@ -199,6 +201,9 @@ class _States:
                 if those:
                     read = tuple(self.contains if i in those else 0 for i in range(len(node.children)))
                     yield index, (self.number(number, self.contains), self._reading(node, read))
+
+    def _matches(self, part: Sketch, node: ENode) -> bool:
+        return any(True for _ in self._matching(part, node))
 
     def _matching(self, part: Sketch, node: ENode) -> Iterator[tuple[int, ...]]:
         """The states in which a choice reads its operands where it matches `part`."""

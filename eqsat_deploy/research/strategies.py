@@ -16,6 +16,7 @@ from functools import partial
 
 from eqsat_deploy.errors import UnknownNameError
 from eqsat_deploy.research.environment import Actions, Environment
+from eqsat_deploy.research.sketches import Sketches
 from eqsat_deploy.research.staging import fusion_first, fusion_last, quantization_first, quantization_last
 from eqsat_deploy.schedule import SATURATE, Backoff, Schedule, Step
 
@@ -151,8 +152,14 @@ STRATEGIES: dict[str, Strategy] = {
     "quantization-first": quantization_first, "quantization-last": quantization_last,
     "greedy": greedy, "beam": beam, "annealing": annealing, "mcts": mcts,
 }  # fmt: skip
-DRAWING = (shuffled, destructive, annealing, mcts)
-"""Built-in strategies that ask their generator; the others find the same with every seed."""
+STEADY = (joint, backoff, greedy, beam, fusion_first, fusion_last, quantization_first, quantization_last)
+"""Built-in strategies that find the same with every seed."""
+
+
+def draws(strategy: Strategy) -> bool:
+    """Whether its seed may matter."""
+    function = strategy.func if isinstance(strategy, partial) else strategy
+    return function not in STEADY and not isinstance(strategy, Sketches)
 
 
 def find_strategies(

@@ -107,7 +107,7 @@ def looking(name: str) -> Callable[[Made, Any], Any]:
 
 def ordering(name: str) -> Callable[[Made, Any], Any]:
     return lambda made, v: research.compare_orderings(
-        MODEL, X, **{"cost": "kernels", "orders": 1, "families": ["pooling"], name: v}
+        MODEL, X, **{"cost": "kernels", "strategies": "joint", "families": ["pooling"], name: v}
     )
 
 
@@ -180,7 +180,8 @@ CALLS: dict[str, tuple[Callable[[Made, Any], Any], tuple[Any, ...]]] = {
     "why_not(rule)": (lambda made, v: research.why_not(made.search, v, "1"), ()),
     "why_not(node)": (lambda made, v: research.why_not(made.search, "batch-norm-is-affine", v), ()),
     "compare_orderings(families)": (ordering("families"), ((), None)),
-    "compare_orderings(orders)": (ordering("orders"), (3, None)),
+    "compare_orderings(leave_out)": (ordering("leave_out"), ((),)),
+    "compare_orderings(seeds)": (ordering("seeds"), ()),
     "compare_orderings(seed)": (ordering("seed"), FROM_ZERO),
     "extract(egraph)": (extracting(eqsat_extraction.extract, "egraph"), ()),
     "extract(costs)": (extracting(eqsat_extraction.extract, "costs"), ()),

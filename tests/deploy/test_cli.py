@@ -80,6 +80,18 @@ def test_optimize_reports(models: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert os.listdir(models) == ["models.py"] or not any(p.suffix == ".eqsat" for p in models.iterdir())
 
 
+def test_optimize_measures_and_tunes(
+    models: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EQSAT_DEPLOY_CACHE", str(models / "cache"))
+    words = ("--input", "2x3x8x8", "--cost", "measured:openvino_int8", "--tune", "2", "--json")
+    assert cli.main(["optimize", "models.py:net", *words]) == 0
+    found = json.loads(capfd.readouterr().out)  # and nothing else, whatever the libraries print
+    assert found["cost_model"] == "measured:openvino_int8"
+    assert found["tuning"]["winner"] in [row["form"] for row in found["tuning"]["forms"]]
+    assert list((models / "cache" / "kernels").rglob("*.json"))
+
+
 def test_optimize_prints_code_and_table(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["optimize", "models.py:net", *SEARCH, "--code", "--quiet"]) == 0
     captured = capsys.readouterr()
@@ -135,6 +147,29 @@ def test_explain_names_alternatives(models: Path, capsys: pytest.CaptureFixture[
     assert {form["kernel"] for form in e_class["forms"]} >= {"linear", "reshape"}
     totals = [form["total"] for form in e_class["forms"] if form["total"] is not None]
     assert min(totals) == pytest.approx(found["cost"])
+
+
+def test_orderings_of_several_models_as_json_csv_and_plots(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    (models / "slow.toml").write_text('[[steps]]\nrun = ["folding"]\n')
+    words = ["--strategies", "joint,mcts", "--seeds", "2", "--evaluations", "3", "--schedule", "slow.toml",
+             "--sketch", "batch_norm", "--leave-out", "folding", "--csv", "o.csv", "--plot", "o.svg"]  # fmt: skip
+    assert cli.main(["orderings", "models.py:net", "models.py:net", *SEARCH, *words, "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert first["families"] == second["families"]
+    found = [(o["strategy"], o["seed"], o["without"]) for o in first["outcomes"]]
+    once = [("joint", 0), ("mcts", 0), ("mcts", 1), ("slow", 0), ("sketches", 0)]
+    assert found == [(*run, without) for without in (None, "folding") for run in once]
+    costs = {o["strategy"]: o["cost"] for o in first["outcomes"] if o["without"] is None}
+    assert costs["joint"] == min(costs.values()) < costs["sketches"]
+    lines = (models / "o.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * (len(found) + 1)
+    assert "<svg" in (models / "o-models.py-net.svg").read_text()
+    code, message = failure(capsys, "orderings", "models.py:net", *SEARCH, "--strategies", "mtcs")
+    assert code == 2
+    assert "did you mean 'mcts'" in message
 
 
 def test_rules_catalogue(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
@@ -21,10 +23,12 @@ from eqsat_deploy.research import (
     Effort,
     Job,
     Schedule,
+    Sketch,
+    Sketches,
     Step,
     Trace,
     Until,
-    compare_strategies,
+    compare_orderings,
     replay,
     trace,
 )
@@ -107,6 +111,17 @@ def test_everything_to_saturation_is_the_usual_e_graph(joint):
     assert found.solution.cost == pytest.approx(joint.solution.cost)
     assert len(found.space.nodes) == len(joint.space.nodes)
     assert len(Derivation(found).made) == len(Derivation(joint).made)
+
+
+def test_a_schedule_without_a_family_runs_all_else():
+    inner = (Step(run=("folding",)), Step(run=("pooling", "folding")))
+    schedule = Schedule(
+        (Step(steps=inner, times=2), Step(run=("folding",)), Step(run=("mine",))), {"mine": ("folding", "a")}
+    )
+    left = Schedule((Step(steps=(Step(run=("pooling",)),), times=2), Step(run=("mine",))), {"mine": ("a",)})
+    assert schedule.without("folding") == left
+    assert schedule.without("a") != schedule
+    assert schedule.without("b") == schedule
 
 
 def test_only_what_a_schedule_runs_acts():
@@ -206,6 +221,30 @@ def test_a_trace_has_counts_times_sizes_incumbents_and_bounds(joint):
     assert traced.machine
 
 
+OTHERWISE = """
+import sys, torch
+from eqsat_deploy.research import Trace, replay
+from eqsat_deploy.research.traces import digest
+from tests.deploy.test_research import IMAGE, PooledBlock, build
+torch.set_num_threads(2)
+torch.manual_seed(0)
+print(*(digest(replay(Trace.load(path), build(PooledBlock), IMAGE)[1]) for path in sys.argv[1:]))
+"""
+
+
+def test_a_trace_is_replayed_in_another_process_with_other_hashes_threads_and_folder(tmp_path):
+    digests, files = [], []
+    for name, schedule in (("usual", None), ("backed off", BACKED_OFF)):
+        traced = trace(build(PooledBlock), IMAGE, cost="trt_int8", budget=Budget(schedule=schedule))
+        files.append(str(tmp_path / f"{name}.json"))
+        traced.save(files[-1])
+        digests.append(traced.digest)
+    there = {"PYTHONHASHSEED": "12345", "OMP_NUM_THREADS": "2", "PYTHONPATH": str(Path(__file__).parents[2])}
+    found = subprocess.run([sys.executable, "-c", OTHERWISE, *files], cwd=tmp_path, env=os.environ | there,
+                           capture_output=True, text=True, check=False)  # fmt: skip
+    assert found.stdout.split() == digests, found.stderr[-2000:]
+
+
 def test_what_is_no_trace_is_an_error(tmp_path):
     for text in ("", "{}", '{"iterations": 3}', "[]"):
         (tmp_path / "t.json").write_text(text)
@@ -215,14 +254,20 @@ def test_what_is_no_trace_is_an_error(tmp_path):
 
 # -- strategies --------------------------------------------------------------------------------------------
 
-FEW = Effort(evaluations=12, length=5)
+FEW = Effort(evaluations=8, length=5)
 FAMILIES = ("identity-pool", "folding", "movement")
 
 
 @pytest.fixture(scope="module")
 def table():
-    return compare_strategies(
-        build(PooledBlock), IMAGE, cost="trt_int8", families=FAMILIES, effort=FEW, seeds=(0, 1)
+    return compare_orderings(
+        build(PooledBlock),
+        IMAGE,
+        cost="trt_int8",
+        families=FAMILIES,
+        effort=FEW,
+        seeds=(0, 1),
+        strategies=list(research.STRATEGIES),
     )
 
 
@@ -232,6 +277,7 @@ def test_every_strategy_stays_within_its_budget_and_above_joint_saturation(table
     for outcome in table.outcomes:
         assert outcome.evaluations <= FEW.evaluations
         assert len(outcome.sequence) <= FEW.length
+        assert outcome.evaluations >= 1
         assert outcome.cost >= best * (1 - 1e-5)
         assert outcome.bound <= outcome.cost
         costs = [point.cost for point in outcome.curve]
@@ -247,7 +293,7 @@ def test_the_sequence_of_an_outcome_leads_to_its_cost(table):
 
 
 def test_a_strategy_follows_its_seed(table):
-    again = compare_strategies(build(PooledBlock), IMAGE, cost="trt_int8", families=FAMILIES, effort=FEW, seeds=(1,),
+    again = compare_orderings(build(PooledBlock), IMAGE, cost="trt_int8", families=FAMILIES, effort=FEW, seeds=(1,),
                                strategies=["annealing", "mcts"])  # fmt: skip
     for outcome in again.outcomes:
         (before,) = [o for o in table.outcomes if (o.strategy, o.seed) == (outcome.strategy, 1)]
@@ -264,8 +310,8 @@ def test_a_strategy_and_a_schedule_of_ones_own():
             environment.cost([action])
 
     own = {"mine": mine, "all": Schedule((ALL,))}
-    table = compare_strategies(build(PooledBlock), IMAGE, cost="trt_int8", strategies=own, families=FAMILIES)
-    assert asked == list(table.actions)
+    table = compare_orderings(build(PooledBlock), IMAGE, cost="trt_int8", strategies=own, families=FAMILIES)
+    assert asked == list(table.families)
     assert [o.strategy for o in table.outcomes] == ["mine", "all"]
     assert table.outcomes[1].cost < table.outcomes[0].cost
 
@@ -281,14 +327,150 @@ def test_a_table_is_text_pandas_and_a_plot(table):
     assert "mcts" in str(table)
     json.dumps(table.to_dict())
     pytest.importorskip("matplotlib")
-    axes = table.plot().axes[0]
-    assert len(axes.lines) == len(table.outcomes)
-    assert [t.get_text() for t in axes.get_legend().get_texts()] == list(research.STRATEGIES)
+    found, curves = table.plot().axes
+    assert len(curves.lines) == len(table.outcomes)
+    assert [t.get_text() for t in curves.get_legend().get_texts()] == list(research.STRATEGIES)
+    assert [t.get_text() for t in found.get_yticklabels()] == list(research.STRATEGIES)
+    assert sorted(line.get_xdata()[0] for line in found.lines) == pytest.approx(
+        sorted([*(o.cost for o in table.outcomes), table.untouched.cost])
+    )
+
+
+def test_only_strategies_that_draw_run_with_every_seed(table):
+    seeds = Counter(outcome.strategy for outcome in table.outcomes)
+    assert {name for name, count in seeds.items() if count == 2} == {
+        "shuffled",
+        "destructive",
+        "annealing",
+        "mcts",
+    }
+    assert set(seeds.values()) == {1, 2}
+
+
+def test_fusing_first_keeps_what_rewriting_would_have_taken_apart(table):
+    """The pool stands between the convolution and the BatchNorm: fused first, they stay three kernels."""
+    joint, first, last = (table.cheapest(name) for name in ("joint", "fusion-first", "fusion-last"))
+    assert (joint.kernels, first.kernels, last.kernels) == (2, 3, 2)
+    assert joint.cost == pytest.approx(last.cost)
+    assert first.cost > joint.cost * 1.1
+
+
+def test_quantizing_first_or_last_may_cost_and_never_gains():
+    found = compare_orderings(
+        build(Head), IMAGE, cost="trt_int8", strategies=["joint", "quantization-first", "quantization-last"]
+    )
+    costs = {o.strategy: o.cost for o in found.outcomes}
+    assert min(costs.values()) == pytest.approx(costs["joint"])
+
+
+def test_what_is_kept_first_is_still_there():
+    from eqsat_deploy.research.orderings import find_actions
+    from eqsat_deploy.research.staging import _exact, _meaning
+    from eqsat_deploy.search import Limits
+    from eqsat_deploy.targets import find_cost
+    from tests.deploy.test_research import lowered
+
+    form, cost, limits = lowered(build(PooledBlock), IMAGE), find_cost("trt_int8"), Limits()
+    actions = find_actions(form, None, cost, limits)[0]
+    environment = research.Environment(form, actions, cost, Effort(), limits)
+    research.STRATEGIES["fusion-first"](environment, None)
+    before, after = environment.known.values()
+    now = dict(zip(before.space.row_class, after.space.row_class, strict=True))
+    same = {number: number for number in range(len(after.space.classes))}
+    fused = {
+        now[_exact(before.space, number)]: _meaning(before.space, node, now)
+        for number, node in (before.space.choices[i] for i in before.chosen) if node.steps
+    }  # fmt: skip
+    kept = {
+        _exact(after.space, number): _meaning(after.space, node, same)
+        for number, node in (after.space.choices[i] for i in after.chosen)
+    }
+    assert fused
+    assert all(kept[number] == meaning for number, meaning in fused.items())
+
+
+def test_ablations_leave_a_family_or_a_rule_out():
+    found = compare_orderings(build(PooledBlock), IMAGE, cost="trt_int8", strategies=["joint"],
+                              leave_out=["folding", "identity-pool", "movement"])  # fmt: skip
+    costs = {o.without: o.cost for o in found.outcomes}
+    assert list(costs) == [None, "folding", "identity-pool", "movement"]
+    assert costs["folding"] > costs[None] * 1.1
+    assert costs["identity-pool"] > costs[None] * 1.1
+    assert costs["movement"] == pytest.approx(costs[None], rel=1e-5)
+    assert "joint without folding" in str(found)
+    with pytest.raises(UnknownNameError, match="did you mean 'folding'"):
+        compare_orderings(build(PooledBlock), IMAGE, leave_out=["foldin"])
+
+
+def test_rules_can_be_actions_too():
+    from eqsat_deploy.selection import registered_rules
+
+    names = [r.name for r in registered_rules() if r.family in ("folding", "identity-pool")]
+    found = compare_orderings(
+        build(PooledBlock), IMAGE, cost="trt_int8", strategies=["greedy"], families=names, effort=FEW
+    )
+    assert set(found.families) < set(names)
+    assert found.inactive
+    assert set(found.outcomes[0].sequence) <= set(found.families)
+
+
+# -- sketches ----------------------------------------------------------------------------------------------
+
+
+def test_a_sketch_is_read_and_written():
+    sketch = Sketch.parse(" add( conv2d(?, ?) ,relu )")
+    assert sketch == Sketch("add", (Sketch("conv2d", (None, None)), Sketch("relu")))
+    assert str(sketch) == "add(conv2d(?, ?), relu)"
+    for text in ("", "?", "conv2d(", "conv2d)", "conv2d(,)", "a b", "conv2d(?)x", "+"):
+        with pytest.raises(InputError, match="sketch"):
+            Sketch.parse(text)
+    with pytest.raises(InputError, match="at least one"):
+        Sketches()
+
+
+def test_a_sketch_decides_what_the_program_contains():
+    """Two kernels are cheapest; a program with the BatchNorm in it is there from the start: no more is asked."""
+    own = {"with": Sketches("batch_norm"), "fused": Sketches("batch_norm", "relu(?, ?, ?, conv2d)")}
+    found = compare_orderings(build(PooledBlock), IMAGE, cost="trt_int8", strategies=own)
+    first, second = found.outcomes
+    assert first.evaluations == 1
+    assert second.evaluations > first.evaluations
+    assert second.cost < first.cost * 0.9
+    assert second.sequence == ("batch_norm", "relu(?, ?, ?, conv2d)")
+
+
+def test_what_contains_a_sketch_computes_what_the_model_does():
+    from functools import partial
+
+    import torch
+
+    from eqsat_deploy.research.sketches import containing
+    from eqsat_deploy.search import search
+    from eqsat_deploy.selection import find_rules
+    from eqsat_deploy.targets import find_cost
+    from eqsat_deploy.verify import relative_error
+    from tests.deploy.test_research import lowered, run
+
+    model = build(PooledBlock)
+    for text in ("batch_norm", "batch_norm(conv2d)", "relu(?, ?, ?, conv2d)"):
+        restrict = partial(containing, Sketch.parse(text))
+        found = search(lowered(model, IMAGE), find_rules(), find_cost("trt_int8"), restrict=restrict)
+        again = search(research.lowered_form(found), find_rules([]), find_cost("trt_int8"))
+        with torch.no_grad():
+            assert relative_error([model(IMAGE)], run(again, IMAGE)) < 1e-5
+        names = {str(found.space.choices[i][1]) for i in found.launches}
+        assert any(text.partition("(")[0] in name for name in names), names
+
+
+def test_a_sketch_that_is_not_reached_is_named():
+    with pytest.raises(InputError, match=r"sketch 2, softmax\(conv2d\)"):
+        compare_orderings(build(PooledBlock), IMAGE, cost="trt_int8",
+                          strategies={"s": Sketches("conv2d", "softmax(conv2d)")})  # fmt: skip
 
 
 def test_an_unknown_strategy_names_near_misses():
     with pytest.raises(UnknownNameError, match="did you mean 'greedy'"):
-        compare_strategies(build(Head), IMAGE, strategies=["gredy"])
+        compare_orderings(build(Head), IMAGE, strategies=["gredy"])
 
 
 # -- sweeps ------------------------------------------------------------------------------------------------
