@@ -21,7 +21,7 @@ from eqsat_deploy.engines.base import Engine, Layer, check_options
 from eqsat_deploy.engines.openvino_files import join_constants
 from eqsat_deploy.engines.program import composites, export_program, node_origins, prepared, traced
 from eqsat_deploy.errors import EngineError
-from eqsat_deploy.openvino_compiled import ANY, OPTIONS, Compiled, capabilities, reshape
+from eqsat_deploy.openvino_compiled import ANY, OPTIONS, Compiled, capabilities, core, reshape
 
 if TYPE_CHECKING:
     from eqsat_deploy.quantization.fake_quantize import FakeQuantize
@@ -118,7 +118,7 @@ class OpenVINOEngine(Engine):
         import openvino
 
         try:
-            model = openvino.Core().read_model(folder / "model.xml")
+            model = core().read_model(folder / "model.xml")
             digest = compiled_cache.digest([folder / "model.xml", folder / "model.bin"])
         except (RuntimeError, OSError) as error:
             raise EngineError(
@@ -145,9 +145,7 @@ class OpenVINOEngine(Engine):
     @property
     def device(self) -> str:
         """The CPU's name and what OpenVINO can compute in on it."""
-        import openvino
-
-        name = openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")
+        name = core().get_property("CPU", "FULL_DEVICE_NAME")
         return f"{name} ({platform.machine()}; {', '.join(capabilities())})"
 
     @property
