@@ -66,9 +66,9 @@ def build(
             stacklevel=4,
         )
     notes: list[str] = []
-    agreement = deployment(module).agreement
-    if agreement and agreement.doubts and fingerprint(module) == deployment(module).fingerprint:
-        lost = f"in INT8, on calibration data, {'; '.join(agreement.doubts)}"
+    fidelity = deployment(module).fidelity
+    if fidelity and fidelity.doubts and fingerprint(module) == deployment(module).fingerprint:
+        lost = f"in INT8, on calibration data, {'; '.join(fidelity.doubts)}"
         notes.append(lost)
         warnings.warn(
             f"{lost}: sensitivity() says where, and quantize() with accuracy_budget= or effort='best' loses less",
