@@ -320,6 +320,7 @@ def _cpu_times(
 PARTS: dict[str, Callable[[Job], dict[str, Any]]] = {
     "orders": orders,
     "reference": reference,
+    "plain": plain,
     "latency": latency,
 }
 

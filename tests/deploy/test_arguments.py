@@ -107,7 +107,7 @@ def looking(name: str) -> Callable[[Made, Any], Any]:
 
 def ordering(name: str) -> Callable[[Made, Any], Any]:
     return lambda made, v: research.compare_orderings(
-        MODEL, X, **{"cost": "kernels", "strategies": "joint", "families": ["pooling"], name: v}
+        MODEL, X, **{"cost": "kernels", "strategies": "joint", "families": ["linear-to-convolution"], name: v}
     )
 
 
@@ -179,9 +179,9 @@ CALLS: dict[str, tuple[Callable[[Made, Any], Any], tuple[Any, ...]]] = {
     "why_not(searched)": (lambda made, v: research.why_not(v, "batch-norm-is-affine", "1"), ()),
     "why_not(rule)": (lambda made, v: research.why_not(made.search, v, "1"), ()),
     "why_not(node)": (lambda made, v: research.why_not(made.search, "batch-norm-is-affine", v), ()),
-    "compare_orderings(families)": (ordering("families"), ((), None)),
+    "compare_orderings(families)": (ordering("families"), (None,)),
     "compare_orderings(leave_out)": (ordering("leave_out"), ((),)),
-    "compare_orderings(seeds)": (ordering("seeds"), ()),
+    "compare_orderings(seeds)": (ordering("seeds"), (b"\x00",)),  # bytes are whole numbers
     "compare_orderings(seed)": (ordering("seed"), FROM_ZERO),
     "extract(egraph)": (extracting(eqsat_extraction.extract, "egraph"), ()),
     "extract(costs)": (extracting(eqsat_extraction.extract, "costs"), ()),
