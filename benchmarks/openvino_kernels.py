@@ -46,7 +46,7 @@ from eqsat_deploy.saturate import Saturation, saturate
 from eqsat_deploy.search import Limits, Search
 from eqsat_deploy.selection import Selection, registered_rules
 from eqsat_extraction import extract
-from eqsat_extraction.kernel import Epilogue, Kernel, TensorSpec
+from eqsat_extraction.kernel import WEIGHTED, Epilogue, Kernel, Kind, TensorSpec
 from tests.deploy.placing import Attention, images, torchvision_model
 
 MODELS = {
@@ -205,7 +205,9 @@ def read_kernel(data: dict[str, Any]) -> Kernel:
     )
     attributes = tuple((k, tuple(v) if isinstance(v, list) else v) for k, v in data["attributes"])
     inputs = tuple(map(spec, data["inputs"]))
-    return Kernel(data["op"], inputs, spec(data["output"]), attributes, tuple(steps), data["flops"])
+    return Kernel(
+        data["op"], Kind(data["kind"]), inputs, spec(data["output"]), attributes, tuple(steps), data["flops"]
+    )
 
 
 class Fit:
@@ -273,7 +275,7 @@ def fit(rows: Sequence[dict[str, Any]], raw: Path) -> None:
                 taken += unowned(
                     row
                 )  # a float form reorders its input for the first convolution, and no more
-            if taken > 0 and not any(kernel.op in prices.WHOLE_ATTENTION for kernel in group):
+            if taken > 0 and not any(kernel.kind is Kind.WHOLE_ATTENTION for kernel in group):
                 problem.add([work for kernel in group for work in prices.launches(kernel)], taken)
     found = problem.solve()
     kinds: dict[str, dict[str, Any]] = defaultdict(dict)
@@ -337,7 +339,7 @@ def groups_of(row: dict[str, Any]) -> list[tuple[list[Kernel], float]]:
 
 
 def is_product(kernel: Kernel) -> bool:
-    return kernel.op in prices.PRODUCTS
+    return kernel.kind in WEIGHTED
 
 
 def unowned(row: dict[str, Any]) -> float:

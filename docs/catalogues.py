@@ -150,7 +150,7 @@ def commands() -> Iterator[str]:
     """The help of every subcommand, as the command line prints it."""
     os.environ["COLUMNS"] = "100"
     parser, made = parsers()
-    yield f"```text\n{parser.format_help()}```\n"
+    yield f"## eqsat-deploy\n\n```text\n{parser.format_help()}```\n"
     for name, command in made.items():
         yield f"## {name}\n\n```text\n{command.format_help().partition('exit codes:')[0].rstrip()}\n```\n"
 

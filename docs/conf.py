@@ -1,6 +1,5 @@
 """The documentation site: Sphinx reads these pages, the package's docstrings and the catalogues of what it declares."""
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -8,7 +7,12 @@ import eqsat_deploy
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # `catalogues`
-shutil.copytree(HERE.parent / "notebooks", HERE / "notebooks", dirs_exist_ok=True)  # Sphinx reads one folder
+
+(HERE / "notebooks").mkdir(
+    exist_ok=True
+)  # Sphinx reads one folder, from which the pages are one step less away
+for notebook in (HERE.parent / "notebooks").glob("*.ipynb"):
+    (HERE / "notebooks" / notebook.name).write_text(notebook.read_text().replace("](../docs/", "](../"))
 
 project = "eqsat-deploy"
 author = "The eqsat-deploy authors"

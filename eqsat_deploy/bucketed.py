@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from eqsat_deploy import artifact
 from eqsat_deploy.artifact import BUCKETS
+from eqsat_deploy.deployment import InputSpec
 from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.errors import ArtifactError, InputError
 
@@ -66,6 +68,15 @@ class Padding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise InputError(f"inputs of one length are expected, not {found or list(given)}")
         return next(iter(found.values()))
 
+    def size(self, length: int) -> int:
+        """The next of `sizes`; `InputError` where all are shorter."""
+        found = next((size for size in self.sizes if size >= length), None)
+        if found is None:
+            raise InputError(
+                f"inputs of length {length}: the longest that there is an engine for is {self.sizes[-1]}"
+            )
+        return found
+
     def resized(self, given: Named, size: int) -> Named:
         """`given` padded, or cut, to `size`, with a mask."""
         if self.masked and given.get(MASK) is None:
@@ -102,6 +113,47 @@ class BucketedEngine:
         """
         signature = next(iter(self.engines.values())).signature.call.signature
         return called(signature, self.padding, self.engines, args, kwargs)
+
+    @property
+    def longest(self) -> Engine:
+        """The engine for the longest inputs."""
+        return self.engines[self.padding.sizes[-1]]
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        """The tensors that it takes, a mask that it adds itself among them; None stands for the length, too."""
+        return tuple(
+            replace(spec, shape=(*spec.shape[:AXIS], None, *spec.shape[AXIS + 1 :]))
+            if spec.name in self.padding.values
+            else spec
+            for spec in self.longest.signature.inputs
+        )
+
+    @property
+    def axes(self) -> tuple[int | None, ...]:
+        """Which axis of each flat output is as long as the inputs."""
+        found = dict(zip(self.longest.signature.outputs, self.padding.outputs, strict=True))
+        return tuple(found[place] for place in range(self.longest.signature.results))
+
+    def check(self, tensors: Sequence[Tensor]) -> int:
+        """The batch size of tensors in the order of `inputs`; `InputError` on a misfit."""
+        engine, padded, _ = self._padded(tensors)
+        return engine.signature.check(padded)
+
+    def flat(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The flat outputs, as long as the inputs, for tensors in the order of `inputs`; raises as a call does."""
+        engine, padded, length = self._padded(tensors)
+        return [
+            value if axis is None else value.narrow(axis, 0, length)
+            for value, axis in zip(engine.flat(padded), self.axes, strict=True)
+        ]
+
+    def _padded(self, tensors: Sequence[Tensor]) -> tuple[Engine, list[Tensor], int]:
+        inputs = self.longest.signature.inputs
+        given = {spec.name: value for spec, value in zip(inputs, tensors, strict=True)}
+        length = self.padding.length(given)
+        size = self.padding.size(length)
+        return self.engines[size], list(self.padding.resized(given, size).values()), length
 
     def save(self, path: str | Path) -> None:
         """Write a folder with an artifact for each length, and `buckets.json`, last.
@@ -166,11 +218,7 @@ def called(
     """
     given = named(signature, args, kwargs)
     length = padding.length(given)
-    size = next((size for size in padding.sizes if size >= length), None)
-    if size is None:
-        raise InputError(
-            f"inputs of length {length}: the longest that there is an engine for is {padding.sizes[-1]}"
-        )
+    size = padding.size(length)
     return padding.cut(functions[size](**padding.resized(given, size)), length)
 
 

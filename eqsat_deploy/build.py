@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 
 from eqsat_deploy.calling import arguments
-from eqsat_deploy.deployment import Batch, comparable, deployment, fingerprint
+from eqsat_deploy.deployment import Batch, Signature, comparable, deployment, fingerprint
 from eqsat_deploy.engines import Engine
 from eqsat_deploy.engines.base import realized
 from eqsat_deploy.engines.race import Timing, race, winner
@@ -66,9 +66,9 @@ def build(
             stacklevel=4,
         )
     notes: list[str] = []
-    agreement = deployment(module).agreement
-    if agreement and agreement.doubts and fingerprint(module) == deployment(module).fingerprint:
-        lost = f"in INT8, on calibration data, {'; '.join(agreement.doubts)}"
+    fidelity = deployment(module).fidelity
+    if fidelity and fidelity.doubts and fingerprint(module) == deployment(module).fingerprint:
+        lost = f"in INT8, on calibration data, {'; '.join(fidelity.doubts)}"
         notes.append(lost)
         warnings.warn(
             f"{lost}: sensitivity() says where, and quantize() with accuracy_budget= or effort='best' loses less",
@@ -88,7 +88,7 @@ def build(
     shipped, latency = next(iter(built)), dict[str, float]()
     if len(built) > 1:
         with stages("race"):
-            timings = timed(built, sizes)
+            timings = timed(built, next(iter(built.values())).signature, sizes)
         shipped, latency = winner(timings), {name: timing.median for name, timing in timings.items()}
     result = built[shipped]
     form = module if shipped == CHOSEN or plain is None else plain
@@ -172,14 +172,15 @@ def _plain(make: Callable[[], Engine | None]) -> dict[str, Engine]:
         return {}
 
 
-def timed(built: Mapping[str, Engine], sizes: Batch, **limits: Any) -> dict[str, Timing]:
+def timed(
+    built: Mapping[str, Callable[..., Any]], signature: Signature, sizes: Batch, **limits: Any
+) -> dict[str, Timing]:
     """A race of engines of one signature on zeros of the typical batch, until the winner is clear; `limits` are those
     of `race`.
 
     Raises:
         EngineError: none of them runs.
     """
-    signature = next(iter(built.values())).signature
     args, kwargs = arguments(signature.call.batch(signature.zeros(sizes.typical)))
     return race(built, args, kwargs, until_clear=True, **limits)
 

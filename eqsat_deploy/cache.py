@@ -1,21 +1,42 @@
 """Where measurements are kept between runs: `EQSAT_DEPLOY_CACHE`, or `eqsat-deploy` in the user's cache directory.
 
-All of it can be deleted at any time; what is missing is measured again.
+Where the variable is empty, or nothing can be written there, nothing is kept for longer than this process. All of it
+can be deleted at any time: what is missing is measured again.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from eqsat_deploy.errors import EqsatError
 
 
 def cache_folder(*parts: str) -> Path:
-    """A folder of the cache, which is made."""
+    """A folder of the cache, which is made.
+
+    Raises:
+        EqsatError: nothing can be written, not even in a temporary folder.
+    """
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    root = Path(os.environ.get("EQSAT_DEPLOY_CACHE") or Path(home) / "eqsat-deploy")
-    folder = root.joinpath(*parts)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    named = os.environ.get("EQSAT_DEPLOY_CACHE", str(Path(home) / "eqsat-deploy"))
+    for root in filter(None, (named, _of_this_process().name)):
+        with suppress(OSError):
+            folder = Path(root).joinpath(*parts)
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                return folder
+    raise EqsatError(
+        f"EQSAT_DEPLOY_CACHE={named!r}: neither there nor in a temporary folder can anything be written"
+    )
+
+
+@cache
+def _of_this_process() -> TemporaryDirectory[str]:
+    return TemporaryDirectory(prefix="eqsat-deploy-")
 
 
 def write(path: Path, text: str) -> None:

@@ -21,7 +21,7 @@ from eqsat_deploy.calling import InputSpec as InputSpec
 from eqsat_deploy.calling_json import call_from_json, call_to_json, value_from_json, value_to_json
 from eqsat_deploy.errors import InputError
 from eqsat_deploy.grid import IntegerGrid
-from eqsat_deploy.noise import Agreement
+from eqsat_deploy.noise import Fidelity
 
 if TYPE_CHECKING:
     from eqsat_deploy.report import Report
@@ -220,7 +220,7 @@ class Deployment:
     `target` names what it was optimized for and `grid` the codes that its kernels read, None where its prices are of no
     target. `samples` are a few real inputs in the order of `inputs`, which an engine is compared with the module on.
     `plain` is the form that an engine reaches by itself, for comparison, and `fingerprint` that of the module's weights
-    when the two were the same function. `agreement` is that of the outputs of a quantized module with those in
+    when the two were the same function. `fidelity` is that of the outputs of a quantized module with those in
     float on calibration data; None where it was not measured.
     """
 
@@ -233,7 +233,7 @@ class Deployment:
     report: Report | None = None
     plain: fx.GraphModule | None = None
     fingerprint: int = 0
-    agreement: Agreement | None = None
+    fidelity: Fidelity | None = None
 
     def __repr__(self) -> str:
         integer = sum(kernel.precision == "int8" for kernel in self.placement.kernels)

@@ -1,4 +1,4 @@
-"""Kernels of an e-graph side by side in one module, each with what feeds it and what reads it, to be timed by an engine.
+"""Kernels of an e-graph side by side in one module, each with what feeds it and what reads it, for an engine to time.
 
 A kernel reads inputs of its own (INT8 codes through a quantizer) and writes an output, or codes that a small INT8
 product reads. So each runs in the precision that it has within a model, and what conversions and changes of layout its

@@ -18,7 +18,7 @@ import json
 import re
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from math import inf
@@ -28,6 +28,7 @@ from typing import Any
 
 from eqsat_deploy.cache import cache_folder, workers, write
 from eqsat_deploy.engines.base import Engine
+from eqsat_deploy.errors import InputError
 from eqsat_deploy.freeze import Space
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.isolated import Source
@@ -35,6 +36,7 @@ from eqsat_deploy.kernels import ENode
 from eqsat_deploy.lower import Lowered
 from eqsat_deploy.price import Priced, kernel_of, price, specs_of
 from eqsat_deploy.stages import Stages
+from eqsat_deploy.targets import find_cost, find_engine, target_of
 from eqsat_extraction import extract
 from eqsat_extraction.kernel import CostModel, Kernel
 from eqsat_extraction.slack import slack
@@ -43,10 +45,28 @@ BUNDLE = 24
 """Kernels that are built together: a build takes about as long for one as for all of them."""
 REPEATS = 3
 """How often a bundle is timed; the least counts, since what interrupts a kernel only adds."""
+BEATS = 3
+"""Kernels known already, the longest, that are timed again in every bundle: they tell how fast the machine is then."""
 DOUBT = 2.0
 SECONDS = 300.0
 
 Choice = tuple[int, ENode]
+
+
+def measured(table: str = "auto") -> Measured:
+    """Kernels timed on the engine of the cost model `table`, which prices what is not measured.
+
+    Raises:
+        InputError: `table` prices for no engine.
+        EngineError: this machine does not have the engine.
+    """
+    model = find_cost(table)
+    target = target_of(model.name)
+    if target is None:
+        raise InputError(
+            f"cost='measured:{table}': {model.name!r} prices for no engine that could be measured"
+        )
+    return Measured(model, find_engine(target.name), target.grid)
 
 
 class Measured:
@@ -77,29 +97,25 @@ class Measured:
         source = Source(lowered, space, self.table, priced.batch, self.grid)
         stages, stop, known = Stages(), time.monotonic() + self.seconds, -1
         while known < len(self.times):
-            known, left = len(self.times), self._unknown(source, priced)
+            known, wanted = len(self.times), self._wanted(source, priced)
+            if wanted and self._folder is None:
+                self._folder = self._cache(source, wanted)
+            left = {kernel: choice for kernel, choice in wanted.items() if not self._read(kernel)}
             for start in range(0, len(left), BUNDLE):
                 bundle = list(left.items())[start : start + BUNDLE]
                 if time.monotonic() > stop:
                     warnings.warn(
-                        f"cost={self.name!r}: {len(left) - start} kernels are not measured after {self.seconds:g} s and "
-                        "keep their prices; another run goes on",
+                        f"cost={self.name!r}: {len(left) - start} kernels are not measured after {self.seconds:g} s "
+                        "and keep their prices; another run goes on",
                         stacklevel=2,
                     )
                     known = len(self.times)
                     break
                 with stages(f"measure kernels {start + 1} to {start + len(bundle)} of {len(left)}"):
-                    self._keep(self._times(source, bundle))
+                    self._keep(self._paced(source, bundle, wanted))
             ratios = [us / self.table.price(kernel) for kernel, us in self.times.items() if us]
             self.scale = median(ratios) if ratios else 1.0
             priced = price(space, self, batch=priced.batch)
-
-    def _unknown(self, source: Source, priced: Priced) -> dict[Kernel, Choice]:
-        """What is wanted and neither measured nor in the cache."""
-        wanted = self._wanted(source, priced)
-        if wanted and self._folder is None:
-            self._folder = self._cache(source, wanted)
-        return {kernel: choice for kernel, choice in wanted.items() if not self._read(kernel)}
 
     def _wanted(self, source: Source, priced: Priced) -> dict[Kernel, Choice]:
         """Kernels that may matter, those of the cheapest forms first."""
@@ -127,6 +143,18 @@ class Measured:
                 parts = (engine.name, engine.version, engine.device, f"{workers()} CPUs")
                 return cache_folder("kernels", *(re.sub(r"\W+", "-", part).strip("-") for part in parts))
         return cache_folder("kernels", self.engine.name, "unknown")
+
+    def _paced(
+        self, source: Source, bundle: Sequence[tuple[Kernel, Choice]], wanted: Mapping[Kernel, Choice]
+    ) -> dict[Kernel, float | None]:
+        """`_times` of a bundle at the pace of the machine when the kernels that are known were measured."""
+        known = sorted((k for k in wanted if self.times.get(k)), key=lambda k: -(self.times[k] or 0.0))[
+            :BEATS
+        ]
+        found = self._times(source, [*((kernel, wanted[kernel]) for kernel in known), *bundle])
+        paces = [before / now for k in known if (before := self.times[k]) and (now := found[k])]
+        pace = median(paces) if paces else 1.0
+        return {kernel: us and us * pace for kernel, us in found.items() if kernel not in known}
 
     def _times(self, source: Source, kernels: Sequence[tuple[Kernel, Choice]]) -> dict[Kernel, float | None]:
         """Microseconds of kernels that are built together; None for one that cannot be, or that no layer names."""

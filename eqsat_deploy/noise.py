@@ -31,7 +31,7 @@ def ratio(signal: float, noise: float) -> float:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Fidelity:
     """How near the outputs of a quantized module are to those in float, on `samples` samples.
 
     `sqnr` is that of the output that has lost most, in dB. `changed` is in how many samples the greatest value of an
@@ -46,7 +46,7 @@ class Agreement:
     EXPECTED_CHANGED = 0.01
 
     @classmethod
-    def of(cls, pairs: Iterable[tuple[Tensor, Tensor]]) -> Agreement:
+    def of(cls, pairs: Iterable[tuple[Tensor, Tensor]]) -> Fidelity:
         """From every output in float and in INT8."""
         pairs = list(pairs)
         scores = [

@@ -89,21 +89,20 @@ class Compiled:
         """OpenVINO's compiled model that serves `batch`, with `more` properties."""
         import openvino
 
-        _check_process()
-        core, found = openvino.Core(), {**self.properties, **(more or {})}
+        used, found = core(), {**self.properties, **(more or {})}
         size = self._size(batch)
         name = None
         if self._digest is not None and not more and compiled_cache.folder() is not None:
             name = compiled_cache.key(
                 openvino=openvino.__version__, model=self._digest, size=size, properties=found,
-                device=core.get_property("CPU", "FULL_DEVICE_NAME"),
+                device=used.get_property("CPU", "FULL_DEVICE_NAME"),
             )  # fmt: skip
         try:
             if name is not None and (kept := compiled_cache.read(name)) is not None:
-                return core.import_model(kept, "CPU", found)
+                return used.import_model(kept, "CPU", found)
             model = self.model.clone()
             reshape(model, self._shapes, size)
-            compiled = core.compile_model(model, "CPU", found)
+            compiled = used.compile_model(model, "CPU", found)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot compile the model: {error}") from error
         if name is not None:
@@ -151,9 +150,7 @@ def chosen(options: Mapping[str, Any], name: str) -> str:
 
 def capabilities() -> list[str]:
     """What OpenVINO computes in on this processor, by its names."""
-    import openvino
-
-    return sorted(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return sorted(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def reshape(model: Any, shapes: Sequence[Sequence[int | None]], batch: int) -> None:
@@ -180,6 +177,18 @@ def _tensor(array: Array) -> Any:
 
 
 _process: int | None = None  # that runs OpenVINO
+
+
+def core() -> Any:
+    """OpenVINO's.
+
+    Raises:
+        EngineError: it was in use in the process that this one was forked from.
+    """
+    import openvino
+
+    _check_process()
+    return openvino.Core()
 
 
 def _check_process() -> None:

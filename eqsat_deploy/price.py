@@ -45,31 +45,12 @@ class Measuring(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class Floating:
     """A cost model without its integer kernels: of forms in float."""
 
-    of: CostModel
-    int8 = False
-
-    @property
-    def name(self) -> str:
-        """As the model's."""
-        return self.of.name
-
-    @property
-    def unit(self) -> str:
-        """As the model's."""
-        return self.of.unit
-
-    @property
-    def float_dtype(self) -> str:
-        """As the model's."""
-        return self.of.float_dtype
-
-    def price(self, kernel: Kernel) -> float:
-        """As the model prices it."""
-        return self.of.price(kernel)
+    def __init__(self, of: CostModel) -> None:
+        self.name, self.unit, self.float_dtype, self.int8 = of.name, of.unit, of.float_dtype, False
+        self.price = of.price
 
 
 def price(space: Space, model: CostModel, *, batch: int = 1) -> Priced:

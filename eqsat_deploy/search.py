@@ -138,6 +138,18 @@ def search(
     return Search(lowered, saturation, space, priced, solution, selection, limits)
 
 
+def repriced(found: Search, cost_model: CostModel) -> Search:
+    """The same e-graph at other prices, and the form that is cheapest by them.
+
+    Raises:
+        ExtractionError: no form can be built from kernels that have a price.
+    """
+    priced = price(found.space, cost_model, batch=found.limits.batch)
+    if found.selection.forced:
+        priced = _converted(found.space, found.saturation, priced, found.selection.forced)
+    return replace(found, priced=priced, solution=_extract(priced, found.limits))
+
+
 def explore(
     model: Model, example_inputs: Any = None, *, cost: str | CostModel = "auto", rules: Rules = None,
     dynamic_shapes: Any = None, **limits: Any,

@@ -21,7 +21,7 @@ from eqsat_deploy import compiled_cache
 from eqsat_deploy.artifact import read_checked
 from eqsat_deploy.errors import ArtifactError, EngineError, InputError
 from eqsat_deploy.manifest import ENGINE, Leaf, Manifest, Nested, Structure, Written
-from eqsat_deploy.openvino_compiled import Compiled
+from eqsat_deploy.openvino_compiled import Compiled, core
 from eqsat_deploy.processors import threads
 from eqsat_deploy.record import Record
 from eqsat_extraction.arguments import checked
@@ -141,7 +141,7 @@ def load(path: str | Path) -> ArrayEngine:
 def _openvino(folder: Path, manifest: Manifest) -> tuple[str, Run]:
     import openvino
 
-    model = openvino.Core().read_model(folder / "model.xml")
+    model = core().read_model(folder / "model.xml")
     shapes = [_shape(leaf) for leaf in _inputs(manifest)]
     digest = compiled_cache.digest([folder / "model.xml", folder / "model.bin"])
     compiled = Compiled(model, shapes, manifest.signature.batch.typical, manifest.options, digest)

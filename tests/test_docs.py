@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -48,6 +49,23 @@ def test_the_programs_of_a_page_run(page, network, tmp_path, monkeypatch):
 def test_the_commands_of_a_page_are_ones_that_there_are(page):
     for line in commands(page.read_text()):
         check_command(line)
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *PAGES], ids=lambda page: f"{page.parent.name}/{page.stem}"
+)
+def test_links_lead_to_what_is_there(page):
+    prose = re.sub(r"```.*?```|`[^`]*`|^    .*?$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    targets = {target for target in re.findall(r"\]\(([^)#\s]+)", prose) if "://" not in target}
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_readme_leads_to_why_the_head_became_a_convolution_and_there_it_is_seen():
+    (page,) = set(re.findall(r"\]\((docs/explanation/resnet-head\.md)\)", (ROOT / "README.md").read_text()))
+    pictures = set(re.findall(r"\]\((\S+?\.svg)\)", (ROOT / page).read_text()))
+    assert len(pictures) == 3
+    for picture in pictures:
+        assert "<path" in ((ROOT / page).parent / picture).read_text()
 
 
 @pytest.fixture(scope="module")

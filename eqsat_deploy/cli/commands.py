@@ -111,6 +111,37 @@ def explain(args: argparse.Namespace) -> int:
     return OK
 
 
+def explore(args: argparse.Namespace) -> int:
+    """The e-graph in a browser, live, until a signal stops it."""
+    from eqsat_deploy.serving.server import check_installed
+
+    check_installed()
+    from eqsat_deploy.capture import capture
+    from eqsat_deploy.inputs import example_arguments
+    from eqsat_deploy.lower import lower
+    from eqsat_deploy.search import Limits
+    from eqsat_deploy.serving.explore import explore
+    from eqsat_deploy.serving.session import Session
+    from eqsat_deploy.stages import Stages
+    from eqsat_deploy.targets import find_cost
+
+    model, inputs = _load(args)
+    limits = Limits(args.batch, extractor=args.extractor, time_limit=args.time_limit)
+    stages = Stages()
+    with stages("capture"):
+        given, named = example_arguments(model, inputs)
+        lowered = lower(capture(model, given, named))
+    with stages("saturate"):
+        session = Session(type(model).__name__, lowered, find_cost(args.cost), args.rules, limits)
+
+    def ready(address: str) -> None:
+        show(args, {"address": address}, f"{address}\nfor this machine alone; Ctrl-C ends it")
+        args.results.flush()
+
+    explore(session, port=args.port, browser=not args.no_browser, ready=ready)
+    return OK
+
+
 def bench(args: argparse.Namespace) -> int:
     """Time the model in torch, the plain form in float and quantized, and the chosen form, in turns."""
     from dataclasses import asdict
@@ -261,7 +292,7 @@ def _reading(args: argparse.Namespace) -> Reading:
 def _optimize(args: argparse.Namespace, model: Any, inputs: Any) -> Any:
     from eqsat_deploy.optimizer import optimize
 
-    return optimize(model, inputs, **_searched(args))
+    return optimize(model, inputs, **_searched(args), tune=args.tune)
 
 
 def _searched(args: argparse.Namespace) -> dict[str, Any]:

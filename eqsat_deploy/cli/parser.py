@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from eqsat_deploy.cli.artifacts import inspect, serve, verify
 from eqsat_deploy.cli.codes import EXIT_CODES
-from eqsat_deploy.cli.commands import bench, doctor, explain, export, optimize, orderings, rules
+from eqsat_deploy.cli.commands import bench, doctor, explain, explore, export, optimize, orderings, rules
 from eqsat_deploy.errors import InputError
 
 MODEL = """\
@@ -80,6 +80,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "Optimize a model; with --out, quantize, build and save an engine.",
         _model,
         _search,
+        _tuning,
         _calibration,
         _engine,
     )
@@ -105,11 +106,23 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     )
     made.add_argument("--all", action="store_true", help="list every choice of a node, not the 30 cheapest")
     made = command(
+        "explore",
+        explore,
+        "Open the e-graph in a browser: put rules in and leave them out, change prices, see the form change.",
+        _model,
+        _search,
+    )
+    made.add_argument(
+        "--port", type=_port, default=0, help="of this machine's loopback (default: one that is free)"
+    )
+    made.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
+    made = command(
         "bench",
         bench,
         "Time torch, the plain form and the chosen form against each other.",
         _model,
         _search,
+        _tuning,
         _calibration,
         _engine,
     )
@@ -137,6 +150,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "Write the chosen form as the file that an engine is built from elsewhere, and say how.",
         _model,
         _search,
+        _tuning,
         _calibration,
     )
     made.add_argument("--out", type=Path, required=True, metavar="PATH",
@@ -205,7 +219,8 @@ def _search(parser: Parser) -> None:
         "--cost",
         default="auto",
         metavar="NAME",
-        help="a cost model, such as trt_int8 (default auto: this machine's engine)",
+        help="a cost model, such as trt_int8 (default auto: this machine's engine); `measured` times kernels on that "
+        "engine and keeps what they take",
     )
     group.add_argument(
         "--rules",
@@ -219,6 +234,16 @@ def _search(parser: Parser) -> None:
     )
     group.add_argument(
         "--batch", type=_count, default=1, metavar="N", help="batch size to be fastest at (default 1)"
+    )
+
+
+def _tuning(parser: Parser) -> None:
+    parser.add_argument_group("tuning").add_argument(
+        "--tune",
+        type=_count,
+        metavar="K",
+        help="build the K cheapest distinct forms and the plain ones, time them here and go on with the fastest; what "
+        "is interrupted goes on when it is called again",
     )
 
 

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, cuda, fx
 
+from eqsat_deploy.cache import cache_folder
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
 from eqsat_deploy.engines.base import Layer, check_options
 from eqsat_deploy.engines.onnx import TENSORRT, Lane, export_onnx
 from eqsat_deploy.engines.onnx.tensorrt import shapes_at
 from eqsat_deploy.engines.onnxruntime import ONNXRuntimeEngine
-from eqsat_deploy.engines.tensorrt_build import WORKSPACE, cache_path, level_of, user_cache
+from eqsat_deploy.engines.tensorrt_build import WORKSPACE, level_of, path_of
 from eqsat_deploy.errors import EngineError
 from eqsat_extraction.arguments import whole
 
@@ -156,13 +157,15 @@ class ONNXRuntimeTensorRTEngine(ONNXRuntimeEngine):
 
     def _engine_cache(self) -> Path | None:
         """A folder for this file alone: ONNX Runtime knows engines by the names in a graph, whatever its weights."""
-        usual = user_cache() / "onnxruntime-tensorrt"
-        folder = cache_path(self._asked.get("engine_cache"), usual, default=False)
-        if folder is None:
+        option = self._asked.get("engine_cache", False)
+        if option is False:
             return None
         known = (
             f"{self.version}\0{self.device}\0{self.signature.batch}\0{self._asked.get('level')}\0".encode()
         )
-        own = folder / hashlib.sha256(known + self.model).hexdigest()
+        name = hashlib.sha256(known + self.model).hexdigest()
+        if option is True:
+            return cache_folder("onnxruntime-tensorrt", name)
+        own = path_of("engine_cache", option) / name
         own.mkdir(parents=True, exist_ok=True)
         return own

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -19,11 +19,12 @@ from eqsat_deploy import compiled_cache
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
 from eqsat_deploy.engines.base import Engine, Layer, check_options
 from eqsat_deploy.engines.openvino_files import join_constants
-from eqsat_deploy.engines.openvino_operators import DECOMPOSITIONS, extensions
 from eqsat_deploy.engines.program import composites, export_program, node_origins, prepared, traced
 from eqsat_deploy.errors import EngineError
-from eqsat_deploy.openvino_compiled import ANY, OPTIONS, Compiled, capabilities, reshape
-from eqsat_deploy.quantization.fake_quantize import FakeQuantize, swapped
+from eqsat_deploy.openvino_compiled import ANY, OPTIONS, Compiled, capabilities, core, reshape
+
+if TYPE_CHECKING:
+    from eqsat_deploy.quantization.fake_quantize import FakeQuantize
 
 aten = torch.ops.aten
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -80,6 +81,7 @@ class OpenVINOEngine(Engine):
         cls, module: fx.GraphModule, *, batch: Batch = DEFAULT_BATCH, options: Mapping[str, Any] | None = None
     ) -> Self:
         """Convert and compile `module`; `EngineError` when torch or OpenVINO refuses it."""
+        from eqsat_deploy.quantization.fake_quantize import swapped  # not for what is loaded
 
         options = check_options(cls.name, options, OPTIONS)
         weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
@@ -116,7 +118,7 @@ class OpenVINOEngine(Engine):
         import openvino
 
         try:
-            model = openvino.Core().read_model(folder / "model.xml")
+            model = core().read_model(folder / "model.xml")
             digest = compiled_cache.digest([folder / "model.xml", folder / "model.bin"])
         except (RuntimeError, OSError) as error:
             raise EngineError(
@@ -143,9 +145,7 @@ class OpenVINOEngine(Engine):
     @property
     def device(self) -> str:
         """The CPU's name and what OpenVINO can compute in on it."""
-        import openvino
-
-        name = openvino.Core().get_property("CPU", "FULL_DEVICE_NAME")
+        name = core().get_property("CPU", "FULL_DEVICE_NAME")
         return f"{name} ({platform.machine()}; {', '.join(capabilities())})"
 
     @property
@@ -255,6 +255,8 @@ def _of_graph(graph: fx.GraphModule) -> Any:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
+    from eqsat_deploy.engines.openvino_operators import extensions
+
     frontend = FrontEndManager().load_by_framework("pytorch")
     for extension in (_extension(), *extensions()):
         frontend.add_extension(extension)
@@ -268,6 +270,8 @@ def _of_graph(graph: fx.GraphModule) -> Any:
 def _decompositions() -> Any:
     """Of all operators that the frontend does not know."""
     from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
+
+    from eqsat_deploy.engines.openvino_operators import DECOMPOSITIONS
 
     table: Any = default_decompositions()
     for operator in ops_to_not_decompose():

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, cuda, fx
 
+from eqsat_deploy import compiled_cache
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
 from eqsat_deploy.engines import tensorrt_api, tensorrt_build
 from eqsat_deploy.engines.base import Engine, Layer, check_options
@@ -33,7 +34,7 @@ from eqsat_deploy.engines.onnx import (
 )
 from eqsat_deploy.engines.onnx.written import as_written
 from eqsat_deploy.engines.tensorrt_api import tensorrt, version
-from eqsat_deploy.engines.tensorrt_build import build_plan, decomposable, plan_file, read_plan, write_plan
+from eqsat_deploy.engines.tensorrt_build import build_plan, decomposable, plan_key
 from eqsat_deploy.engines.tensorrt_callbacks import profiler
 from eqsat_deploy.engines.tensorrt_layers import read_layers
 from eqsat_deploy.engines.tensorrt_run import Loaded, Worker
@@ -65,9 +66,9 @@ class TensorRTEngine(Engine):
     - `profiles`: batch sizes that get kernels of their own, beside those for the whole range, which are chosen for
       the typical size. Each is timed like a build of its own.
     - `timing_cache`: file of measured tactics, reused over builds; False for none. By default one file per
-      TensorRT version and GPU in the user's cache directory.
-    - `engine_cache`: folder of plans, each reused by builds of the same file with the same options, TensorRT and GPU;
-      True for one in the user's cache directory, which nothing empties. None unless given.
+      TensorRT version and GPU in the cache of `eqsat_deploy.cache`.
+    - `engine_cache`: keep the plan, and use the one that is kept of the same file, options, TensorRT and GPU; True
+      unless given. `eqsat_deploy.compiled_cache` says where, and how much.
     - `progress`: called with a phase of the build, its steps that are done, and their number. What it raises stops the
       build, and so does Ctrl-C.
     - `opset`: ONNX opset of the exported file.
@@ -78,7 +79,7 @@ class TensorRTEngine(Engine):
     - `cuda_graphs`: record every batch size at its first call, and replay that: less work for the CPU, and one copy of
       inputs and outputs each. For up to 8 sizes a stream; others run as they do without.
     - `asynchronous`: a call on GPU tensors returns before its results are computed, as torch's own operators do: what
-      is queued on the caller's stream from then on finds them.
+      is queued on the caller's stream from then on finds them. `benchmark` on such tensors then times the queuing.
     """
 
     name: ClassVar[str] = "tensorrt"
@@ -128,21 +129,21 @@ class TensorRTEngine(Engine):
         opset = chosen.get("opset") or (ATTENTION_OPSET if version(tensorrt()) >= ATTENTION_SINCE else OPSET)
         file = export_onnx(module, lane=cls.lane, batch=batch, opset=opset)
         weights = {name: value.detach().cpu() for name, value in module.state_dict().items()}
-        kept = plan_file(file.model, file.signature, chosen)
+        kept = plan_key(file.model, file.signature, chosen) if chosen.get("engine_cache", True) else None
         engine = cls._kept(kept, file, weights, chosen) if kept is not None else None
         if engine is None:
             engine = cls._made(build_plan(file.model, file.signature, chosen), file, weights, chosen)
             if kept is not None:
-                write_plan(kept, engine.plan)
+                compiled_cache.write(kept, engine.plan)
         engine.changes = file.changes
         return engine
 
     @classmethod
     def _kept(
-        cls, path: Path, file: OnnxFile, weights: Mapping[str, Tensor], options: Mapping[str, Any]
+        cls, name: str, file: OnnxFile, weights: Mapping[str, Tensor], options: Mapping[str, Any]
     ) -> Self | None:
-        """The engine of a plan in the engine cache, where there is one that this driver still loads."""
-        plan = read_plan(path)
+        """The engine of a plan that is kept, where there is one that this driver still loads."""
+        plan = compiled_cache.read(name)
         try:
             return None if plan is None else cls._made(plan, file, weights, options)
         except EngineError:

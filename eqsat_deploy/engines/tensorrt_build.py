@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import cuda
 
+from eqsat_deploy import compiled_cache
+from eqsat_deploy.cache import cache_folder
 from eqsat_deploy.deployment import Signature
 from eqsat_deploy.engines.tensorrt_api import tensorrt
 from eqsat_deploy.engines.tensorrt_callbacks import Report, error_recorder, monitor
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 OPTIONS = ("level", "workspace", "refit", "profiles", "timing_cache", "engine_cache", "progress")
 WORKSPACE = 4 << 30
 LEVELS = 5
+TAG = (
+    b"Signature: 8a477f597d28d172789f06886806bc55"  # of folders that backups leave out (bford.info/cachedir)
+)
 Shape = tuple[int, ...]
 
 
@@ -61,7 +65,7 @@ def build_plan(model: bytes, signature: Signature, options: Mapping[str, Any]) -
             profile.set_shape(name, least, typical, most)
         if config.add_optimization_profile(profile) < 0:
             raise EngineError(f"TensorRT refuses the sizes {shapes}. {errors.said()}")
-    cache_file = cache_path(options.get("timing_cache"), _timing_cache(api), default=True)
+    cache_file = timing_cache(options.get("timing_cache"))
     if cache_file is not None:
         known = cache_file.read_bytes() if cache_file.is_file() else b""
         cache: trt.ITimingCache = config.create_timing_cache(known)
@@ -80,7 +84,8 @@ def build_plan(model: bytes, signature: Signature, options: Mapping[str, Any]) -
         raise EngineError(f"TensorRT {api.__version__} cannot build the engine. {errors.said()}")
     if cache_file is not None:
         measured: trt.ITimingCache = config.get_timing_cache()
-        write(cache_file, bytes(measured.serialize()))
+        with suppress(OSError):  # what fails now costs the next build time, not this one
+            _write(cache_file, bytes(measured.serialize()))
     return bytes(plan)
 
 
@@ -91,6 +96,8 @@ def profile_shapes(signature: Signature, sizes: Sequence[int]) -> list[dict[str,
     Raises:
         InputError: one of `sizes` is outside the range.
     """
+    if not isinstance(sizes, list | tuple):
+        raise InputError(f"profiles={sizes!r}: a list of batch sizes is expected")
     batch = signature.batch
     most = batch.maximum or batch.typical
     wrong = [size for size in sizes if not batch.minimum <= whole("profiles", size) <= most]
@@ -109,47 +116,47 @@ def profile_shapes(signature: Signature, sizes: Sequence[int]) -> list[dict[str,
     ]
 
 
-def plan_file(model: bytes, signature: Signature, options: Mapping[str, Any]) -> Path | None:
-    """Where the engine cache keeps the plan of this file, for this TensorRT and GPU and these options; None without."""
-    api = tensorrt()
-    named = {
-        "tensorrt": api.__version__,
-        "device": cuda.get_device_name(),
-        "capability": list(cuda.get_device_capability()),
-        "shapes": profile_shapes(signature, options.get("profiles", ())),
-        "level": options.get("level"),
-        "workspace": options.get("workspace", WORKSPACE),
-        "refit": bool(options.get("refit")),
-    }
-    key = hashlib.sha256(json.dumps(named, sort_keys=True).encode() + b"\0" + decomposable(model))
-    folder = cache_path(options.get("engine_cache"), user_cache() / "tensorrt-plans", default=False)
-    return None if folder is None else folder / f"{key.hexdigest()}.plan"
+def plan_key(model: bytes, signature: Signature, options: Mapping[str, Any]) -> str:
+    """What the plan of this file is kept under: it depends on TensorRT, the GPU and these options, too."""
+    return compiled_cache.key(
+        model=hashlib.sha256(decomposable(model)).hexdigest(),
+        tensorrt=tensorrt().__version__,
+        gpu=[cuda.get_device_name(), *cuda.get_device_capability()],
+        shapes=profile_shapes(signature, options.get("profiles", ())),
+        level=options.get("level"),
+        workspace=options.get("workspace", WORKSPACE),
+        refit=bool(options.get("refit")),
+    )
 
 
-def read_plan(path: Path) -> bytes | None:
-    """What `write_plan` wrote; None where there is none, or it is damaged."""
-    try:
-        content = path.read_bytes()
-    except OSError:
+def timing_cache(option: Any) -> Path | None:
+    """The file that measured tactics are in: one for each TensorRT and GPU unless `option` names it.
+
+    Raises:
+        EngineError: the file that is named cannot be written, which is said before the minutes that a build takes.
+        InputError: `option` is no path.
+    """
+    if option is False:
         return None
-    digest, plan = content[:32], content[32:]
-    return plan if hashlib.sha256(plan).digest() == digest else None
-
-
-def write_plan(path: Path, plan: bytes) -> None:
-    """Keeps a plan behind its checksum."""
-    write(path, hashlib.sha256(plan).digest() + plan)
-
-
-def write(path: Path, content: bytes) -> None:
-    """Replaces the file in one step: another build may be reading it."""
+    if option is None or option is True:
+        device = re.sub(r"\W+", "-", cuda.get_device_name())
+        with suppress(OSError):  # a home that cannot be written costs time, not the build
+            return cache_folder("tensorrt") / f"{tensorrt().__version__}-{device}.timing"
+        return None
+    file = path_of("timing_cache", option)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        partial.write_bytes(content)
-        partial.replace(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("ab").close()
     except OSError as error:
-        raise EngineError(f"cannot write {path}: {error}; name another place, or False for none") from error
+        raise EngineError(f"cannot write {file}: {error}; name another place, or False for none") from error
+    return file
+
+
+def path_of(option: str, value: Any) -> Path:
+    """A path; `InputError` where it is none."""
+    if not isinstance(value, str | os.PathLike):
+        raise InputError(f"{option}={value!r}: a path is expected, True or False")
+    return Path(value)
 
 
 def decomposable(model: bytes) -> bytes:
@@ -178,6 +185,10 @@ def level_of(level: Any) -> int:
 def _reporter(progress: Report | None, phases: ExitStack) -> Report:
     """What a build's progress is told to: `progress`, or else whoever listens to stages, of outermost phases alone."""
     if progress is not None:
+        if not callable(progress):
+            raise InputError(
+                f"progress={progress!r}: a function of phase, steps done and their number is expected"
+            )
         return progress
     stages, under_way = Stages(), dict[str, ExitStack]()
 
@@ -191,22 +202,11 @@ def _reporter(progress: Report | None, phases: ExitStack) -> Report:
     return report
 
 
-def _timing_cache(api: Any) -> Path:
-    device = re.sub(r"\W+", "-", cuda.get_device_name())
-    return user_cache() / f"tensorrt-{api.__version__}-{device}.cache"
-
-
-def user_cache() -> Path:
-    """Where the user's caches are."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqsat-deploy"
-
-
-def cache_path(option: str | os.PathLike[str] | bool | None, usual: Path, *, default: bool) -> Path | None:
-    """The path that an option names: `usual` for True, none for False, `default` where it is not given."""
-    chosen = default if option is None else option
-    if isinstance(chosen, bool):
-        return usual if chosen else None
-    return Path(chosen)
+def _write(path: Path, content: bytes) -> None:
+    """Replaces the file in one step: another build may be reading it."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    partial.write_bytes(content)
+    partial.replace(path)
 
 
 def _parser_error(error: trt.ParserError) -> str:

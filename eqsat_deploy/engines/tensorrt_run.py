@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 ALIGNMENT = 256  # bytes, of every address given to a context (NvInferRuntime.h, setTensorAddress)
 GRAPHS = 8
 """How many batch sizes a stream records: each holds a context, whose scratch memory is on the GPU."""
+RECORDING = Lock()
 
 
 class Loaded:
@@ -79,6 +81,8 @@ class Loaded:
         name, axis = next(((name, axis) for name, axis in axes if name in self.inputs), ("", 0))
         if not name:
             return [(1, inf)]
+        if (fixed := self.engine.get_tensor_shape(name)[axis]) >= 0:  # the file itself is of one size
+            return [(fixed, fixed)]
         shapes = (
             self.engine.get_tensor_profile_shape(name, index)
             for index in range(self.engine.num_optimization_profiles)
@@ -116,19 +120,16 @@ class Worker:
         loaded = self.loaded
         caller = cuda.current_stream(loaded.device)
         placed = {name: _placed(given[name], loaded.device, dtype) for name, dtype in loaded.inputs.items()}
-        self.stream.wait_stream(caller)
-        if self._graphs and (recorded := self._recording(placed, batch)) is not None:
+        if self._graphs and (recorded := self._recording(placed, batch, caller)) is not None:
             results = {name: torch.empty_like(value) for name, value in recorded.outputs.items()}
-            with cuda.stream(self.stream):  # all that touches recorded memory is on one stream
-                for name, value in placed.items():
-                    recorded.inputs[name].copy_(value)
-                recorded.graph.replay()
-                for name, value in recorded.outputs.items():
-                    results[name].copy_(value)
+            work = partial(self._replay, recorded, placed, results)
         else:
             context = self.context(batch)
             results = self._bind(context, placed)
-            self._enqueue(context)
+            work = partial(self._enqueue, context)
+        # After all memory is taken: what other threads still do with it is on the caller's stream by then.
+        self.stream.wait_stream(caller)
+        work()
         caller.wait_stream(self.stream)
         if wait:
             self.stream.synchronize()
@@ -171,12 +172,23 @@ class Worker:
             if not context.execute_async_v3(self.stream.cuda_stream):
                 raise EngineError(f"TensorRT did not run. {self.loaded.errors.said()}")
 
-    def _recording(self, placed: Mapping[str, Tensor], batch: int) -> Recorded | None:
+    def _replay(
+        self, recorded: Recorded, placed: Mapping[str, Tensor], results: Mapping[str, Tensor]
+    ) -> None:
+        with cuda.stream(self.stream):  # all that touches recorded memory is on one stream
+            for name, value in placed.items():
+                recorded.inputs[name].copy_(value)
+            recorded.graph.replay()
+            for name, value in recorded.outputs.items():
+                results[name].copy_(value)
+
+    def _recording(self, placed: Mapping[str, Tensor], batch: int, caller: Any) -> Recorded | None:
         """The CUDA graph of a batch size, recorded when it is first met; None for more sizes than are recorded."""
         if batch in self._recorded or len(self._recorded) >= GRAPHS:
             return self._recorded.get(batch)
         # A context of its own: a graph is of the shapes and addresses that its context had.
         context = self.loaded.context(self.loaded.profile(batch), self.stream)
+        self.stream.wait_stream(caller)
         with cuda.stream(self.stream):
             inputs = {name: value.clone() for name, value in placed.items()}
             outputs = self._bind(context, inputs)
@@ -186,7 +198,8 @@ class Worker:
         self.stream.synchronize()
         graph = cuda.CUDAGraph()
         try:
-            with cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            # Other threads go on taking memory meanwhile, but only one records: that waits for the whole GPU.
+            with RECORDING, cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self._enqueue(context)
         except (EngineError, RuntimeError) as error:
             raise EngineError(

@@ -23,7 +23,7 @@ from eqsat_deploy.deployment import (
 )
 from eqsat_deploy.errors import QuantizationError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
-from eqsat_deploy.noise import Agreement
+from eqsat_deploy.noise import Fidelity
 from eqsat_deploy.quantization.calibrate import SAMPLE, calibrate, device_of
 from eqsat_deploy.quantization.fake_quantize import (
     FakeQuantize,
@@ -88,7 +88,7 @@ def quantize(
         precision: `"float"` for kernels that stay in float, by the names of their nodes or patterns of them such as
             `layer4_*` (`fnmatch`); `sensitivity` says which are worth it. With `effort="balanced"`, others whose
             rounding costs the outputs more than float would cost time (`economical`) are kept in float as well where
-            the outputs have lost more than is expected (`Agreement`).
+            the outputs have lost more than is expected (`Fidelity`).
         accuracy_budget: keep in float what has to be for the outputs to lose no more than this on calibration data:
             an SQNR in dB, or an `AccuracyBudget` with another metric.
         learnable: scales are parameters that training adapts (LSQ).
@@ -129,20 +129,20 @@ def quantize(
     first, *rest = forms
     with stages("quantize"):
         quantized = first.quantized(effort, sample, choices)
-        while floats := _to_float(module, quantized, first.agreement, sample, budget):
+        while floats := _to_float(module, quantized, first.fidelity, sample, budget):
             first, *rest = [form.with_floats(floats) for form in (first, *rest)]
             quantized = first.quantized(effort, sample, choices)
             if budget is None:
                 break
         others = [form.quantized(effort, sample, choices) for form in rest]
-    agreement = first.agreement
+    fidelity = first.fidelity
     if effort == "best":
         with stages("tune"):
             quantized = tuned(quantized, module, held)
-        agreement = Agreement.of(zip(outputs_of(module, sample), outputs_of(quantized, sample), strict=True))
-    if agreement and agreement.doubts and budget is None:
+        fidelity = Fidelity.of(zip(outputs_of(module, sample), outputs_of(quantized, sample), strict=True))
+    if fidelity and fidelity.doubts and budget is None:
         warnings.warn(
-            f"in INT8, on calibration data, {'; '.join(agreement.doubts)}: sensitivity() ranks the kernels; "
+            f"in INT8, on calibration data, {'; '.join(fidelity.doubts)}: sensitivity() ranks the kernels; "
             "effort='best' trains scales, and accuracy_budget=dB or precision={name: 'float'} keeps some in float",
             stacklevel=4,
         )
@@ -156,7 +156,7 @@ def quantize(
         report=report,
         plain=next(iter(others), None),
         fingerprint=fingerprint(quantized),
-        agreement=agreement,
+        fidelity=fidelity,
     )
     return quantized
 
@@ -164,7 +164,7 @@ def quantize(
 def _to_float(
     module: fx.GraphModule,
     quantized: fx.GraphModule,
-    agreement: Agreement | None,
+    fidelity: Fidelity | None,
     sample: Sequence[Tensor],
     budget: AccuracyBudget | None,
 ) -> list[str]:
@@ -172,7 +172,7 @@ def _to_float(
     if budget is None:
         return (
             economical(ranked(quantized, [sample]))
-            if agreement is not None and agreement.sqnr < agreement.EXPECTED_SQNR
+            if fidelity is not None and fidelity.sqnr < fidelity.EXPECTED_SQNR
             else []
         )
     value = budget.measure(outputs_of(module, sample), outputs_of(quantized, sample))
@@ -204,7 +204,7 @@ class _Watched:
         placement = with_floats(deployment(module).placement, floats, self.nodes)
         self.placement = without_float_operands(placement)
         record(self.module, placement=self.placement)
-        self.agreement: Agreement | None = None
+        self.fidelity: Fidelity | None = None
         self.watches = _insert_watches(self.module, self.nodes, _sharing(self.placement, grid), make_observer)
         self.module.recompile()
 
@@ -229,7 +229,7 @@ class _Watched:
                 _quantize_weight(self.module, self.nodes[kernel.anchor], kernel.channels, originals)
         if effort != "fast":
             seen = {target: seen for target, seen in observers.items() if isinstance(seen, Extremes)}
-            self.agreement = reconstruct(self.module, originals, seen, sample, self.grid, choices)
+            self.fidelity = reconstruct(self.module, originals, seen, sample, self.grid, choices)
         self.module.recompile()
         return self.module
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from eqsat_deploy.deployment import checksum, fingerprint, flat_outputs
 from eqsat_deploy.grid import IntegerGrid
-from eqsat_deploy.noise import Agreement
+from eqsat_deploy.noise import Fidelity
 from eqsat_deploy.quantization.absorption import giver
 from eqsat_deploy.quantization.biases import corrected
 from eqsat_deploy.quantization.equalization import ChannelScale
@@ -53,7 +53,7 @@ def reconstruct(
     inputs: Sequence[Tensor],
     grid: IntegerGrid,
     choices: dict[Any, int] | None = None,
-) -> Agreement:
+) -> Fidelity:
     """Choose scales, ranges and biases of `module`, in graph order, in place.
 
     Args:
@@ -99,7 +99,7 @@ def reconstruct(
                 left[operand] = left.get(operand, len(operand.users)) - 1
                 if not left[operand]:
                     del exact.env[operand], rounded.env[operand]
-    return Agreement.of((exact.env[node], rounded.env[node]) for node in flat_outputs(module))
+    return Fidelity.of((exact.env[node], rounded.env[node]) for node in flat_outputs(module))
 
 
 def _layers(module: fx.GraphModule, node: fx.Node, calls: Mapping[str, int]) -> Readers:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eqsat_deploy.derivation import Derivation
+from eqsat_deploy.freeze import Member
 from eqsat_deploy.kernels import ENode
 from eqsat_deploy.provenance import computed, inside_of, why_unchosen
 from eqsat_deploy.search import Search
@@ -19,6 +20,7 @@ from eqsat_deploy.words import class_name, shape_words
 
 ASSETS = files("eqsat_deploy.report") / "assets"
 QUANTIZATION = "quantization"
+SHOW = 'showEGraph(JSON.parse(document.getElementById("egraph-data").textContent), document.getElementById("egraph"));'
 
 
 def asset(name: str) -> str:
@@ -69,7 +71,7 @@ def section(data: dict[str, Any]) -> str:
     text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
     return (
         f'<div id="egraph"></div><script type="application/json" id="egraph-data">{text}</script>'
-        f"<script>{asset('dagre.min.js')}</script><script>{asset('egraph.js')}</script>"
+        f"<script>{asset('dagre.min.js')}</script><script>{asset('egraph.js')}\n{SHOW}</script>"
     )
 
 
@@ -91,11 +93,8 @@ def egraph_data(found: Search, derivation: Derivation | None = None) -> dict[str
     position = {name: index for index, name in enumerate(names)}
     modules = _modules(found)
     first = {phase: derivation.phases.index(phase) + 1 for phase in dict.fromkeys(derivation.phases)}
-    members = list(dict.fromkeys([*space.choices, *space.nodes]))
     nodes = []
-    for index, (number, node) in enumerate(members):
-        if space.classes[number].constant:
-            continue
+    for index, (number, node) in members(found):
         priced = index < len(space.choices)
         parts = computed(found, index) if priced else [(number, node)]
         rules = [
@@ -129,6 +128,13 @@ def egraph_data(found: Search, derivation: Derivation | None = None) -> dict[str
         "unit": found.priced.model.unit, "classes": classes, "nodes": nodes, "rules": names,
         "phases": derivation.phases, "roots": [c for c in dict.fromkeys(space.roots) if c in shown],
     }  # fmt: skip
+
+
+def members(found: Search) -> list[tuple[int, Member]]:
+    """The e-nodes of `egraph_data`, in its order, each with its position among the space's choices where it is below
+    their number."""
+    known = enumerate(dict.fromkeys([*found.space.choices, *found.space.nodes]))
+    return [(index, member) for index, member in known if not found.space.classes[member[0]].constant]
 
 
 def _dtype(dtype: Any) -> str:

@@ -92,7 +92,7 @@ class Server:
             ran = self.metrics.watch(name, lambda name=name: self.batchers[name].waiting)  # type: ignore[misc]
             self.batchers[name] = Batcher(
                 model.engine.flat, limit=model.limit, delay=self.limits.delay, queue=self.limits.queue,
-                workers=self.limits.workers or model.engine.concurrency, ran=ran,
+                workers=self.limits.workers or model.one.concurrency, ran=ran,
             )  # fmt: skip
         try:
             yield
@@ -170,8 +170,8 @@ class Server:
         if full:
             raise QueueFull(1)
         names = [output.name for output in model.outputs]
-        asked = read_request(body, request.headers.get(JSON_LENGTH), model.engine.signature.inputs, names)
-        samples = model.engine.signature.check(asked.tensors)
+        asked = read_request(body, request.headers.get(JSON_LENGTH), model.inputs, names)
+        samples = model.check(asked.tensors)
         about |= {"id": asked.id, "samples": samples}
         results = await _unless_gone(request, batcher.submit(asked.tensors, samples))
         found = dict(zip(names, (value.cpu() for value in results), strict=True))

@@ -5,9 +5,14 @@ from __future__ import annotations
 import importlib.util
 import logging
 import signal
+import socket
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from eqsat_deploy.errors import EngineError
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 REQUIRED = ("starlette", "uvicorn", "prometheus_client")
 
@@ -51,8 +56,6 @@ def serve(
         InputError: a name is of no use, or there twice.
     """
     check_installed()
-    import uvicorn
-
     from eqsat_deploy.serving.app import JsonLines, Limits, application, log
     from eqsat_deploy.serving.model import load_model
 
@@ -64,20 +67,27 @@ def serve(
         logger.setLevel(logging.ERROR if quiet else logging.INFO)
     models = [load_model(spec, limit) for spec in specs]
     app = application(models, Limits(delay, queue, workers, megabytes << 20, seconds))
+    connections = 4 * queue * len(models) + 64
+    run(app, host, port, limit_concurrency=connections, timeout_graceful_shutdown=int(seconds) + 5)
+
+
+def run(
+    app: ASGIApp, host: str, port: int, sockets: list[socket.socket] | None = None, **settings: Any
+) -> None:
+    """Serve an application until SIGINT or SIGTERM; with `sockets`, at these.
+
+    Raises:
+        EngineError: the port is taken.
+    """
+    import uvicorn
+
     config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        limit_concurrency=4 * queue * len(models) + 64,  # connections
-        timeout_graceful_shutdown=int(seconds) + 5,
+        app, host=host, port=port, log_config=None, access_log=False, server_header=False, **settings
     )
     # uvicorn raises the signal that stopped it again once it is done, for those who were there before it: nobody.
     before = {number: signal.signal(number, _stopped) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        uvicorn.Server(config).run()
+        uvicorn.Server(config).run(sockets)
     except SystemExit as error:  # how uvicorn says that it could not start; its log has why
         raise EngineError(
             f"cannot listen at {host}:{port}: it is taken, or not an address of this machine"

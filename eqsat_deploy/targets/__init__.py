@@ -100,13 +100,9 @@ def find_cost(cost: str | CostModel) -> CostModel:
                 "price(kernel)"
             )
         return cost
-    kind, _, base = cost.partition(":")
+    kind, _, table = cost.partition(":")
     if kind == MEASURED:
-        table = find_cost(base or "auto")
-        target = target_of(table.name)
-        if target is None:
-            raise InputError(f"cost={cost!r}: {table.name!r} prices for no engine that could be measured")
-        return find_cost_model(MEASURED, table=table, engine=find_engine(target.name), grid=target.grid)
+        return find_cost_model(MEASURED, table=table or "auto")
     target = auto() if cost == "auto" else target_of(cost)
     if target is None:
         return find_cost_model(cost)

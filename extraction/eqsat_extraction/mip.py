@@ -8,12 +8,13 @@ its bound, and with an acyclic solution its optimality.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from ._budget import Budget
 from ._graph import cheapest_trees, prune
+from ._solver import solver
 from .egraph import Floats, Ints
 from .relaxation import Relaxation
 
@@ -81,19 +82,14 @@ class _Run:
         self.cyclic = False
         self.finished = False
         scale = relaxation.scale
-        highs: Any = cast(Any, highspy.Highs)()
         model = relaxation.highs.getLp()
         model.integrality_ = [highspy.HighsVarType.kInteger] * relaxation.problem.n_nodes
-        for option, setting in (
-            ("output_flag", False),
-            ("threads", 1),
-            ("random_seed", 0),
-            ("mip_rel_gap", 0.0),
-            ("mip_abs_gap", 1e-7 * scale * max(cutoff, 0.0)),
-            ("objective_bound", cutoff * scale),
-            ("time_limit", min(budget.left, 1e9)),
-        ):
-            highs.setOptionValue(option, setting)
+        highs = solver(
+            mip_rel_gap=0.0,
+            mip_abs_gap=1e-7 * scale * max(cutoff, 0.0),
+            objective_bound=cutoff * scale,
+            time_limit=min(budget.left, 1e9),
+        )
         node_work = max(1, relaxation.rows) * NODE_ITERATIONS / 1000
         highs.setOptionValue("mip_max_nodes", int(min(budget.work / node_work, 2**31 - 1)))
         highs.passModel(model)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from ._budget import Budget
 from ._graph import derivable, members
+from ._solver import solver
 from .egraph import Floats, Ints, Offsets
 from .problem import Problem, spans
 from .separation import separate
@@ -27,8 +28,6 @@ class Relaxation:
     """
 
     def __init__(self, problem: Problem, scale: float = 1.0) -> None:
-        from highspy import Highs
-
         self.problem = problem
         self.scale = scale
         self.rows = 0
@@ -38,14 +37,7 @@ class Relaxation:
         self.x = np.zeros(problem.n_nodes)
         self.duals = np.zeros(problem.n_nodes)
         self.value = 0.0
-        self.highs: Any = cast(Any, Highs)()
-        for option, setting in (
-            ("output_flag", False),
-            ("threads", 1),
-            ("random_seed", 0),
-            ("presolve", "off"),
-        ):
-            self.highs.setOptionValue(option, setting)
+        self.highs = solver(presolve="off")
         lower = np.zeros(problem.n_nodes)
         lower[-1] = 1.0
         self.highs.addVars(problem.n_nodes, lower, np.ones(problem.n_nodes))

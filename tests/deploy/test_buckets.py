@@ -215,6 +215,38 @@ def test_a_model_of_transformers_with_and_without_a_mask(tmp_path: Path) -> None
     assert all(name.startswith("8/") and 8 in shape for name, shape in of_one.items())
 
 
+def test_a_server_answers_every_length(model: nn.Module, engine: BucketedEngine, tmp_path: Path) -> None:
+    client = pytest.importorskip("tritonclient.http")
+    from tests.deploy.serving.test_server import serving
+
+    engine.save(tmp_path / "net")
+    with serving(tmp_path / "net") as (_, where):
+        server = client.InferenceServerClient(where)
+
+        def answered(ids: Tensor, mask: Tensor) -> list[Tensor]:
+            given = []
+            for name, value in (("input_ids", ids), ("attention_mask", mask)):
+                given.append(client.InferInput(name, list(value.shape), "INT64"))
+                given[-1].set_data_from_numpy(value.numpy())
+            found = server.infer("net", given)
+            return [torch.from_numpy(found.as_numpy(f"output_{index}")) for index in range(3)]
+
+        described = server.get_model_metadata("net")
+        assert {each["name"]: each["shape"] for each in described["inputs"]} == {
+            "input_ids": [-1, -1], "attention_mask": [-1, -1],
+        }  # fmt: skip
+        assert [each["shape"] for each in described["outputs"]] == [[-1, 32], [-1, -1, 6], [-1, 32, -1]]
+        for length in (1, 4, 7):
+            ids, mask = tokens(length), torch.ones(3, length, dtype=torch.int64)
+            with torch.no_grad():
+                expected = model(ids, mask)
+            assert_like(expected, dict(zip(expected, answered(ids, mask), strict=True)))
+        with pytest.raises(client.InferenceServerException, match="inputs of length 9: the longest"):
+            answered(tokens(9), torch.ones(3, 9, dtype=torch.int64))
+        with pytest.raises(client.InferenceServerException, match="inputs of one length are expected"):
+            answered(tokens(4), torch.ones(3, 5, dtype=torch.int64))
+
+
 def test_only_what_differs_is_there_twice(
     model: nn.Module, forms: BucketedModule, engine: BucketedEngine
 ) -> None:

@@ -10,7 +10,7 @@ from eqsat_deploy.deployment import Signature, deployment, record
 from eqsat_deploy.engines import Batch, Engine, Layer
 from eqsat_deploy.engines.race import Timing
 from eqsat_deploy.errors import EngineError, UnknownNameError
-from eqsat_deploy.noise import Agreement
+from eqsat_deploy.noise import Fidelity
 from tests.support.models import Residual, image, randomized
 from tests.support.stages import optimized
 
@@ -132,7 +132,7 @@ def test_unknown_engines_name_near_misses(result):
 
 
 def test_an_engine_that_loses_accuracy_is_warned_of_until_it_was_trained(quantized):
-    record(quantized, agreement=Agreement(12.5, None, 0))
+    record(quantized, fidelity=Fidelity(12.5, None, 0))
     with pytest.warns(UserWarning, match=r"12\.5 dB") as caught:
         engine = quantized.build(baseline=False)
     assert [w.filename for w in caught if "12.5 dB" in str(w.message)] == [__file__]

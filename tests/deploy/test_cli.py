@@ -80,6 +80,19 @@ def test_optimize_reports(models: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert os.listdir(models) == ["models.py"] or not any(p.suffix == ".eqsat" for p in models.iterdir())
 
 
+def test_optimize_measures_and_tunes(
+    models: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EQSAT_DEPLOY_CACHE", str(models / "cache"))
+    monkeypatch.setattr("eqsat_deploy.tune.SECONDS", 1.0)
+    words = ("--input", "2x3x8x8", "--cost", "measured:openvino_int8", "--tune", "2", "--json")
+    assert cli.main(["optimize", "models.py:net", *words]) == 0
+    found = json.loads(capfd.readouterr().out)  # and nothing else, whatever the libraries print
+    assert found["cost_model"] == "measured:openvino_int8"
+    assert found["tuning"]["winner"] in [row["form"] for row in found["tuning"]["forms"]]
+    assert list((models / "cache" / "kernels").rglob("*.json"))
+
+
 def test_optimize_prints_code_and_table(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["optimize", "models.py:net", *SEARCH, "--code", "--quiet"]) == 0
     captured = capsys.readouterr()

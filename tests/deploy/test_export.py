@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from eqsat_deploy.engines import Batch
-from eqsat_deploy.engines.onnx import ONNXRUNTIME, TENSORRT, save_onnx
+from eqsat_deploy.engines.onnx import ONNXRUNTIME, TENSORRT, Lane, save_onnx
 from eqsat_deploy.errors import EngineError, InputError, UnknownNameError
 from eqsat_deploy.export import export
 from eqsat_deploy.quantization import quantize
@@ -53,14 +53,25 @@ def test_a_file_computes_what_the_module_computes(
     assert onnx.TensorProto.INT8 in {tensor.data_type for tensor in weights}
 
 
-def test_weights_of_any_size_are_kept_beside_a_large_file(module: fx.GraphModule, tmp_path: Path) -> None:
-    whole = save_onnx(module, tmp_path / "whole.onnx", lane=ONNXRUNTIME)
-    split = save_onnx(module, tmp_path / "split.onnx", lane=ONNXRUNTIME, largest=0)
+@pytest.mark.parametrize("lane", [ONNXRUNTIME, TENSORRT])
+def test_weights_of_any_size_are_kept_beside_a_large_file(
+    module: fx.GraphModule, tmp_path: Path, lane: Lane
+) -> None:
+    whole = save_onnx(module, tmp_path / "whole.onnx", lane=lane)
+    split = save_onnx(module, tmp_path / "split.onnx", lane=lane, largest=0)
     assert split.files == (tmp_path / "split.onnx.data", tmp_path / "split.onnx")
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["split.onnx", "split.onnx.data", "whole.onnx"]
     assert split.files[1].stat().st_size < whole.files[0].stat().st_size
     x = images(1, batch=2)[0]
     np.testing.assert_array_equal(computed(split.files[1], x), computed(whole.files[0], x))
+    onnx.checker.check_model(split.files[1])  # by path, as of over 2 GB, and what is beside it too
+    one, other = (
+        onnx.load(files[-1], load_external_data=False).graph for files in (whole.files, split.files)
+    )
+    assert [node.name for node in one.node] == [node.name for node in other.node]
+    outside = [t for t in other.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    assert onnx.TensorProto.INT8 in {t.data_type for t in outside}
+    assert "stem" in {t.name.partition(".")[0] for t in outside}  # the others are too small to be worth it
 
 
 def test_the_command_says_types_and_batch_sizes(module: fx.GraphModule, tmp_path: Path) -> None:
@@ -79,6 +90,16 @@ def test_the_command_says_types_and_batch_sizes(module: fx.GraphModule, tmp_path
     ]
     assert "--maxShapes=x:8x3x32x32" in str(export(module, tmp_path / "model.onnx", batch=1))
     assert export(module, tmp_path / "model.onnx", "onnxruntime").command is None
+
+
+def test_every_flag_of_the_command_is_in_the_table_of_flags(module: fx.GraphModule, tmp_path: Path) -> None:
+    """The table says where they were looked up."""
+    command = export(module, tmp_path / "model.onnx", batch=2).command
+    assert command is not None
+    table = (Path(__file__).parents[2] / "docs" / "how-to" / "tensorrt.md").read_text(encoding="utf-8")
+    rows = "\n".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `--"))
+    for word in shlex.split(command)[1:]:
+        assert f"`{word.partition('=')[0]}" in rows, word
 
 
 def test_an_optimized_module_exports_itself(tmp_path: Path) -> None:

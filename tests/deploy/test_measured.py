@@ -55,10 +55,10 @@ class Timed(Engine):
         found = [Layer("reorder", "Reorder", "float32", OTHER)]
         for kernel in self.kernels:
             us = INTEGER if kernel.precision == "int8" else FLOAT
-            for node in kernel.nodes:
-                found.append(
-                    Layer(node, "kernel", kernel.precision, OTHER if "reader" in node else us, (node,))
-                )
+            found += [
+                Layer(node, "kernel", kernel.precision, OTHER if "reader" in node else us, (node,))
+                for node in kernel.nodes
+            ]
         return tuple(found)
 
     def run(self, inputs, batch):

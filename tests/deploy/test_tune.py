@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ import torch
 import torch.utils._pytree as pytree
 
 import eqsat_deploy
+from eqsat_deploy.cache import _of_this_process, cache_folder
 from eqsat_deploy.deployment import Batch, Signature, deployment, record
 from eqsat_deploy.engines import Engine
 from eqsat_deploy.errors import EngineError, InputError, VerificationError
@@ -95,6 +97,7 @@ class Halves:
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("EQSAT_DEPLOY_CACHE", str(tmp_path))
+    monkeypatch.setattr("eqsat_deploy.tune.COPIES", 1)
     monkeypatch.setattr("eqsat_deploy.engines.race.time", SimpleNamespace(perf_counter=lambda: Clocked.now))
     for name, value in {"now": 0.0, "built": [], "loaded": [], "fails": {}, "wrong": set(), "release": "1",
                         "times": [300.0, 200.0, 500.0, 400.0, 900.0, 900.0]}.items():  # fmt: skip
@@ -165,6 +168,25 @@ def test_the_fastest_form_wins_and_the_table_has_all(forms):
     text = eqsat_deploy.report.render.to_text(tuning_table(tuning, "us"), 150)
     assert "form 2 *" in text
     assert "1.500 (1.500 .. 1.500)" in text
+
+
+def test_a_form_takes_what_its_copies_take(forms, monkeypatch):
+    monkeypatch.setattr("eqsat_deploy.tune.COPIES", 3)
+    lucky = iter([100.0, 400.0, 420.0])
+
+    def load(folder, signature, options):
+        engine = Clocked.of(int((folder / "number").read_text()), signature)
+        if engine.number == 0:  # the first copy of the first form is faster than any other
+            engine.number = len(Clocked.times)
+            Clocked.times.append(next(lucky))
+        return engine
+
+    monkeypatch.setattr(Clocked, "load_files", load)
+    Clocked.times[0] = 400.0
+    _, tuning = run(forms)
+    assert tuning["copies"] == 3
+    assert tuning["winner"] == "form 2"
+    assert tuning["forms"][0]["us"] > 200.0
 
 
 def test_a_form_that_fails_costs_itself(forms):
@@ -274,6 +296,19 @@ def test_two_at_once_have_journals_of_their_own():
         assert again.known("form 1") == {"failed": "why"}
 
 
+def test_nothing_is_kept_where_the_cache_is_switched_off(monkeypatch):
+    monkeypatch.setenv("EQSAT_DEPLOY_CACHE", "")
+    folder = cache_folder("tune")
+    assert folder == cache_folder("tune")
+    assert folder.parent == Path(_of_this_process().name)
+    (folder / "file").touch()
+    monkeypatch.setenv("EQSAT_DEPLOY_CACHE", str(folder / "file" / "cache"))
+    assert cache_folder("tune") == folder  # as where nothing can be written
+    monkeypatch.delenv("EQSAT_DEPLOY_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "home"))
+    assert cache_folder("tune") == folder / "home" / "eqsat-deploy" / "tune"
+
+
 def test_a_round_that_was_being_written_is_none(tmp_path):
     state = Journal(tmp_path)
     state.keep({"form 1": 1.0})
@@ -293,6 +328,7 @@ def test_a_model_in_float_has_the_prices_of_its_model():
 
 def test_optimize_tunes_and_reports(monkeypatch):
     monkeypatch.setattr("eqsat_deploy.engines.race.time", time)
+    monkeypatch.setattr("eqsat_deploy.tune.SECONDS", 1.0)
     found = eqsat_deploy.optimize(randomized(Residual()), image(), cost="openvino_int8", tune=2)
     tuning = found.report.tuning
     assert tuning["engine"] == "openvino"

@@ -17,7 +17,7 @@ from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-         "--hide-scrollbars", "--host-resolver-rules=MAP * ~NOTFOUND",
+         "--hide-scrollbars", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
          "--remote-debugging-port=0")  # fmt: skip
 
 
@@ -51,7 +51,8 @@ class Browser:
             if event == "Network.requestWillBeSent":
                 self.requests.append(given["request"]["url"])
 
-    def open(self, path: Path, width: int = 1280, height: int = 900) -> None:
+    def open(self, page: Path | str, width: int = 1280, height: int = 900) -> None:
+        """Show a file, or what is at an address."""
         self.send(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -59,7 +60,7 @@ class Browser:
             deviceScaleFactor=1,
             mobile=False,
         )
-        self.send("Page.navigate", url=path.as_uri())
+        self.send("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         until = time.monotonic() + 60
         while self.evaluate("document.readyState") != "complete":
             assert time.monotonic() < until

@@ -1,9 +1,8 @@
 // The e-graph view: e-classes as dashed boxes of forms, laid out by dagre, drawn as SVG, so that it is text to search,
-// to read aloud and to print. Data flows from left to right.
+// to read aloud and to print. Data flows from left to right. Where the e-graph lives, `data.open` are the boxes to begin
+// with and `data.fresh` the rules whose e-nodes are new; a click on a form is told as an event `form` with its position.
 "use strict";
-(function () {
-  const data = JSON.parse(document.getElementById("egraph-data").textContent);
-  const root = document.getElementById("egraph");
+function showEGraph(data, root) {
   const LETTER = 7.25, LINE = 21, PAD = 8, FORMS = 8, SMALL = 40;
   const CLASS = { number: 0, name: 1, shape: 2, dtype: 3, module: 4, why: 5 };
   const [OWNER, TEXT, NAMES, READS, PRICE, CHOSEN, INT8, RULES, BORN] = [0, 1, 2, 3, 4, 5, 6, 7, 8];
@@ -21,6 +20,8 @@
   const last = data.phases.length;
   const state = { open: new Set(), all: new Set(), iteration: last, rule: "", module: "", chosen: false, limit: 60, focus: null };
   const inModule = (c, module) => c[CLASS.module] === module || c[CLASS.module].startsWith(module + ".");
+  const fresh = new Set(data.fresh || []);
+  const isFresh = n => n[RULES].some(r => fresh.has(r));
   const visible = n => n[BORN] <= state.iteration && (!state.chosen || n[CHOSEN]) &&
     (!state.rule || n[RULES].includes(+state.rule));
   const modules = [...new Set(data.classes.flatMap(c => {
@@ -33,7 +34,8 @@
   }
   function start() {
     Object.assign(state, { all: new Set(), iteration: last, rule: "", module: "", chosen: false, focus: null });
-    if (data.start) {
+    if (data.open) state.open = new Set(data.open);
+    else if (data.start) {
       state.open = new Set(data.start);
       for (let level = [...state.open], depth = 0; depth < 2; depth++) {
         level = level.flatMap(c => (formsOf.get(c) || []).slice(0, FORMS).flatMap(n => n[READS]));
@@ -45,7 +47,7 @@
       openModule(state.module);
       [...state.open].forEach(c => formsOf.get(c).forEach(n => n[READS].forEach(r => state.open.add(r))));
     } else openModule("");
-    state.focus = data.start ? data.start[0] : null;
+    state.focus = data.start && !data.open ? data.start[0] : null;
   }
 
   // -- controls ---------------------------------------------------------------------------------------------
@@ -226,7 +228,7 @@
     box.rows.forEach((row, i) => {
       const n = row.node, y = top + PAD + LINE * (i + 1 + (box.note ? 1 : 0));
       const born = n[BORN] ? `made by ${n[RULES].map(r => data.rules[r]).join(", ") || "a rule"} in iteration ${n[BORN]}` : "the model's own";
-      const line = draw("g", { class: "eg-form" + (n[CHOSEN] ? " chosen" : "") + (n[INT8] ? " int8" : ""), tabindex: 0, role: "button",
+      const line = draw("g", { class: "eg-form" + (n[CHOSEN] ? " chosen" : "") + (n[INT8] ? " int8" : "") + (isFresh(n) ? " fresh" : ""), tabindex: 0, role: "button",
         "aria-label": `${words(n)}, ${price(n)} ${data.unit}, ${n[CHOSEN] ? "chosen, " : ""}${born}` });
       line.append(draw("rect", { x: left + PAD, y: y + 1, width: box.width - 2 * PAD, height: LINE - 3, rx: 4 }),
         draw("text", { x: left + 2 * PAD, y: y + 14 }, row.text),
@@ -266,7 +268,10 @@
     const again = world.querySelector(`[data-class="${number}"] .eg-title`);
     if (again) again.focus({ preventScroll: true });
   }
-  function tell(n, born) { detail.textContent = `${words(n)}: ${price(n)} ${data.unit}; ${n[CHOSEN] ? "chosen; " : ""}${born}`; }
+  function tell(n, born) {
+    root.dispatchEvent(new CustomEvent("form", { detail: data.nodes.indexOf(n) }));
+    detail.textContent = `${words(n)}: ${price(n)} ${data.unit}; ${n[CHOSEN] ? "chosen; " : ""}${born}`;
+  }
 
   function say(numbers, boxes, cutOff) {
     let forms = 0, hidden = 0;
@@ -378,5 +383,7 @@
 
   start();
   render(true);
-  addEventListener("resize", look);
-})();
+  addEventListener("resize", function again() {
+    if (root.isConnected) look(); else removeEventListener("resize", again);
+  });
+}

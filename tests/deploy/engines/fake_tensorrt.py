@@ -7,23 +7,24 @@ alone. Its classes have the names, methods and parameters of the published bindi
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import importlib.machinery
 import importlib.util
-import itertools
 import json
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import onnx
 import onnxruntime
 import torch
 from torch import Tensor
+
+from tests.deploy.engines import fake_cuda
+from tests.deploy.engines.fake_cuda import Job, Stream
 
 ALIGNMENT = 64  # of the CPU's memory
 Shape = tuple[int, ...]
@@ -65,14 +66,8 @@ class Fake:
         self.LayerInformationFormat = Enum("LayerInformationFormat", {"JSON": 1})
         self.DataType = Enum("DataType", {name: index for index, name in enumerate(TYPES)})
 
-        class IErrorRecorder:
-            pass
-
-        class IProfiler:
-            pass
-
-        class IProgressMonitor:
-            pass
+        for name in ("IErrorRecorder", "IProfiler", "IProgressMonitor"):
+            setattr(self, name, type(name, (), {}))
 
         class Logger:
             WARNING = 1
@@ -153,8 +148,13 @@ class Fake:
                     return None
                 graph = onnx.load_model_from_string(network.model).graph
                 dynamic = {v.name for v in graph.input if any(d.dim_param for d in _dims(v))}
-                assert all(dynamic == set(profile) for profile in config.profiles)
-                assert bool(dynamic) == bool(config.profiles)
+                fixed = {
+                    v.name: tuple(d.dim_value for d in _dims(v)) for v in graph.input if v.name not in dynamic
+                }
+                for profile in config.profiles:
+                    assert dynamic <= set(profile) <= {value.name for value in graph.input}
+                    assert all(set(profile[name]) == {fixed[name]} for name in profile if name in fixed)
+                assert config.profiles or not dynamic
                 head = json.dumps({"version": fake.__version__, "profiles": config.profiles})
                 return head.encode() + b"\n" + network.model
 
@@ -235,6 +235,9 @@ class Fake:
             def get_tensor_dtype(self, name: str) -> Any:
                 code = self.values[name][0].type.tensor_type.elem_type
                 return next(fake.DataType[known] for known, number in TYPES.items() if number == code)
+
+            def get_tensor_shape(self, name: str) -> Shape:
+                return tuple(-1 if d.dim_param else d.dim_value for d in _dims(self.values[name][0]))
 
             def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[Shape]:
                 return [tuple(shape) for shape in self.profiles[profile_index][name]]
@@ -353,13 +356,9 @@ class Fake:
                     if fake.schema == 10
                     else {"Format": "Channel major (kHWC)", "Datatype": "Int8"}
                 )
+                inputs = [{"Name": "x", **tensor}]
                 layers = [
-                    {
-                        "Name": name,
-                        "LayerType": "CaskConvolution",
-                        "Inputs": [{"Name": "x", **tensor}],
-                        "Outputs": [],
-                    }
+                    {"Name": name, "LayerType": "CaskConvolution", "Inputs": inputs, "Outputs": []}
                     for name in self.engine.layers
                 ]
                 return json.dumps({"Layers": layers, "Bindings" if fake.schema == 10 else "I/O Tensors": []})
@@ -393,8 +392,7 @@ class Fake:
             def get_error(self, index: int) -> Any:
                 return SimpleNamespace(desc=lambda: "another shape")
 
-        for kind in (IErrorRecorder, IProfiler, IProgressMonitor, Logger, Builder, OnnxParser, Runtime, Refitter,
-                     OnnxParserRefitter):  # fmt: skip
+        for kind in (Logger, Builder, OnnxParser, Runtime, Refitter, OnnxParserRefitter):
             setattr(self, kind.__name__, kind)
 
     def record(self, *call: Any) -> None:
@@ -409,88 +407,8 @@ def _dims(value: Any) -> Sequence[Any]:
     return value.type.tensor_type.shape.dim  # type: ignore[no-any-return]
 
 
-class Job:
-    """Work of a context, on the shapes and the memory that it had when it was queued.
-
-    That memory must not be released before, unless a stream waits for the work: torch gives released memory to what
-    is queued later on the stream that it was allocated on, which is the caller's.
-    """
-
-    ordered = False
-
-    def __init__(self, context: Any, memory: dict[str, weakref.ref[Tensor]]) -> None:
-        self.context, self.state = context, context.state
-        self.shapes, self.given = dict(context.shapes), memory
-        self.memory = {name: found().detach() for name, found in memory.items()}  # type: ignore[union-attr]
-
-    def __call__(self) -> None:
-        released = [name for name, given in self.given.items() if given() is None]
-        assert self.ordered or not released, f"memory of {released} was released before it was used"
-        self.context.compute(self.shapes, self.memory)
-
-
-class Stream:
-    """Stands for `torch.cuda.Stream`: does what is queued on it when it is synchronized."""
-
-    known: ClassVar[weakref.WeakValueDictionary[int, Stream]] = weakref.WeakValueDictionary()
-    handles = itertools.count(4711)
-    recording: CUDAGraph | None = None
-    current: Stream
-
-    def __init__(self, device: Any = None) -> None:
-        self.cuda_stream = next(Stream.handles)
-        self.queue: list[Callable[[], Any]] = []
-        Stream.known[self.cuda_stream] = self
-
-    def wait_stream(self, stream: Stream) -> None:
-        for job in stream.queue:
-            if isinstance(job, Job):
-                job.ordered = True
-        self.queue.append(stream.synchronize)
-
-    def synchronize(self) -> None:
-        while self.queue:
-            self.queue.pop(0)()
-
-
-class CUDAGraph:
-    """Stands for `torch.cuda.CUDAGraph`."""
-
-    job: Job | None = None
-
-    def replay(self) -> None:
-        assert self.job is not None
-        assert self.job.context.state == self.job.state, "its context was changed"
-        self.job()
-
-
-@contextlib.contextmanager
-def stream(entered: Stream) -> Iterator[None]:
-    """Stands for `torch.cuda.stream`. What torch computes inside is computed at once, so all before it has to be."""
-    before, Stream.current = Stream.current, entered
-    if Stream.recording is None:
-        entered.synchronize()
-    try:
-        yield
-    finally:
-        Stream.current = before
-
-
-@contextlib.contextmanager
-def graph(
-    cuda_graph: CUDAGraph, pool: Any = None, stream: Any = None, capture_error_mode: str = "global"
-) -> Any:
-    """Stands for `torch.cuda.graph`."""
-    assert capture_error_mode == "thread_local", "other threads go on allocating"
-    Stream.recording = cuda_graph
-    try:
-        yield
-    finally:
-        Stream.recording = None
-
-
-def install(monkeypatch: Any, fake: Fake) -> None:
-    """Puts `fake` in the place of TensorRT, and the CPU in the place of the GPU."""
+def install(monkeypatch: Any, fake: Fake) -> SimpleNamespace:
+    """Puts `fake` in the place of TensorRT, and the CPU in the place of the GPU; returns what stands for torch.cuda."""
     from eqsat_deploy.engines import tensorrt, tensorrt_api, tensorrt_build, tensorrt_run
 
     monkeypatch.setitem(sys.modules, "tensorrt", fake)
@@ -505,10 +423,11 @@ def install(monkeypatch: Any, fake: Fake) -> None:
         get_device_capability=lambda: (9, 9),
         current_device=lambda: 0,
         Stream=Stream,
-        CUDAGraph=CUDAGraph,
+        CUDAGraph=fake_cuda.CUDAGraph,
+        Event=fake_cuda.Event,
         current_stream=lambda device=None: Stream.current,
-        stream=stream,
-        graph=graph,
+        stream=fake_cuda.stream,
+        graph=fake_cuda.graph,
     )
     for module in (tensorrt, tensorrt_api, tensorrt_build, tensorrt_run):
         monkeypatch.setattr(module, "cuda", cuda)
@@ -522,3 +441,4 @@ def install(monkeypatch: Any, fake: Fake) -> None:
         return found
 
     monkeypatch.setattr(Tensor, "data_ptr", data_ptr)
+    return cuda

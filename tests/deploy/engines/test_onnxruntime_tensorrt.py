@@ -49,7 +49,7 @@ class Runtime:
 
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runtime:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("EQSAT_DEPLOY_CACHE", str(tmp_path / "cache"))
     return Runtime(monkeypatch)
 
 
@@ -96,6 +96,7 @@ def test_options_reach_the_provider(runtime, model, tmp_path) -> None:
 def test_engines_are_kept_apart_by_file(runtime, model, tmp_path) -> None:
     """ONNX Runtime names them by the names in a graph, which other weights share."""
     folders = []
+    torch.manual_seed(1)
     other = quantize(int8(traced(Residual(), torch.zeros(1, 3, 32, 32))), images(2), grid=IntegerGrid())
     for module in (model, other, model):
         ONNXRuntimeTensorRTEngine.build(module, options={"engine_cache": tmp_path / "kept"})

@@ -2,63 +2,29 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-from torch import fx
 
+import eqsat_deploy as eqd
 from eqsat_deploy.engines import Batch, tensorrt, tensorrt_run
-from eqsat_deploy.engines.onnx import OnnxFile, export_onnx
 from eqsat_deploy.engines.tensorrt import TensorRTEngine
 from eqsat_deploy.engines.tensorrt_layers import read_layers
-from eqsat_deploy.errors import EngineError, InputError, UnknownNameError
+from eqsat_deploy.errors import EngineError, EqsatError, InputError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization import quantize
 from eqsat_deploy.stages import listening
-from tests.deploy.engines.fake_tensorrt import Fake, install
+from tests.deploy.engines.fake_tensorrt import Fake
+from tests.deploy.engines.tensorrt_cases import build, fake, model
 from tests.deploy.placing import Attention, Residual, images, int8, traced
 
-SIZES = Batch(1, 2, 4)
-
-
-KEPT: dict[tuple[object, ...], tuple[fx.GraphModule, OnnxFile]] = {}
-
-
-def exported(module: fx.GraphModule, *, batch: Batch, opset: int, **rest: Any) -> OnnxFile:
-    """Each file is exported once: it takes most of the time of a build here."""
-    key = id(module), batch, opset
-    if key not in KEPT:
-        KEPT[key] = module, export_onnx(module, batch=batch, opset=opset, **rest)
-    return KEPT[key][1]
-
-
-@pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fake:
-    fake = Fake()
-    install(monkeypatch, fake)
-    monkeypatch.setattr(tensorrt, "export_onnx", exported)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return fake
-
-
-@pytest.fixture(scope="module")
-def model() -> fx.GraphModule:
-    torch.manual_seed(0)
-    return quantize(int8(traced(Residual(), torch.zeros(1, 3, 32, 32))), images(2), grid=IntegerGrid())
-
-
-def build(model: fx.GraphModule, batch: Batch = SIZES, **options: object) -> TensorRTEngine:
-    return TensorRTEngine.build(model, batch=batch, options=options)
+__all__ = ["fake", "model"]
 
 
 def test_a_build_is_strongly_typed_with_a_profile_per_batched_input_and_a_timing_cache(
     fake, model, tmp_path
 ) -> None:
     build(model)
-    cache = tmp_path / "cache" / "eqsat-deploy" / "tensorrt-10.16.1.11-NVIDIA-Fake-3000.cache"
+    cache = tmp_path / "cache" / "tensorrt" / "10.16.1.11-NVIDIA-Fake-3000.timing"
     assert fake.calls == [
         ("network", 1 << 1),
         ("parse",),
@@ -105,133 +71,12 @@ def test_a_timing_cache_of_another_version_is_replaced(fake, model, tmp_path) ->
     assert (tmp_path / "old").read_bytes() == b"measured"
 
 
-def test_calls_compute_the_module_on_a_stream_of_their_own(fake, model) -> None:
-    engine = build(model)
-    for size in (1, 3):
-        x = images(1, batch=size, seed=5)[0]
-        with torch.no_grad():
-            expected = model(x)
-        torch.testing.assert_close(engine(x), expected, atol=0.05 * float(expected.abs().max()), rtol=0)
-    (step, handle) = fake.calls[-1]
-    assert step == "execute"
-    assert handle != fake.caller.cuda_stream
-
-
-def test_memory_is_used_where_it_is_unless_it_is_misaligned_or_strided(fake, model) -> None:
-    engine = build(model)
-    (context,) = engine._workers.queue[0]._contexts.values()
-    x = images(1, batch=3)[0]
-    expected = engine(x)
-    assert context.addresses["x"] == x.data_ptr()
-    shifted = torch.cat([x.flatten(), x.flatten()]).roll(1)[1 : 1 + x.numel()].reshape(x.shape)
-    for given in (x.to(memory_format=torch.channels_last), shifted):
-        assert torch.equal(engine(given), expected)
-        assert context.addresses["x"] != given.data_ptr()
-
-
-def test_profiles_of_their_own_serve_their_sizes(fake, model) -> None:
-    engine = build(model, profiles=[1, 4])
-    profiles = [call[1]["x"] for call in fake.calls if call[0] == "profile"]
-    assert [tuple(shape[0] for shape in profile) for profile in profiles] == [(1, 2, 4), (1, 1, 1), (4, 4, 4)]
-    assert engine.loaded.profiles == [(1, 4), (1, 1), (4, 4)]
-    for size, profile in ((2, 0), (1, 1), (4, 2), (3, 0)):
-        x = images(1, batch=size)[0]
-        with torch.no_grad():
-            expected = model(x)
-        torch.testing.assert_close(engine(x), expected, atol=0.05 * float(expected.abs().max()), rtol=0)
-        assert engine._workers.queue[0].context(size).profile == profile
-    assert fake.steps.count("context") == 3
-    with pytest.raises(InputError, match="batches of 5 are outside"):
-        build(model, profiles=[5])
-    with pytest.raises(InputError, match="profiles=0"):
-        build(model, profiles=[0])
-
-
-def test_each_stream_serves_a_call_at_a_time(fake, model) -> None:
-    engine = build(model, streams=2)
-    with engine._worker() as one, engine._worker() as two:
-        assert one.stream is not two.stream
-        assert engine._workers.empty()
-    assert engine._workers.qsize() == 2
-    fake.fail = {"execute"}
-    with pytest.raises(EngineError):
-        engine(images(1, batch=2)[0])
-    assert engine._workers.qsize() == 2
-    fake.fail = set()
-    xs = images(16, batch=2)
-    expected = [engine(x) for x in xs]
-    with ThreadPoolExecutor(4) as pool:
-        for found, wanted in zip(pool.map(engine, xs), expected, strict=True):
-            assert torch.equal(found, wanted)
-    with pytest.raises(InputError, match="streams=33: at most 32"):
-        build(model, streams=33)
-    with pytest.raises(InputError, match="streams=0"):
-        build(model, streams=0)
-
-
-def test_results_are_in_order_on_the_callers_stream_without_waiting(fake, model) -> None:
-    """What is let go of must not be released before the work is done, as the stand-in checks."""
-    engine = build(model)
-    xs = images(3, batch=2)
-    expected = [engine(x) for x in xs]
-    with engine._worker() as worker:
-        found = [worker({"x": x}, 2, wait=False)["output_0"] for x in xs]
-        assert worker.stream.queue
-        assert not torch.equal(found[-1], expected[-1])
-        fake.caller.synchronize()
-    for got, wanted in zip(found, expected, strict=True):
-        assert torch.equal(got, wanted)
-    assert build(model, asynchronous=True).options == {"asynchronous": True}
-
-
-@pytest.mark.parametrize("graphs", [False, True])
-def test_work_queued_before_a_call_is_seen_by_it(fake, model, graphs) -> None:
-    engine = build(model, cuda_graphs=graphs)
-    x, y = images(2, batch=2)
-    expected = engine(y)
-    fake.caller.queue.append(lambda: x.copy_(y))
-    assert torch.equal(engine(x), expected)
-
-
-def test_cuda_graphs_are_recorded_once_a_size_and_replayed(fake, model) -> None:
-    plain, engine = build(model), build(model, cuda_graphs=True, profiles=[1])
-    for size in (2, 1, 2, 3, 1, 2):
-        x = images(1, batch=size, seed=size)[0]
-        fake.calls.clear()
-        found = engine(x)
-        assert torch.equal(found, plain(x))
-        again = engine(x + 1)
-        assert not torch.equal(found, again), "results are memory of their own"
-    (worker,) = engine._workers.queue
-    assert sorted(worker._recorded) == [1, 2, 3]
-    assert {size: r.context.profile for size, r in worker._recorded.items()} == {1: 1, 2: 0, 3: 0}
-    fake.calls.clear()
-    engine(images(1, batch=3)[0])
-    assert fake.calls == []  # nothing is asked of TensorRT
-
-
-def test_more_sizes_than_are_recorded_run_as_without(fake, model, monkeypatch) -> None:
-    monkeypatch.setattr(tensorrt_run, "GRAPHS", 2)
-    engine, plain = build(model, cuda_graphs=True), build(model)
-    for size in (1, 2, 3, 4, 3):
-        x = images(1, batch=size)[0]
-        assert torch.equal(engine(x), plain(x))
-    assert sorted(engine._workers.queue[0]._recorded) == [1, 2]
-
-
-def test_a_network_that_cannot_be_recorded_says_so(fake, model) -> None:
-    engine = build(model, cuda_graphs=True)
-    fake.fail = {"record"}
-    with pytest.raises(EngineError, match=r"cannot be recorded.*capturing.*without cuda_graphs"):
-        engine(images(1)[0])
-
-
 def test_plans_are_kept_by_file_version_gpu_and_options(fake, model, tmp_path, monkeypatch) -> None:
-    folder = tmp_path / "plans"
+    folder = tmp_path / "cache"
 
     def builds(**options: object) -> bool:
         fake.calls.clear()
-        build(model, engine_cache=folder, **options)
+        build(model, engine_cache=True, **options)
         return "build" in fake.steps
 
     assert builds()
@@ -246,19 +91,20 @@ def test_plans_are_kept_by_file_version_gpu_and_options(fake, model, tmp_path, m
     monkeypatch.setattr(tensorrt.cuda, "get_device_name", lambda: "NVIDIA Fake 4000")
     assert builds()
     assert not builds()
-    assert len(list(folder.iterdir())) == 7
+    assert len(list(folder.glob("*.blob"))) == 7
+    torch.manual_seed(1)
     other = quantize(int8(traced(Residual(), torch.zeros(1, 3, 32, 32))), images(2), grid=IntegerGrid())
     fake.calls.clear()
-    build(other, engine_cache=folder)
+    build(other, engine_cache=True)
     assert "build" in fake.steps
     fake.calls.clear()
-    build(model, Batch(1, 2, 5), engine_cache=folder)
+    build(model, Batch(1, 2, 5), engine_cache=True)
     assert "build" in fake.steps
 
 
 def test_a_kept_plan_that_is_damaged_or_not_loaded_is_built_again(fake, model, tmp_path, monkeypatch) -> None:
     build(model, engine_cache=True)
-    (path,) = (tmp_path / "cache" / "eqsat-deploy" / "tensorrt-plans").iterdir()
+    (path,) = (tmp_path / "cache").glob("*.blob")
     whole = path.read_bytes()
     for damaged in (whole[:100], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
         path.write_bytes(damaged)
@@ -309,21 +155,16 @@ def test_phases_of_a_build_are_stages_to_whoever_listens(fake, model) -> None:
     assert heard == [("TensorRT: Building engine", True), ("TensorRT: Building engine", False)]
 
 
-def test_an_error_is_told_once(fake, model) -> None:
-    engine = build(model)
-    engine.loaded.errors.report_error(1, "out of memory")
-    engine.loaded.errors.report_error(1, "out of memory")
-    fake.fail = {"execute"}
-    with pytest.raises(EngineError, match=r"says: out of memory$"):
-        engine(images(1)[0])
-    with pytest.raises(EngineError, match="no reason"):
-        engine(images(1)[0])
-
-
-def test_a_cache_that_cannot_be_written_says_what_to_do(fake, model, tmp_path) -> None:
+def test_a_cache_that_cannot_be_written_is_said_if_it_was_named_and_done_without_if_not(
+    fake, model, tmp_path, monkeypatch
+) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(EngineError, match=r"cannot write .*or False for none"):
         build(model, timing_cache=tmp_path / "file" / "cache")
+    assert "build" not in fake.steps
+    monkeypatch.setenv("EQSAT_DEPLOY_CACHE", str(tmp_path / "file" / "cache"))
+    build(model, engine_cache=True)
+    assert "cache" not in fake.steps
 
 
 def test_outputs_keep_the_modules_order_and_structure(fake) -> None:
@@ -361,21 +202,6 @@ def test_failures_of_a_build_carry_what_tensorrt_said(fake, model, step, message
     fake.fail = {step}
     with pytest.raises(EngineError, match=message):
         build(model)
-
-
-@pytest.mark.parametrize(
-    ("step", "message"),
-    [
-        ("shape", "outside what the engine was built for"),
-        ("infer", "x unspecified"),
-        ("execute", "did not run"),
-    ],
-)
-def test_failures_of_a_call_name_the_step(fake, model, step, message) -> None:
-    engine = build(model)
-    fake.fail = {step}
-    with pytest.raises(EngineError, match=message):
-        engine(images(1, batch=2)[0])
 
 
 @pytest.mark.parametrize("schema", [10, 11])
@@ -425,8 +251,25 @@ def test_an_engine_survives_its_files(fake, model, tmp_path) -> None:
     assert (back.version, back.device) == ("10.16.1.11", "NVIDIA Fake 3000")
 
 
+def test_an_artifact_keeps_how_it_runs(fake, model, tmp_path) -> None:
+    engine = build(model, streams=2, cuda_graphs=True, level=1)
+    engine.save(tmp_path / "artifact")
+    back = eqd.load(tmp_path / "artifact")
+    assert back.options == {"streams": 2, "cuda_graphs": True}
+    x = images(1, batch=2)[0]
+    assert torch.equal(back(x), engine(x))
+    monkey = Fake.__version__
+    try:
+        Fake.__version__ = "11.4.0.106"
+        with pytest.raises(EqsatError, match=r"10\.16\.1\.11"):
+            eqd.load(tmp_path / "artifact")
+    finally:
+        Fake.__version__ = monkey
+
+
 def test_refit_replaces_weights(fake, model) -> None:
     engine = build(model, refit=True, cuda_graphs=True, streams=2)
+    torch.manual_seed(1)
     other = quantize(int8(traced(Residual(), torch.zeros(1, 3, 32, 32))), images(2), grid=IntegerGrid())
     x, before = images(1, batch=2)[0], engine.plan
     engine(x)
@@ -471,3 +314,19 @@ def test_unavailable_says_what_is_missing(fake, monkeypatch) -> None:
     assert "CUDA device" in str(TensorRTEngine.unavailable())
     monkeypatch.undo()
     assert "not installed" in str(TensorRTEngine.unavailable())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"profiles": 4}, "profiles=4: a list"),
+        ({"profiles": ["4"]}, "profiles='4'"),
+        ({"timing_cache": 5}, "timing_cache=5: a path"),
+        ({"timing_cache": b"x"}, "a path is expected"),
+        ({"progress": "yes"}, "progress='yes'"),
+        ({"streams": "two"}, "streams='two'"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_refused(fake, model, options, message) -> None:
+    with pytest.raises(InputError, match=message):
+        build(model, **options)

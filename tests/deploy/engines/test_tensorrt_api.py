@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import eqsat_deploy.engines.tensorrt as home
+from eqsat_deploy.engines import tensorrt_callbacks
 from tests.deploy.engines import fake_tensorrt
 from tests.support import tensorrt_bindings
 from tests.support.tensorrt_bindings import Unavailable, run, signatures, stored, unpacked, version_of
@@ -243,8 +244,9 @@ def test_the_file_says_what_the_wheels_have(bindings: Path) -> None:
 
 
 CALLED_BACK = """
+import runpy, sys, types
 import tensorrt_bindings as api
-from eqsat_deploy.engines import tensorrt_callbacks as callbacks
+callbacks = types.SimpleNamespace(**runpy.run_path(sys.argv[1]))
 
 recorder = callbacks.error_recorder(api)
 # Through the interface, that is through C++, as TensorRT itself calls.
@@ -282,7 +284,7 @@ int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 @pytest.mark.slow
 def test_callbacks_are_called_through_the_real_interfaces(bindings: Path) -> None:
-    run(bindings, CALLED_BACK)
+    run(bindings, CALLED_BACK, tensorrt_callbacks.__file__)
 
 
 def test_bindings_that_cannot_be_had_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from eqsat_deploy.deployment import deployment
 from eqsat_deploy.errors import EqsatError, InputError, QuantizationError, UnknownNameError
-from eqsat_deploy.noise import Agreement, decibels, ratio
+from eqsat_deploy.noise import Fidelity, decibels, ratio
 from eqsat_deploy.pareto import pareto
 from eqsat_deploy.quantization import (
     AccuracyBudget,
@@ -119,7 +119,7 @@ def test_what_is_economical_stays_in_float(gated: fx.GraphModule, monkeypatch: p
     data = torch.cat(batches())
     expected, before = outputs(gated, data)[0], quantize(gated, batches())
     assert _floats(before) == _floats(gated), "accurate enough"
-    monkeypatch.setattr(Agreement, "EXPECTED_SQNR", 60.0)
+    monkeypatch.setattr(Fidelity, "EXPECTED_SQNR", 60.0)
     assert _floats(quantize(gated, batches())) == _floats(gated), "nothing is worth its time"
     monkeypatch.setattr(precision, "MOST", 0.4)
     monkeypatch.setattr(precision, "WORTH", 0.05)

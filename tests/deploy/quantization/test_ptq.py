@@ -507,9 +507,9 @@ def test_answers_that_change_are_warned_of(residual: fx.GraphModule) -> None:
         scores.bias.zero_()
     with pytest.warns(UserWarning, match="the greatest score is another one in"):
         quantized = quantize(residual, images(3))
-    agreement = deployment(quantized).agreement
-    assert agreement is not None
-    assert agreement.changed
+    fidelity = deployment(quantized).fidelity
+    assert fidelity is not None
+    assert fidelity.changed
 
 
 def test_stages_are_heard_of(residual: fx.GraphModule) -> None:
