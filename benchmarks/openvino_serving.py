@@ -31,7 +31,7 @@ import torch
 import eqsat_deploy as eqd
 from benchmarks._models import inputs, load
 from eqsat_deploy.artifact import read
-from eqsat_deploy.compiled_cache import VARIABLE
+from eqsat_deploy.cache import VARIABLE
 from eqsat_deploy.engines.openvino import OpenVINOEngine
 
 THREADS = (1, 2, 4, 8)

@@ -14,6 +14,16 @@ from tempfile import TemporaryDirectory
 
 from eqsat_deploy.errors import EqsatError
 
+VARIABLE = "EQSAT_DEPLOY_CACHE"
+
+
+def root() -> Path | None:
+    """The cache, which may not be there yet; None where nothing is to be kept."""
+    named = os.environ.get(VARIABLE)
+    if named is not None:
+        return Path(named) if named else None
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "eqsat-deploy"
+
 
 def cache_folder(*parts: str) -> Path:
     """A folder of the cache, which is made.
@@ -21,17 +31,14 @@ def cache_folder(*parts: str) -> Path:
     Raises:
         EqsatError: nothing can be written, not even in a temporary folder.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    named = os.environ.get("EQSAT_DEPLOY_CACHE", str(Path(home) / "eqsat-deploy"))
-    for root in filter(None, (named, _of_this_process().name)):
+    named = root()
+    for folder in filter(None, (named, Path(_of_this_process().name))):
         with suppress(OSError):
-            folder = Path(root).joinpath(*parts)
+            folder = folder.joinpath(*parts)
             folder.mkdir(parents=True, exist_ok=True)
             if os.access(folder, os.W_OK):
                 return folder
-    raise EqsatError(
-        f"EQSAT_DEPLOY_CACHE={named!r}: neither there nor in a temporary folder can anything be written"
-    )
+    raise EqsatError(f"{VARIABLE}={named}: neither there nor in a temporary folder can anything be written")
 
 
 @cache

@@ -5,7 +5,7 @@ depends on, so that another model, runtime, processor or option finds nothing ra
 under their name when they are whole, and what does not hash to what it says is not read: any number of processes may
 use a folder at once, and one may stop at any moment.
 
-`EQSAT_DEPLOY_CACHE` is the folder, empty for none; by default it is in the user's own cache.
+`eqsat_deploy.cache` says where.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-VARIABLE = "EQSAT_DEPLOY_CACHE"
+from eqsat_deploy.cache import root
+
 MOST = 4 << 30
 """Bytes of a folder, above which what was used longest ago is removed."""
 DIGEST = hashlib.sha256().digest_size
@@ -28,11 +29,8 @@ DIGEST = hashlib.sha256().digest_size
 
 def folder() -> Path | None:
     """Where compiled models are kept; None where they are not."""
-    given = os.environ.get(VARIABLE)
-    if given is not None:
-        return Path(given) if given else None
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "eqsat-deploy" / "compiled"
+    named = root()
+    return named and named / "compiled"
 
 
 def digest(files: Iterable[Path]) -> str:
@@ -82,7 +80,7 @@ def write(name: str, content: bytes) -> None:
 
 
 def _prune(where: Path) -> None:
-    found = sorted(((f.stat().st_mtime, f.stat().st_size, f) for f in where.iterdir()), reverse=True)
+    found = sorted(((f.stat().st_mtime, f.stat().st_size, f) for f in where.glob("*.blob")), reverse=True)
     total = 0
     for _, size, file in found:
         total += size

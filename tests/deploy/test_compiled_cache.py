@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from eqsat_deploy import compiled_cache
+from eqsat_deploy import cache, compiled_cache
 
 
 @pytest.fixture
 def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(compiled_cache.VARIABLE, str(tmp_path / "kept"))
-    return tmp_path / "kept"
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "kept"))
+    return tmp_path / "kept" / "compiled"
 
 
 def test_what_is_written_is_read(where: Path) -> None:
@@ -82,9 +82,9 @@ def test_many_may_write_and_read_at_once(where: Path) -> None:
 def test_where_nothing_can_be_kept_nothing_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     for value in (str(tmp_path / "file"), ""):
-        monkeypatch.setenv(compiled_cache.VARIABLE, value)
+        monkeypatch.setenv(cache.VARIABLE, value)
         compiled_cache.write("one", b"compiled")
         assert compiled_cache.read("one") is None
-    monkeypatch.delenv(compiled_cache.VARIABLE)
+    monkeypatch.delenv(cache.VARIABLE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert compiled_cache.folder() == tmp_path / "eqsat-deploy" / "compiled"

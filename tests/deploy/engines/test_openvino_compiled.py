@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 import eqsat_deploy as eqd
-from eqsat_deploy import compiled_cache, openvino_compiled
+from eqsat_deploy import cache, openvino_compiled
 from eqsat_deploy.artifact import read
 from eqsat_deploy.deployment import Batch
 from eqsat_deploy.engines.openvino import OpenVINOEngine
@@ -47,8 +47,8 @@ def saved(module: fx.GraphModule, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the cache."""
-    monkeypatch.setenv(compiled_cache.VARIABLE, str(tmp_path / "kept"))
-    return tmp_path / "kept"
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "kept"))
+    return tmp_path / "kept" / "compiled"
 
 
 @pytest.fixture
