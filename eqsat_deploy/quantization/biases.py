@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
+import torch
 from torch import Tensor, fx, nn
 
 from eqsat_deploy.quantization.fake_quantize import (
@@ -13,16 +15,27 @@ from eqsat_deploy.quantization.fake_quantize import (
     swapped,
 )
 
+SILENT = 1e-3
+"""The mean squared slope of a function at which half of an error before it is taken back: below it next to nothing of
+a channel is heard, and what is, on few positions, is chance."""
+
 
 def corrected(
-    layer: QuantizedConv2d | QuantizedConvTranspose2d | QuantizedLinear, expected: Tensor, found: Tensor
+    layer: QuantizedConv2d | QuantizedConvTranspose2d | QuantizedLinear,
+    expected: Tensor,
+    found: Tensor,
+    after: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Shift the bias of `layer`, which gets one where it has none, by the mean difference in each output channel
     between `expected`, its output in float, and `found`, that with everything up to it rounded. Its output then. What
-    was added is its buffer `correction`."""
+    was added is its buffer `correction`.
+
+    `after` is the pointwise function that alone reads the output: the difference then counts where it comes through. A
+    mean over what ReLU6 clips would move what it lets pass (EfficientNet-Lite1: 14.8 dB on the calibration data
+    itself, 17.6 without any correction, 22.6 so)."""
     axis = -1 if isinstance(layer, QuantizedLinear) else 1
     others = [d for d in range(found.dim()) if d != axis % found.dim()]
-    shift = (expected - found).mean(dim=others)
+    shift = _shift(expected, found, others, after)
     bias = layer.bias
     before = getattr(layer, "correction", None)
     layer.register_buffer("correction", shift if before is None else before + shift, persistent=False)
@@ -30,6 +43,20 @@ def corrected(
         shift if bias is None else bias.detach() + shift, requires_grad=bias is None or bias.requires_grad
     )
     return found + (shift if axis == -1 else shift.reshape(-1, 1, 1))
+
+
+def _shift(
+    expected: Tensor, found: Tensor, others: list[int], after: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    """What added to `found` leaves the least squared error, after a function where there is one: one step of Gauss and
+    Newton, with slopes between the two values."""
+    error = expected - found
+    if after is None:
+        return error.mean(dim=others)
+    near = error.abs() <= 1e-3 * error.abs().mean()  # of next to equal values a slope is rounding
+    slope = torch.where(near, 0.0, (after(expected) - after(found)) / torch.where(near, 1.0, error))
+    weight = slope.square().nan_to_num(0.0, posinf=0.0)  # where a value has no logarithm, say
+    return (error * weight).mean(dim=others) / (weight.mean(dim=others) + SILENT)
 
 
 def uncorrected(

@@ -7,7 +7,7 @@ everything before it rounded already.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from eqsat_deploy.deployment import checksum, fingerprint, flat_outputs
 from eqsat_deploy.grid import IntegerGrid
+from eqsat_deploy.language.pointwise import UNARY
 from eqsat_deploy.noise import Fidelity
 from eqsat_deploy.quantization.absorption import giver
 from eqsat_deploy.quantization.biases import corrected
@@ -27,6 +28,8 @@ from eqsat_deploy.quantization.fake_quantize import (
 )
 from eqsat_deploy.quantization.observers import Extremes
 from eqsat_deploy.quantization.rounding import Expected, Readers, Rounding, roundings
+
+POINTWISE = frozenset(UNARY.values())
 
 SEARCHED = 8
 """Samples that ways to round are compared on; biases take the whole sample."""
@@ -94,12 +97,22 @@ def reconstruct(
             if node not in rounded.env:
                 rounded.env[node] = rounded.run_node(node)
             if isinstance(child, ANCHORS) and once:
-                rounded.env[node] = corrected(child, exact.env[node], rounded.env[node])
+                rounded.env[node] = corrected(child, exact.env[node], rounded.env[node], _after(node))
             for operand in operands:
                 left[operand] = left.get(operand, len(operand.users)) - 1
                 if not left[operand]:
                     del exact.env[operand], rounded.env[operand]
     return Fidelity.of((exact.env[node], rounded.env[node]) for node in flat_outputs(module))
+
+
+def _after(node: fx.Node) -> Callable[[Tensor], Tensor] | None:
+    """The pointwise function that is all that reads a node."""
+    users = list(node.users)
+    if len(users) != 1 or users[0].target not in POINTWISE or users[0].all_input_nodes != [node]:
+        return None
+    (user,) = users
+    function: Any = user.target
+    return lambda values: function(values, *user.args[1:], **user.kwargs)
 
 
 def _layers(module: fx.GraphModule, node: fx.Node, calls: Mapping[str, int]) -> Readers:

@@ -3,12 +3,14 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from eqsat_deploy.deployment import (
@@ -23,6 +25,7 @@ from eqsat_deploy.deployment import (
 from eqsat_deploy.errors import InputError, QuantizationError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization import FakeQuantize, MinMax, QuantizedConv2d, QuantizedLinear, quantize
+from eqsat_deploy.quantization.biases import corrected
 from eqsat_deploy.quantization.rounding import Rounding
 from eqsat_deploy.stages import listening
 from tests.deploy.placing import ADDS, WEIGHTED, Attention, Residual, images, int8, shared, traced
@@ -435,6 +438,28 @@ def test_a_biased_rounding_error_is_taken_back_also_without_a_bias() -> None:
             offsets.append((quantized(data[2]) - module(data[2])).mean((0, 2, 3)).abs().max())
     assert offsets[1] < 0.5 * offsets[0]
     assert layer.bias is None
+
+
+def test_what_an_activation_clips_does_not_move_what_it_lets_pass() -> None:
+    """Half of the positions are far under ReLU6's range, where the layer is wrong by much, half within, where it is
+    right: nothing is to be taken back. Without the activation the mean error is."""
+    layer = QuantizedConv2d.from_float(nn.Conv2d(1, 2, 1, bias=False))
+    expected = torch.cat([torch.full((1, 2, 4, 8), -9.0), torch.rand(1, 2, 4, 8) + 1], dim=2)
+    found = expected.clone()
+    found[:, :, :4] += 2.0
+    clipped = corrected(layer, expected, found, lambda x: torch.clamp(x, 0.0, 6.0))
+    assert torch.equal(clipped, found)
+    assert torch.allclose(corrected(layer, expected, found), found - 1.0)
+
+
+@given(st.floats(-0.4, 0.4), st.sampled_from([torch.relu, F.hardswish, F.silu, F.gelu, torch.log, F.relu6]))
+def test_an_even_error_is_taken_back_whatever_comes_after(
+    error: float, after: Callable[[Tensor], Tensor]
+) -> None:
+    layer = QuantizedConv2d.from_float(nn.Conv2d(1, 2, 1))
+    expected = torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(0)) + 1
+    left = corrected(layer, expected, expected + error, after) - expected
+    assert left.abs().max() <= 0.01 * abs(error) + 1e-6
 
 
 def test_a_zero_point_is_taken_where_it_pays_and_the_target_reads_it() -> None:
