@@ -72,7 +72,7 @@ def test_a_timing_cache_of_another_version_is_replaced(fake, model, tmp_path) ->
 
 
 def test_plans_are_kept_by_file_version_gpu_and_options(fake, model, tmp_path, monkeypatch) -> None:
-    folder = tmp_path / "cache"
+    folder = tmp_path / "cache" / "compiled"
 
     def builds(**options: object) -> bool:
         fake.calls.clear()
@@ -104,7 +104,7 @@ def test_plans_are_kept_by_file_version_gpu_and_options(fake, model, tmp_path, m
 
 def test_a_kept_plan_that_is_damaged_or_not_loaded_is_built_again(fake, model, tmp_path, monkeypatch) -> None:
     build(model, engine_cache=True)
-    (path,) = (tmp_path / "cache").glob("*.blob")
+    (path,) = (tmp_path / "cache" / "compiled").glob("*.blob")
     whole = path.read_bytes()
     for damaged in (whole[:100], whole[:-1] + bytes([whole[-1] ^ 1]), b""):
         path.write_bytes(damaged)
