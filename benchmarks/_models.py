@@ -171,6 +171,19 @@ def _around(like: Tensor, center: float, spread: float, generator: torch.Generat
     return (center * (1 + spread * (2 * torch.rand(like.shape, generator=generator) - 1))).to(like.dtype)
 
 
+def with_statistics(model: nn.Module, data: Tensor) -> nn.Module:
+    """`model` in eval mode with the statistics that its BatchNorms see on `data`, which random weights have none of."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.train()
+    if norms:
+        with torch.no_grad():
+            model(data)
+    return model.eval()
+
+
 def mutate(module: nn.Module, seed: int = 0) -> str:
     """Plant an error: noise as large as the weight itself on one weight of `module`, in place. Returns its name.
 

@@ -18,8 +18,6 @@ import os
 import platform
 import random
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -43,7 +41,8 @@ from benchmarks._data import (
     judged_data,
 )
 from benchmarks._data import network as trained
-from benchmarks._models import load
+from benchmarks._models import load, with_statistics
+from benchmarks._processes import answer
 
 MODELS = {
     "mobileone_s0": "timm:mobileone_s0",
@@ -65,6 +64,7 @@ MODELS = {
 }
 REPARAMETRIZED = {"mobileone_s0", "repvgg_a0"}
 TRANSFORMERS = {"vit_b_16", "swin_t", "deit_tiny", "minilm_l6"}
+MODULE = "benchmarks.latency"
 SIDE, CALIBRATED, JUDGED = 224, 32, 16
 WARMUP = 3
 Run = Callable[[Tensor], Tensor]
@@ -74,16 +74,7 @@ def network(name: str) -> nn.Module:
     """The float module, in eval mode."""
     if name in NETWORKS:
         return trained(name)
-    model = load(MODELS[name])
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    if norms:
-        with torch.no_grad():
-            model(crops(CALIBRATION_PHOTOGRAPHS, 16, SIDE, 5))
-    return model.eval()
+    return with_statistics(load(MODELS[name]), crops(CALIBRATION_PHOTOGRAPHS, 16, SIDE, 5))
 
 
 def calibration(name: str) -> Tensor:
@@ -228,13 +219,14 @@ def compare(name: str, batch: int, contestants: list[str], seconds: float) -> di
         for number, contestant in enumerate(contestants):
             folder = Path(root) / str(number)
             folder.mkdir()
-            answer = _child("--build", contestant, name, batch, folder)
-            found[contestant] = answer
-            if "failed" not in answer:
+            found[contestant] = answer(MODULE, "--build", contestant, name, batch, folder)
+            if "failed" not in found[contestant]:
                 folders[contestant] = folder
         if "ours" not in folders:
             return found
-        times = _child("--time", json.dumps({c: str(f) for c, f in folders.items()}), name, batch, seconds)
+        times = answer(
+            MODULE, "--time", json.dumps({c: str(f) for c, f in folders.items()}), name, batch, seconds
+        )
     if "failed" in times:
         return found | {"timing": times}
     for contestant, taken in times.items():
@@ -244,17 +236,6 @@ def compare(name: str, batch: int, contestants: list[str], seconds: float) -> di
             "over_ours": [round(r, 3) for r in (middle, low, high)],
         }
     return found
-
-
-def _child(*arguments: Any) -> dict[str, Any]:
-    """What another process of this benchmark prints last."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.latency", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        return {"failed": lines[-1][:300]}
-    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return answer
 
 
 def _interval(ratios: list[float]) -> tuple[float, float, float]:

@@ -12,8 +12,6 @@ import argparse
 import json
 import math
 import resource
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -24,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks._processes import answer
 from eqsat_deploy.capture import capture
 from eqsat_deploy.lower import lower
 from eqsat_deploy.saturate import Budget
@@ -127,16 +126,19 @@ def main() -> None:
         return
     rows: dict[int, dict[str, Any]] = {}
     for length in arguments.lengths:
-        command = [sys.executable, "-m", "benchmarks.scaling", "--one", str(length), "--cost", arguments.cost,
-                   "--extractor", arguments.extractor]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            print(
-                f"{length:>7} failed: {(done.stderr.strip().splitlines() or [done.returncode])[-1]}",
-                flush=True,
-            )
+        row = answer(
+            "benchmarks.scaling",
+            "--one",
+            length,
+            "--cost",
+            arguments.cost,
+            "--extractor",
+            arguments.extractor,
+        )
+        if "failed" in row:
+            print(f"{length:>7} failed: {row['failed']}", flush=True)
             continue
-        rows[length] = json.loads(done.stdout.strip().splitlines()[-1])
+        rows[length] = row
         print(f"{length:>7} {own(rows[length]):8.1f} s without capture  {rows[length]}", flush=True)
     if len(rows) > 1:
         print(f"grows as n^{exponent(rows):.2f}")

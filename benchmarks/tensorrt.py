@@ -18,7 +18,6 @@ import argparse
 import json
 import random
 import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -33,7 +32,9 @@ import torch.nn.functional as F
 from torch import Tensor, cuda, fx, nn
 
 import eqsat_deploy as eqd
-from benchmarks._models import load
+from benchmarks._models import load, with_statistics
+from benchmarks._peers import failure
+from benchmarks._processes import answer
 from eqsat_deploy.deployment import Batch, Signature, deployment
 from eqsat_deploy.engines.onnx import TENSORRT, export_onnx
 from eqsat_deploy.engines.tensorrt import TensorRTEngine
@@ -69,9 +70,9 @@ class Case:
         calibrated: int = CALIBRATED,
         effort: str = "balanced",
     ) -> None:
-        self.model, self.batch, self.side, self.effort = model.eval(), batch, side, effort
+        self.batch, self.side, self.effort = batch, side, effort
         self.data = images(calibrated, side, seed=0)
-        _set_statistics(self.model, self.data[:16])
+        self.model = with_statistics(model.eval(), self.data[:16])
         self.form: fx.GraphModule = eqd.optimize(self.model, (self.data[:2],), cost="trt_int8", batch=batch)
         self.sizes = Batch(batch, batch, batch)
         self.signature = Signature.of(self.form, self.sizes).wide
@@ -174,7 +175,7 @@ def compare(
         try:
             engines[contestant], found[contestant] = built(case, contestant, level)
         except Exception as error:  # whatever a peer raises
-            found[contestant] = {"failed": _failure(error)}
+            found[contestant] = {"failed": failure(error)[:300]}
     if not engines:
         return found
     times = timed(engines, case.data[: case.batch].to(device), seconds)
@@ -229,60 +230,17 @@ def versions() -> dict[str, Any]:
     return found
 
 
-def _set_statistics(model: nn.Module, data: Tensor) -> None:
-    """Statistics of BatchNorm from data, which weights that are random have none of."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    if norms:
-        with torch.no_grad():
-            model(data)
-    model.eval()
-
-
 def _parts(x: Tensor, batch: int) -> list[Tensor]:
     return [part for part in x.split(batch) if len(part) == batch]
 
 
-def _failure(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
-
-
 def _child(name: str, batch: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """One model at one batch size in another process, which a crash of a runtime ends alone."""
-    options = [
-        "--contestants",
-        *arguments.contestants,
-        "--seconds",
-        str(arguments.seconds),
-        "--effort",
-        arguments.effort,
-        "--level",
-        str(arguments.level),
-    ]
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "benchmarks.tensorrt",
-        "--one",
-        name,
-        str(batch),
-        *options,
-    ]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LONGEST)
-    except subprocess.TimeoutExpired:
-        return {"all": {"failed": f"took over {LONGEST:.0f} s"}}
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        return {"all": {"failed": lines[-1][:300]}}
-    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return answer
+    found = answer(
+        "benchmarks.tensorrt", "--one", name, batch, "--contestants", *arguments.contestants,
+        "--seconds", arguments.seconds, "--effort", arguments.effort, "--level", arguments.level, longest=LONGEST,
+    )  # fmt: skip
+    return {"all": found} if "failed" in found else found
 
 
 def main() -> None:

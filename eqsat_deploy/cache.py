@@ -46,14 +46,9 @@ def _of_this_process() -> TemporaryDirectory[str]:
     return TemporaryDirectory(prefix="eqsat-deploy-")
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file in one step: whoever reads it meanwhile, and a run that ends meanwhile, has the old one or the new
-    one."""
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file, text in UTF-8, in one step: whoever reads it meanwhile, and a run that ends meanwhile, has the old
+    one or the new one."""
     partial = path.with_name(f"{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
     partial.replace(path)
-
-
-def workers() -> int:
-    """How many CPUs this process may use, which what engines take depends on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from eqsat_deploy.cache import root
+from eqsat_deploy.processors import available
 
 MOST = 4 << 30
 """Bytes of a folder, above which what was used longest ago is removed."""
@@ -94,5 +95,4 @@ def _machine() -> Mapping[str, Any]:
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return {"kind": platform.machine(), "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-            else os.cpu_count(), "flags": flags}  # fmt: skip
+    return {"kind": platform.machine(), "cpus": available(), "flags": flags}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from eqsat_deploy.errors import RegistrationError
+from eqsat_deploy.processors import available
 from eqsat_deploy.targets import Candidate, candidates
 from eqsat_deploy.targets.tensorrt import device_option
 
@@ -120,8 +120,7 @@ def _packages() -> Iterator[Finding]:
 def _cpu() -> Finding:
     name, flags = _cpu_flags()
     features = [label for label, known in INT8_FEATURES.items() if flags & set(known)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    detail = f"{name or platform.machine()}, {cores} cores"
+    detail = f"{name or platform.machine()}, {available()} cores"
     if features:
         return Finding("CPU", OK, f"{detail}, INT8 by {', '.join(features)}")
     return Finding(

@@ -53,6 +53,11 @@ class Space:
     fired: Mapping[int, tuple[int, ...]]
     terms: Mapping[int, ENode]
 
+    def exact(self, number: int) -> int:
+        """The e-class of the exact tensor that an e-class is, or holds the codes of."""
+        of = self.classes[number].quantized_of
+        return number if of is None else of
+
     @cached_property
     def owner(self) -> Mapping[ENode, int]:
         """The e-class of every e-node of the language."""

@@ -59,8 +59,7 @@ class Source:
         and calls that no operator models may depend on their arguments' values."""
         if node.operator in (QUANTIZE, opaque) or not node.is_launch:
             return False
-        known = [self.space.classes[c] for c in (number, *node.children)]
-        sources = [k if k.quantized_of is None else self.space.classes[k.quantized_of] for k in known]
+        sources = [self.space.classes[self.space.exact(c)] for c in (number, *node.children)]
         return all(source.shape is not None and source.dtype is not None for source in sources)
 
     def isolate(self, kernels: Iterable[tuple[int, ENode]]) -> Isolated:
@@ -102,7 +101,7 @@ class Source:
             known = self.space.classes[operand]
             if known.constant:
                 continue
-            source = known if known.quantized_of is None else self.space.classes[known.quantized_of]
+            source = self.space.classes[self.space.exact(operand)]
             assert source.dtype is not None
             inputs.append(InputSpec(f"input_{len(inputs)}", self._shape(operand), source.dtype))
             given[operand] = emitter.graph.placeholder(inputs[-1].name)

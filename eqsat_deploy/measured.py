@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from eqsat_deploy.cache import cache_folder, workers, write
+from eqsat_deploy.cache import cache_folder, write
 from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.errors import InputError
 from eqsat_deploy.freeze import Space
@@ -35,6 +35,7 @@ from eqsat_deploy.isolated import Source
 from eqsat_deploy.kernels import ENode
 from eqsat_deploy.lower import Lowered
 from eqsat_deploy.price import Priced, kernel_of, price, specs_of
+from eqsat_deploy.processors import available
 from eqsat_deploy.stages import Stages
 from eqsat_deploy.targets import find_cost, find_engine, target_of
 from eqsat_extraction import extract
@@ -140,7 +141,7 @@ class Measured:
         for number, node in wanted.values():
             with suppress(Exception):  # whatever a runtime raises: the next kernel may do
                 engine = self.engine.build(source.isolate([(number, node)]).module)
-                parts = (engine.name, engine.version, engine.device, f"{workers()} CPUs")
+                parts = (engine.name, engine.version, engine.device, f"{available()} CPUs")
                 return cache_folder("kernels", *(re.sub(r"\W+", "-", part).strip("-") for part in parts))
         return cache_folder("kernels", self.engine.name, "unknown")
 

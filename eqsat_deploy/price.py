@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from math import inf, isnan
 from typing import Any, Protocol, runtime_checkable
 
@@ -34,6 +34,12 @@ class Priced:
     costs: np.ndarray
     model: CostModel
     batch: int
+
+    def without(self, choices: Iterable[int]) -> Priced:
+        """The same with these choices, as indices, ruled out."""
+        costs = self.costs.copy()
+        costs[list(choices)] = inf
+        return replace(self, costs=costs)
 
 
 @runtime_checkable

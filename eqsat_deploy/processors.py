@@ -9,6 +9,11 @@ from typing import Any
 from eqsat_extraction.arguments import whole
 
 
+def available() -> int:
+    """How many CPUs this process may use, which what engines take depends on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def threads(options: Mapping[str, Any]) -> int:
     """The option `threads`, at most the CPUs of this machine: an artifact may be of a larger one, and one that asks
     for thousands would make them. 0 where it is left to the runtime.

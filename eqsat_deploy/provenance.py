@@ -19,7 +19,6 @@ def used_rules(found: Search) -> set[str]:
     """
     space, saturation = found.space, found.saturation
     chosen = [space.choices[i] for i in found.solution.choice if i >= 0]
-    owner = {node: number for number, node in space.nodes}
     by_class: dict[int, list[ENode]] = {}
     for number, node in space.nodes:
         by_class.setdefault(number, []).append(node)
@@ -27,10 +26,9 @@ def used_rules(found: Search) -> set[str]:
     reached: set[int] = set()
     fused: set[int] = set()
     for number, node in chosen:
-        own = space.classes[number].quantized_of
-        final = number if own is None else own
+        final = space.exact(number)
         exact = exact_anchor(space, node)
-        anchor = owner.get(exact, final)
+        anchor = space.owner.get(exact, final)
         reached |= {final, anchor}
         if (anchor, exact) not in space.original:
             made |= _covered(by_class, final, exact.operands)
@@ -80,9 +78,8 @@ def computed(found: Search, index: int) -> list[Member]:
     number, node = space.choices[index]
     if node.is_leaf:
         return []
-    own = space.classes[number].quantized_of
-    final = number if own is None else own
-    if own is not None and not node.integer and node.operands == (own,):  # a conversion
+    final = space.exact(number)
+    if final != number and not node.integer and node.operands == (final,):  # a conversion
         return []
     return [(space.owner.get(one, final), one) for one in _applications(found, node)]
 
@@ -105,8 +102,7 @@ def _applications(found: Search, node: ENode) -> Iterator[ENode]:
         if step.operand is None:
             one = ENode(unary, (step.function, value))
         else:
-            codes = space.classes[step.operand].quantized_of
-            pair = (value, step.operand if codes is None else codes)
+            pair = (value, space.exact(step.operand))
             one = ENode(binary, (step.function, *(pair if step.side == 0 else pair[::-1])))
         yield one
         value = space.owner.get(one, -1)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from math import inf
 from typing import Any
 
 from torch import fx, nn
@@ -169,9 +168,7 @@ def explore(
 
 def exact_anchor(space: Space, node: ENode) -> ENode:
     """The plain e-node whose value a kernel's anchor stands for: INT8 operands read as the tensors they encode."""
-    codes = [space.classes[o].quantized_of for o in node.operands]
-    operands = tuple(o if code is None else code for o, code in zip(node.operands, codes, strict=True))
-    return ENode(node.operator, node.operator.join(operands, node.attributes))
+    return ENode(node.operator, node.operator.join(tuple(map(space.exact, node.operands)), node.attributes))
 
 
 def _converted(space: Space, saturation: Saturation, priced: Priced, families: tuple[str, ...]) -> Priced:
@@ -181,11 +178,9 @@ def _converted(space: Space, saturation: Saturation, priced: Priced, families: t
     heads = {head for i in forced for head in saturation.rules[i].heads}
     classes = {number for number, fired in space.fired.items() if forced & set(fired)}
     replaced = {node for number, node in space.original if number in classes and node.operator in heads}
-    costs = priced.costs.copy()
-    for index, (_, node) in enumerate(space.choices):
-        if exact_anchor(space, node) in replaced:
-            costs[index] = inf
-    return replace(priced, costs=costs)
+    return priced.without(
+        i for i, (_, node) in enumerate(space.choices) if exact_anchor(space, node) in replaced
+    )
 
 
 def _extract(priced: Priced, limits: Limits) -> Solution:

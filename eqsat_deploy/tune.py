@@ -29,13 +29,13 @@ from typing import Any
 from torch import fx
 
 from eqsat_deploy.build import faithful, timed
-from eqsat_deploy.cache import workers
 from eqsat_deploy.deployment import Batch, call_of, deployment
 from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.engines.race import RULE, Timing, winner
 from eqsat_deploy.errors import EngineError
 from eqsat_deploy.journal import Journal, journal
 from eqsat_deploy.price import Floating, price
+from eqsat_deploy.processors import available
 from eqsat_deploy.search import Search
 from eqsat_deploy.stages import Stages
 from eqsat_extraction import Solution, extract, k_best
@@ -135,7 +135,7 @@ def fastest(
     `check` raises where a module is not the original; `key` tells this tuning from others, for one that was interrupted
     to go on. Where nothing can be built the first is taken, with a warning.
     """
-    told = sha256(repr((key, maker.name, sizes, workers(), [form.identity for form in forms])).encode())
+    told = sha256(repr((key, maker.name, sizes, available(), [form.identity for form in forms])).encode())
     stages, load = Stages(), os.getloadavg()[0]
     engines: dict[str, Copies] = {}
     failures: dict[str, str] = {}
@@ -170,7 +170,7 @@ def fastest(
         "engine": maker.name,
         "version": one and one.version,
         "device": one and one.device,
-        "threads": workers(),
+        "threads": available(),
         "batch": sizes.typical,
         "copies": COPIES,
         "rule": RULE,

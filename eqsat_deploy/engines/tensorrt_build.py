@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import cuda
 
 from eqsat_deploy import compiled_cache
-from eqsat_deploy.cache import cache_folder
+from eqsat_deploy.cache import cache_folder, write
 from eqsat_deploy.deployment import Signature
 from eqsat_deploy.engines.tensorrt_api import tensorrt
 from eqsat_deploy.engines.tensorrt_callbacks import Report, error_recorder, monitor
@@ -85,7 +85,7 @@ def build_plan(model: bytes, signature: Signature, options: Mapping[str, Any]) -
     if cache_file is not None:
         measured: trt.ITimingCache = config.get_timing_cache()
         with suppress(OSError):  # what fails now costs the next build time, not this one
-            _write(cache_file, bytes(measured.serialize()))
+            write(cache_file, bytes(measured.serialize()))
     return bytes(plan)
 
 
@@ -200,13 +200,6 @@ def _reporter(progress: Report | None, phases: ExitStack) -> Report:
             under_way.pop(phase).close()
 
     return report
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replaces the file in one step: another build may be reading it."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 def _parser_error(error: trt.ParserError) -> str:

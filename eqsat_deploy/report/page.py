@@ -265,18 +265,17 @@ def _reasons(found: Search) -> list[str]:
     space, costs, unit = found.space, found.priced.costs, found.priced.model.unit
     by_class: dict[int, list[int]] = {}
     for index, (number, _) in enumerate(space.choices):
-        own = space.classes[number].quantized_of
-        by_class.setdefault(number if own is None else own, []).append(index)
+        by_class.setdefault(space.exact(number), []).append(index)
     reasons = []
     for index in found.launches:
         number, node = space.choices[index]
-        own = space.classes[number].quantized_of
+        own = space.exact(number)
         alike = (node.operator, [step.function for step in node.steps])
         others = [
-            i for i in by_class[number if own is None else own] if isfinite(costs[i])
+            i for i in by_class[own] if isfinite(costs[i])
             and alike == (space.choices[i][1].operator, [step.function for step in space.choices[i][1].steps])
         ]  # fmt: skip
-        if own is not None and not node.integer and node.operands == (own,):
+        if own != number and not node.integer and node.operands == (own,):
             reasons.append("writes the INT8 codes that other kernels read")
         elif node.integer:
             exact = [costs[i] for i in others if not space.choices[i][1].integer]

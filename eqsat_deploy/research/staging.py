@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from eqsat_deploy.freeze import Space
@@ -71,7 +70,7 @@ def _without(which: Which) -> Restrict:
     """No kernel of this kind."""
 
     def restrict(_: Saturation, space: Space, priced: Priced) -> tuple[Space, Priced]:
-        return space, _ruled_out(priced, [i for i, (_, node) in enumerate(space.choices) if which(node)])
+        return space, priced.without(i for i, (_, node) in enumerate(space.choices) if which(node))
 
     return restrict
 
@@ -83,7 +82,7 @@ def _keeping(before: Search, which: Which) -> Restrict:
     are kept, one that reads or writes INT8 will do as well; where INT8 ones are, precision counts too.
     """
     chosen = [before.space.choices[i] for i in before.chosen]
-    ends = {_exact(before.space, number) for number, node in chosen if which(node)}
+    ends = {before.space.exact(number) for number, node in chosen if which(node)}
     precise = which is quantized
 
     def restrict(_: Saturation, space: Space, priced: Priced) -> tuple[Space, Priced]:
@@ -91,42 +90,30 @@ def _keeping(before: Search, which: Which) -> Restrict:
         same = {number: number for number in range(len(space.classes))}
         kept: dict[int, set[Any]] = {}
         for number, node in chosen:
-            exact = _exact(before.space, number)
+            exact = before.space.exact(number)
             if exact in ends and exact in now:
                 kept.setdefault(now[exact], set()).add(
                     (_meaning(before.space, node, now), precise and node.integer)
                 )
         members: dict[int, dict[int, bool]] = {}
         for index, (number, node) in enumerate(space.choices):
-            if (exact := _exact(space, number)) in kept:
+            if (exact := space.exact(number)) in kept:
                 alike = (_meaning(space, node, same), precise and node.integer) in kept[exact]
                 members.setdefault(number, {})[index] = alike or node.operator is QUANTIZE
         # a kernel that rewriting found to change nothing is gone
         ruled_out = [
             i for found in members.values() if any(found.values()) for i, ok in found.items() if not ok
         ]
-        return space, _ruled_out(priced, ruled_out)
+        return space, priced.without(ruled_out)
 
     return restrict
 
 
 def _meaning(space: Space, node: ENode, now: dict[int, int]) -> Any:
     """What a kernel computes, whatever the precision, in the numbers of the e-classes `now`."""
-    read = tuple(now.get(_exact(space, o), -1) for o in node.operands)
+    read = tuple(now.get(space.exact(o), -1) for o in node.operands)
     steps = tuple(
-        (s.function, s.side, None if s.operand is None else now.get(_exact(space, s.operand), -1))
+        (s.function, s.side, None if s.operand is None else now.get(space.exact(s.operand), -1))
         for s in node.steps
     )
     return node.operator, node.operator.join(read, node.attributes), steps
-
-
-def _exact(space: Space, number: int) -> int:
-    """The exact tensor that an e-class is, or is the codes of."""
-    of = space.classes[number].quantized_of
-    return number if of is None else of
-
-
-def _ruled_out(priced: Priced, indices: list[int]) -> Priced:
-    costs = priced.costs.copy()
-    costs[indices] = float("inf")
-    return replace(priced, costs=costs)

@@ -18,6 +18,7 @@ from eqsat_deploy.search import explore
 from eqsat_deploy.targets import find_cost, find_target, target_of
 from eqsat_extraction.cost_models import find_cost_model
 from eqsat_extraction.kernel import CostModel
+from tests.deploy.test_build import Halves
 from tests.support.models import Residual, image, randomized
 
 MODEL = randomized(Residual())
@@ -80,13 +81,8 @@ class Timed(Engine):
         return self.release
 
 
-class Table:
-    """By which INT8 always pays."""
-
-    name, unit, float_dtype, int8 = "table", "us", "float32", True
-
-    def price(self, kernel):
-        return 1.0 if kernel.inputs and kernel.inputs[0].dtype == "int8" else 2.0
+class Table(Halves):
+    name = "table"
 
 
 @pytest.fixture(autouse=True)

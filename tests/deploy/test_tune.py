@@ -26,6 +26,7 @@ from eqsat_deploy.selection import plain_rules
 from eqsat_deploy.tune import DIVERSITY, Form, contestants, fastest
 from eqsat_extraction.cost_models import find_cost_model
 from eqsat_extraction.kbest import distance
+from tests.deploy.test_build import Halves
 from tests.support.models import Residual, image, randomized
 
 
@@ -83,15 +84,6 @@ class Clocked(Engine):
     @property
     def version(self):
         return self.release
-
-
-class Halves:
-    """A cost model by which INT8 always pays, and nothing else does."""
-
-    name, unit, float_dtype, int8 = "halves", "us", "float32", True
-
-    def price(self, kernel):
-        return 1.0 if kernel.inputs and kernel.inputs[0].dtype == "int8" else 2.0
 
 
 @pytest.fixture(autouse=True)
