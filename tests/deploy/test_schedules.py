@@ -365,7 +365,7 @@ def test_quantizing_first_or_last_may_cost_and_never_gains():
 
 def test_what_is_kept_first_is_still_there():
     from eqsat_deploy.research.orderings import find_actions
-    from eqsat_deploy.research.staging import _exact, _meaning
+    from eqsat_deploy.research.staging import _meaning
     from eqsat_deploy.search import Limits
     from eqsat_deploy.targets import find_cost
     from tests.deploy.test_research import lowered
@@ -378,11 +378,11 @@ def test_what_is_kept_first_is_still_there():
     now = dict(zip(before.space.row_class, after.space.row_class, strict=True))
     same = {number: number for number in range(len(after.space.classes))}
     fused = {
-        now[_exact(before.space, number)]: _meaning(before.space, node, now)
+        now[before.space.exact(number)]: _meaning(before.space, node, now)
         for number, node in (before.space.choices[i] for i in before.chosen) if node.steps
     }  # fmt: skip
     kept = {
-        _exact(after.space, number): _meaning(after.space, node, same)
+        after.space.exact(number): _meaning(after.space, node, same)
         for number, node in (after.space.choices[i] for i in after.chosen)
     }
     assert fused
