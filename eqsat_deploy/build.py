@@ -1,10 +1,11 @@
-"""Building: the chosen form and the plain one are compiled, compared with their modules, timed in turns, and the faster
-is shipped."""
+"""Building: the chosen form and the plain one are compiled and timed in turns; the faster is compared with its module and
+shipped."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import Any
 
 from torch import fx
@@ -16,6 +17,7 @@ from eqsat_deploy.engines.base import realized
 from eqsat_deploy.engines.race import Timing, race, winner
 from eqsat_deploy.errors import EngineError, EqsatError, InputError
 from eqsat_deploy.parity import compare, first_departure
+from eqsat_deploy.quantization.reconstruction import finished
 from eqsat_deploy.stages import Stages
 from eqsat_deploy.targets import find_engine
 from eqsat_extraction.arguments import checked
@@ -32,13 +34,14 @@ def build(
     baseline: bool = True,
     options: Mapping[str, Any] | None = None,
 ) -> Engine:
-    """Compile `module`, and with `baseline` also the form that the engine reaches by itself; ship the faster.
+    """Compile `module`, and with `baseline` also the form that the engine reaches by itself; ship the latter where it is
+    faster for certain.
 
-    Every engine is compared with its module on real inputs (`parity`). One that departs is compiled in the engine's
+    What is shipped was compared with its module on real inputs (`parity`). An engine that departs is compiled in its
     other ways; a form for which none holds is out of the race, and the report says why.
 
-    The cost model proposes and the hardware disposes: the two are timed in turns on this machine, so the result
-    is never slower than doing nothing. What was realized (precision per kernel, latencies) is added to the report
+    The cost model proposes and the hardware disposes: the two are timed in turns on this machine, so that doing nothing
+    would not have been faster. What was realized (precision per kernel, latencies) is added to the report
     that the engine carries.
 
     Args:
@@ -80,20 +83,39 @@ def build(
     if chosen is not None:
         built[CHOSEN] = chosen
     plain = comparable(module) if baseline or chosen is None else None
-    if plain is not None:
+    timings: dict[str, Timing] = {}
+    if plain is not None and chosen is not None:
+        # As it is fast to have: repaired and compared with its module it is only where it would be shipped.
         with stages("baseline"):
-            built |= _plain(lambda: faithful(maker, plain, sizes, options, PLAIN, notes))
+            rival = _plain(lambda: maker.build(plain, batch=sizes, options=options))
+        if rival:
+            with stages("race"):
+                timings = timed(built | rival, chosen.signature, sizes)
+    form = module
+    if plain is not None and (chosen is None or _beaten(timings)):
+        with stages("baseline"):
+            form = finished(plain)
+            built |= _plain(lambda: faithful(maker, form, sizes, options, PLAIN, notes))
+        if len(built) > 1:
+            with stages("race"):
+                timings = timed(built, next(iter(built.values())).signature, sizes)
     if not built:
         raise EngineError(_unfaithful(maker, module, sizes, options, notes))
-    shipped, latency = next(iter(built)), dict[str, float]()
-    if len(built) > 1:
-        with stages("race"):
-            timings = timed(built, next(iter(built.values())).signature, sizes)
-        shipped, latency = winner(timings), {name: timing.median for name, timing in timings.items()}
+    shipped = winner(timings) if len(built) > 1 else next(iter(built))
     result = built[shipped]
-    form = module if shipped == CHOSEN or plain is None else plain
-    result.report = _report(module, form, result, shipped, latency, notes, stages)
+    latency = {name: timing.median for name, timing in timings.items()}
+    result.report = _report(
+        module, module if shipped == CHOSEN else form, result, shipped, latency, notes, stages
+    )
     return result
+
+
+def _beaten(timings: Mapping[str, Timing]) -> bool:
+    """Whether the chosen form is slower than another for certain, or does not run."""
+    if not timings:
+        return False
+    over = timings[CHOSEN].over if CHOSEN in timings else (inf,)
+    return over is not None and over[0] > 1
 
 
 def _sizes(batch: object) -> Batch:

@@ -24,6 +24,7 @@ from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.noise import Fidelity
 
 if TYPE_CHECKING:
+    from eqsat_deploy.quantization.reconstruction import Draft
     from eqsat_deploy.report import Report
 
 KEY = "eqsat_deploy"
@@ -221,7 +222,8 @@ class Deployment:
     target. `samples` are a few real inputs in the order of `inputs`, which an engine is compared with the module on.
     `plain` is the form that an engine reaches by itself, for comparison, and `fingerprint` that of the module's weights
     when the two were the same function. `fidelity` is that of the outputs of a quantized module with those in
-    float on calibration data; None where it was not measured.
+    float on calibration data; None where it was not measured. `draft` is what a quantized module still has to be
+    repaired with, should it be needed.
     """
 
     inputs: tuple[InputSpec, ...]
@@ -234,6 +236,7 @@ class Deployment:
     plain: fx.GraphModule | None = None
     fingerprint: int = 0
     fidelity: Fidelity | None = None
+    draft: Draft | None = None
 
     def __repr__(self) -> str:
         integer = sum(kernel.precision == "int8" for kernel in self.placement.kernels)

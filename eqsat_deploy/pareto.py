@@ -11,7 +11,7 @@ from torch import fx
 
 from eqsat_deploy.deployment import call_of, deployment
 from eqsat_deploy.quantization.calibrate import Held, read_batch
-from eqsat_deploy.quantization.precision import leaving, outputs_of, sqnr
+from eqsat_deploy.quantization.precision import leaving, sqnr
 from eqsat_deploy.quantization.ptq import quantize
 from eqsat_deploy.quantization.sensitivity import ranked
 from eqsat_deploy.report.plotting import new_drawing
@@ -95,7 +95,7 @@ def pareto(module: fx.GraphModule, batches: Iterable[Any], *, points: int = 6) -
         point = Point(floats, time, sqnr(expected, outputs_of(quantized, sample)))
         if not found or point.sqnr > found[-1].sqnr:
             found.append(point)
-        left = ranked(quantized, [sample])
+        left = ranked(quantized, [sample], point.sqnr)
         if not left.kernels:
             break
         floats = (*floats, *leaving(left, 0.5))

@@ -30,8 +30,7 @@ from eqsat_deploy.deployment import SAMPLES, InputSpec, Signature, copied, deplo
 from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.engines.program import flat_module
 from eqsat_deploy.noise import decibels
-from eqsat_deploy.quantization.biases import unrounded
-from eqsat_deploy.quantization.fake_quantize import with_rounded_weight
+from eqsat_deploy.quantization.biases import rounded_once, unrounded
 from eqsat_deploy.verify import ROUNDING_FACTOR, TOLERANCE, relative_error
 
 DECIBELS = 40.0
@@ -78,10 +77,7 @@ def compare(
 
     `integer` says whether `module` is quantized. `module` is not changed.
     """
-    flat = flat_module(copied(module).cpu().eval())
-    for name, layer in dict(flat.named_modules()).items():
-        if (rounded := with_rounded_weight(layer)) is not layer:
-            flat.set_submodule(name, rounded)
+    flat = rounded_once(flat_module(copied(module).cpu().eval()))
     reference = asked or _runner(flat)
     without = () if asked or not integer else (_runner(flat_module(unrounded(copied(module).cpu().eval()))),)
     probes = _Kept(() if asked else (_probe(flat, seed) for seed in range(PROBES)))

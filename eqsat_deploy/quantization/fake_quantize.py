@@ -236,18 +236,24 @@ class QuantizedLinear(nn.Linear):
         return F.linear(input, self.weight_quantizer(self.weight), self.bias)
 
 
+M = TypeVar("M", QuantizedConv2d, QuantizedConvTranspose2d, QuantizedLinear)
+
+
 def with_rounded_weight(layer: nn.Module) -> nn.Module:
     """A copy of a quantized layer with its weight rounded once instead of in every call; any other layer itself."""
     if not isinstance(layer, QuantizedConv2d | QuantizedConvTranspose2d | QuantizedLinear):
         return layer
-    clone = copy.copy(layer)
-    clone._parameters, clone._modules = dict(layer._parameters), dict(layer._modules)
+    clone = with_exact_weight(layer)
     clone.weight = nn.Parameter(layer.weight_quantizer(layer.weight.detach()), requires_grad=False)
-    clone.weight_quantizer = nn.Identity()  # type: ignore[assignment]
     return clone
 
 
-M = TypeVar("M", QuantizedConv2d, QuantizedConvTranspose2d, QuantizedLinear)
+def with_exact_weight(layer: M) -> M:
+    """A copy of a quantized layer that does not round its weight, which it shares."""
+    clone = copy.copy(layer)
+    clone._parameters, clone._modules = dict(layer._parameters), dict(layer._modules)
+    clone.weight_quantizer = nn.Identity()  # type: ignore[assignment]
+    return clone
 
 
 def _take_over(quantized: M, module: nn.Module, *, axis: int, learnable: bool) -> M:

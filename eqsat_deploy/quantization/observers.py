@@ -9,14 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from eqsat_deploy.deployment import checksum
 
 Floats = npt.NDArray[np.float64]
 
@@ -160,13 +158,6 @@ class Extremes(MinMax):
             return self.minimum, self.maximum
         low, high = 2 * self.minimum - self.mean_minimum, 2 * self.maximum - self.mean_maximum
         return max(low, 0.0) if self.minimum >= 0 else low, min(high, 0.0) if self.maximum <= 0 else high
-
-    @property
-    def checksum(self) -> int:
-        """Of all that was seen."""
-        seen = torch.tensor([self.minimum, self.maximum, *self.sums, self.samples], dtype=torch.double)
-        parts = (seen, self.lows, self.highs, *self.channel_sums)
-        return reduce(lambda total, part: checksum(part, total), parts, 0)
 
     @property
     def mean_minimum(self) -> float:

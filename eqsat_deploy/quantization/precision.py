@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, log10
 
-import torch
 import torch.nn.functional as F
-import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from eqsat_deploy.deployment import Placement
@@ -188,10 +186,3 @@ class AccuracyBudget:
                 return (1 - value) / max(1 - self.limit, 1e-12)
             case _:
                 return value / max(self.limit, 1e-12)
-
-
-def outputs_of(module: fx.GraphModule, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors that `module` returns for `inputs`, in the order of its placeholders."""
-    with torch.no_grad():
-        results = fx.Interpreter(module).run(*inputs)
-    return [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, Tensor)]

@@ -36,13 +36,13 @@ from eqsat_deploy.quantization.precision import (
     AccuracyBudget,
     economical,
     leaving,
-    outputs_of,
     patterns_of,
+    sqnr,
     with_floats,
     without_float_operands,
 )
-from eqsat_deploy.quantization.reconstruction import reconstruct
-from eqsat_deploy.quantization.sensitivity import ranked
+from eqsat_deploy.quantization.reconstruction import Choices, Draft, reconstruct
+from eqsat_deploy.quantization.sensitivity import outputs_of, ranked
 from eqsat_deploy.quantization.tuning import TUNED, tuned
 from eqsat_deploy.stages import Stages
 from eqsat_extraction.arguments import checked, instance
@@ -125,7 +125,7 @@ def quantize(
     with stages("calibrate"):
         held = calibrate([form.module for form in forms], call_of(module), batches, keep)
     sample = samples_of(known.inputs, held, SAMPLE)
-    choices: dict[Any, int] = {}
+    choices: Choices = {}
     first, *rest = forms
     with stages("quantize"):
         quantized = first.quantized(effort, sample, choices)
@@ -134,7 +134,7 @@ def quantize(
             quantized = first.quantized(effort, sample, choices)
             if budget is None:
                 break
-        others = [form.quantized(effort, sample, choices) for form in rest]
+        others = [form.drafted(effort, sample) for form in rest]
     fidelity = first.fidelity
     if effort == "best":
         with stages("tune"):
@@ -171,15 +171,16 @@ def _to_float(
     """The kernels of `quantized` to put in float next, so that it keeps the budget, or for little time without one."""
     if budget is None:
         return (
-            economical(ranked(quantized, [sample]))
+            economical(ranked(quantized, [sample], fidelity.sqnr))
             if fidelity is not None and fidelity.sqnr < fidelity.EXPECTED_SQNR
             else []
         )
-    value = budget.measure(outputs_of(module, sample), outputs_of(quantized, sample))
+    expected, given = outputs_of(module, sample), outputs_of(quantized, sample)
+    value = budget.measure(expected, given)
     excess = budget.excess(value)
     if excess <= 1:
         return []
-    found = ranked(quantized, [sample])
+    found = ranked(quantized, [sample], sqnr(expected, given))
     if not found.kernels:
         raise QuantizationError(
             f"accuracy_budget: a limit of {budget.limit:g} on {budget.name} cannot be kept, it is {value:.4g} with "
@@ -215,23 +216,35 @@ class _Watched:
             watch.observer = self.watches[target].observer
         return other
 
-    def quantized(self, effort: str, sample: Sequence[Tensor], choices: dict[Any, int]) -> fx.GraphModule:
-        """The copy, watches replaced by what they have seen; `choices` are what other forms took."""
+    def quantized(self, effort: str, sample: Sequence[Tensor], choices: Choices) -> fx.GraphModule:
+        """The copy, watches replaced by what they have seen; `choices` are what was taken before."""
+        draft = self._rounded(effort, sample)
+        if draft is not None:
+            self.fidelity = reconstruct(self.module, draft.seen, draft.inputs, draft.grid, choices)
+        self.module.recompile()
+        return self.module
+
+    def drafted(self, effort: str, sample: Sequence[Tensor]) -> fx.GraphModule:
+        """The same as it is fast to have, with what `finished` makes the rest of."""
+        record(self.module, draft=self._rounded(effort, sample))
+        self.module.recompile()
+        return self.module
+
+    def _rounded(self, effort: str, sample: Sequence[Tensor]) -> Draft | None:
+        """Put the observed ranges where the watches stand; what is to be repaired, if anything."""
         observers = {target: watch.checked() for target, watch in self.watches.items()}
         device = device_of(self.module)
         for target, observer in observers.items():
             # Zero points are worth their price only where the error says so, which `reconstruct` sees.
             chosen = observer.grid(symmetric=True, unsigned=self.grid.unsigned)
             setattr(self.module, target, FakeQuantize.of_grid(chosen).to(device))
-        originals: dict[str, nn.Module] = {}
         for kernel in self.placement.kernels:
             if kernel.precision == "int8":
-                _quantize_weight(self.module, self.nodes[kernel.anchor], kernel.channels, originals)
-        if effort != "fast":
-            seen = {target: seen for target, seen in observers.items() if isinstance(seen, Extremes)}
-            self.fidelity = reconstruct(self.module, originals, seen, sample, self.grid, choices)
-        self.module.recompile()
-        return self.module
+                _quantize_weight(self.module, self.nodes[kernel.anchor], kernel.channels)
+        if effort == "fast":
+            return None
+        seen = {target: seen for target, seen in observers.items() if isinstance(seen, Extremes)}
+        return Draft(seen, tuple(sample), self.grid)
 
 
 def _learn(module: nn.Module) -> None:
@@ -345,11 +358,8 @@ def _sharing(placement: Placement, grid: IntegerGrid) -> list[list[Quantizer]]:
     return list(groups.values())
 
 
-def _quantize_weight(
-    module: fx.GraphModule, anchor: fx.Node, axis: int | None, originals: dict[str, nn.Module]
-) -> None:
-    """Make an int8 kernel's anchor round its weight; anchors without one (pool, add) need nothing. The layer that it
-    was goes into `originals`."""
+def _quantize_weight(module: fx.GraphModule, anchor: fx.Node, axis: int | None) -> None:
+    """Make an int8 kernel's anchor round its weight; anchors without one (pool, add) need nothing."""
     if anchor.op == "call_module":
         target = str(anchor.target)
         parent, _, name = target.rpartition(".")
@@ -366,7 +376,6 @@ def _quantize_weight(
                 replacement = QuantizedLinear.from_float(child)
             case _:
                 return
-        originals[target] = child
         setattr(module.get_submodule(parent), name, replacement)
         return
     weight = anchor.args[1] if axis is not None and len(anchor.args) > 1 else None

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from eqsat_deploy.deployment import checksum, fingerprint, flat_outputs
+from eqsat_deploy.deployment import copied, deployment, flat_outputs, record, split
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.language.pointwise import UNARY
 from eqsat_deploy.noise import Fidelity
@@ -25,6 +26,8 @@ from eqsat_deploy.quantization.fake_quantize import (
     QuantizedConv2d,
     QuantizedConvTranspose2d,
     QuantizedLinear,
+    with_exact_weight,
+    with_rounded_weight,
 )
 from eqsat_deploy.quantization.observers import Extremes
 from eqsat_deploy.quantization.rounding import Expected, Readers, Rounding, roundings
@@ -32,77 +35,133 @@ from eqsat_deploy.quantization.rounding import Expected, Readers, Rounding, roun
 POINTWISE = frozenset(UNARY.values())
 
 SEARCHED = 8
-"""Samples that ways to round are compared on; biases take the whole sample."""
+"""Samples that ways to round are compared on, and that are computed at once; biases take the whole sample."""
+
+ROWS = 512
+"""About as many rows of them, evenly spread, where only products of matrices read the tensor."""
 
 ANCHORS = (QuantizedConv2d, QuantizedConvTranspose2d, QuantizedLinear)
 
+Choices = dict[tuple[str, ...], int]
+"""Which of the ways to round a tensor was chosen, by the names of its quantizer and of the layers that read it."""
 
-class _Float(fx.Interpreter):
-    """Computes nodes of the quantized module as they were in float."""
 
-    def __init__(self, module: fx.GraphModule, originals: Mapping[str, nn.Module]) -> None:
+@dataclass(frozen=True)
+class Draft:
+    """What `reconstruct` asks for, kept with a module that may never be needed in earnest."""
+
+    seen: Mapping[str, Extremes]
+    inputs: tuple[Tensor, ...]
+    grid: IntegerGrid
+
+
+def finished(module: fx.GraphModule) -> fx.GraphModule:
+    """A quantized `module` reconstructed: itself where it is already, else a copy."""
+    draft = deployment(module).draft
+    if draft is None:
+        return module
+    module = copied(module)
+    fidelity = reconstruct(module, draft.seen, draft.inputs, draft.grid)
+    module.recompile()
+    record(module, draft=None, fidelity=fidelity)
+    return module
+
+
+class _Rounded(fx.Interpreter):
+    """Computes nodes of the quantized module, some layers as they are in `layers`."""
+
+    def __init__(self, module: fx.GraphModule, layers: Mapping[str, nn.Module]) -> None:
         super().__init__(module, garbage_collect_values=False)
-        self.originals = originals
+        self.layers = layers
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        child = self.originals.get(target) or self.fetch_attr(target)
-        return args[0] if isinstance(child, FakeQuantize | ChannelScale) else child(*args, **kwargs)
+        return (self.layers.get(target) or self.fetch_attr(target))(*args, **kwargs)
+
+
+class _Float(_Rounded):
+    """Computes nodes of the quantized module as they were in float."""
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        rounds = isinstance(self.fetch_attr(target), FakeQuantize | ChannelScale)
+        return args[0] if rounds else super().call_module(target, args, kwargs)
 
 
 def reconstruct(
     module: fx.GraphModule,
-    originals: Mapping[str, nn.Module],
     seen: Mapping[str, Extremes],
     inputs: Sequence[Tensor],
     grid: IntegerGrid,
-    choices: dict[Any, int] | None = None,
+    choices: Choices | None = None,
 ) -> Fidelity:
     """Choose scales, ranges and biases of `module`, in graph order, in place.
 
     Args:
         module: quantized, with first ranges.
-        originals: the float layer of every quantized one, by name.
         seen: the extremes in calibration of every quantizer whose range may be chosen, by its name.
         inputs: the sample, in the order of the module's placeholders.
         grid: the codes that the target reads.
-        choices: what was chosen of the ways to round a tensor, by the tensor and its readers; added to. Another form of
-            the module begins with the same tensors as a rule.
+        choices: what was chosen before, of this module with other kernels in float; added to.
 
     Returns:
         How near the outputs on the sample are to those in float.
     """
     choices = {} if choices is None else choices
-    exact, rounded = _Float(module, originals), fx.Interpreter(module, garbage_collect_values=False)
+    originals = {
+        name: with_exact_weight(layer) for name, layer in module.named_modules() if isinstance(layer, ANCHORS)
+    }
+    layers: dict[str, nn.Module] = {}
+    # Small parts, since tensors of 32 MiB and more are memory that the system clears anew for each of them.
+    parts = split(deployment(module).inputs, inputs, SEARCHED)
+    passes = [(_Float(module, originals), _Rounded(module, layers), iter(part)) for part in parts]
     calls = Counter(str(node.target) for node in module.graph.nodes if node.op == "call_module")
     left: dict[fx.Node, int] = {}
-    values = iter(inputs)
     with torch.no_grad():
         for node in module.graph.nodes:
             if node.op == "output":
                 break
             if node.op == "placeholder":
-                exact.env[node] = rounded.env[node] = next(values)
+                for exact, rounded, values in passes:
+                    exact.env[node] = rounded.env[node] = next(values)
                 continue
             operands, target = node.all_input_nodes, str(node.target)
             child = module.get_submodule(target) if node.op == "call_module" else None
-            exact.env[node] = exact.run_node(node)
-            once = calls[target] == 1
+            once, chosen = calls[target] == 1, None
+            for exact, _, _ in passes:
+                exact.env[node] = exact.run_node(node)
             if isinstance(child, FakeQuantize) and once and target in seen:
-                layers = _layers(module, node, calls)
-                by = giver(module, node, layers, calls)
-                chosen = _chosen(node, layers, originals, seen[target], grid, rounded, choices, by)
+                readers = _layers(module, node, calls)
+                by = giver(module, node, readers, calls)
+                given = passes[0][1].env[operands[0]]
+                chosen = _chosen(node, readers, originals, seen[target], grid, given, choices, by)
                 if chosen is not None:
                     chosen.place(module, node)
-                    rounded.env[node] = chosen.codes(rounded.env[operands[0]])
-            if node not in rounded.env:
-                rounded.env[node] = rounded.run_node(node)
+            if isinstance(child, ANCHORS):
+                layers[target] = with_rounded_weight(child)
+            for _, rounded, _ in passes:
+                rounded.env[node] = (
+                    rounded.run_node(node) if chosen is None else chosen.codes(rounded.env[operands[0]])
+                )
             if isinstance(child, ANCHORS) and once:
-                rounded.env[node] = corrected(child, exact.env[node], rounded.env[node], _after(node))
+                corrected(
+                    child,
+                    [exact.env[node] for exact, _, _ in passes],
+                    [rounded.env[node] for _, rounded, _ in passes],
+                    _after(node),
+                )
             for operand in operands:
                 left[operand] = left.get(operand, len(operand.users)) - 1
                 if not left[operand]:
-                    del exact.env[operand], rounded.env[operand]
-    return Fidelity.of((exact.env[node], rounded.env[node]) for node in flat_outputs(module))
+                    for exact, rounded, _ in passes:
+                        del exact.env[operand], rounded.env[operand]
+    return Fidelity.of(
+        (_whole([exact.env[node] for exact, _, _ in passes]), _whole([rounded.env[node] for _, rounded, _ in passes]))
+        for node in flat_outputs(module)
+    )
+
+
+def _whole(parts: Sequence[Tensor]) -> Tensor:
+    """An output of all samples: scores in rows, anything else flat."""
+    return torch.cat(parts if parts[0].dim() == 2 else [part.flatten() for part in parts])
 
 
 def _after(node: fx.Node) -> Callable[[Tensor], Tensor] | None:
@@ -131,27 +190,22 @@ def _chosen(
     originals: Mapping[str, nn.Module],
     seen: Extremes,
     grid: IntegerGrid,
-    rounded: fx.Interpreter,
-    choices: dict[Any, int],
+    given: Tensor,
+    choices: Choices,
     by: str | None,
 ) -> Rounding | None:
-    """The way of least error to round what the quantizer `node` reads, whose channels the layer `by` can scale; None
-    where no layer reads its codes."""
+    """The way of least error to round what the quantizer `node` is `given`, whose channels the layer `by` can scale;
+    None where no layer reads its codes."""
     if not layers:
         return None
-    source = node.all_input_nodes[0]
-    given = rounded.env[source][:SEARCHED]
+    if all(isinstance(layer, QuantizedLinear) for layer in layers.values()):
+        rows = given.reshape(-1, given.shape[-1])
+        given = rows[:: max(len(rows) // ROWS, 1)]
     read_whole = len(layers) < len(node.users)
     ways = list(roundings(layers, seen, grid, read_whole=read_whole, giver=by))
     for way in ways:
         way.quantizer.to(given.device)
-    key = (
-        seen.checksum,
-        read_whole,
-        by,
-        checksum(given),
-        *((repr(m), fingerprint(m)) for m in layers.values()),
-    )
+    key = (str(node.target), *layers)
     if key not in choices:
         # Of what is read, not of what would be read in float: what has been lost before is the same for every way.
         expected = {

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from eqsat_deploy.deployment import PlacedKernel, call_of, deployment, flat_outputs, split
 from eqsat_deploy.errors import QuantizationError
 from eqsat_deploy.noise import ratio
-from eqsat_deploy.quantization.biases import unrounded
+from eqsat_deploy.quantization.biases import rounded_once, unrounded
 from eqsat_deploy.quantization.calibrate import read_batch
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize, QuantizedLinear
 from eqsat_deploy.quantization.reconstruction import ANCHORS
@@ -97,22 +99,28 @@ def sensitivity(
     held = [known.samples] if batches is None else [read_batch(batch, call) for batch in batches]
     if not any(held):
         raise QuantizationError("batches: there is nothing to measure on")
-    return ranked(module, held, seed)
+    return ranked(module, held, _measured(module, held), seed)
 
 
-def ranked(module: fx.GraphModule, held: Sequence[Sequence[Tensor]], seed: int = 0) -> Sensitivities:
-    """`sensitivity` on batches of tensors in the order of the placeholders."""
+def ranked(
+    module: fx.GraphModule, held: Sequence[Sequence[Tensor]], sqnr: float, seed: int = 0
+) -> Sensitivities:
+    """`sensitivity` on batches of tensors in the order of the placeholders, where the outputs were measured already."""
     known = deployment(module)
     kernels = [kernel for kernel in known.placement.kernels if kernel.precision == "int8"]
     samples = [one for inputs in held for one in split(known.inputs, inputs, 1)][:SAMPLES]
-    rounded = Rounded(module)
-    noise = _noise(rounded, kernels, samples, seed)
+    noise = _noise(Rounded(module), kernels, samples, seed)
     found = [Sensitivity(kernel.anchor, noise[kernel], kernel.cost, _longer(kernel)) for kernel in kernels]
     total = sum(kernel.cost for kernel in known.placement.kernels)
     unit = known.report.unit if known.report is not None else ""
-    return Sensitivities(
-        tuple(sorted(found, key=lambda one: -one.noise)), _measured(rounded, held), total, unit
-    )
+    return Sensitivities(tuple(sorted(found, key=lambda one: -one.noise)), sqnr, total, unit)
+
+
+def outputs_of(module: fx.GraphModule, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors that `module` returns for `inputs`, in the order of its placeholders."""
+    with torch.no_grad():
+        results = fx.Interpreter(module).run(*inputs)
+    return [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, Tensor)]
 
 
 def _longer(kernel: PlacedKernel) -> float | None:
@@ -124,8 +132,7 @@ def _noise(
 ) -> dict[PlacedKernel, float]:
     if not kernels:
         return {}
-    means = rounded.mean_errors(kernels, samples)
-    noise = dict.fromkeys(kernels, 0.0)
+    propagated = {kernel: _Propagated(rounded.corrected_along(kernel)) for kernel in kernels}
     generator = torch.Generator().manual_seed(seed)
     for sample in samples:
         with torch.enable_grad():
@@ -134,22 +141,49 @@ def _noise(
             value for node in flat_outputs(rounded.module) if (value := values[node.name]).requires_grad
         ]
         with torch.no_grad():
-            errors = [rounded.error(kernel, values) - means[kernel] for kernel in kernels]
+            errors = [rounded.error(kernel, values) for kernel in kernels]
         anchors = [values[kernel.anchor] for kernel in kernels]
-        for _ in range(PROBES if outputs else 0):
-            directions = [_direction(output, len(outputs), generator) for output in outputs]
-            slopes = torch.autograd.grad(outputs, anchors, directions, retain_graph=True, allow_unused=True)
-            for kernel, slope, error in zip(kernels, slopes, errors, strict=True):
-                if slope is not None:
-                    noise[kernel] += float((slope.double() * error.double()).sum()) ** 2
-    return {kernel: power / (PROBES * len(samples)) for kernel, power in noise.items()}
+        directions = [[_direction(output, len(outputs), generator) for output in outputs]
+                      for _ in range(PROBES if outputs else 0)]  # fmt: skip
+        slopes = [torch.autograd.grad(outputs, anchors, along, retain_graph=True, allow_unused=True)
+                  for along in directions]  # fmt: skip
+        for kernel, error, *along in zip(kernels, errors, *slopes, strict=True):
+            propagated[kernel].add(error, [slope for slope in along if slope is not None])
+    return {kernel: found.power() for kernel, found in propagated.items()}
+
+
+class _Propagated:
+    """Errors of one kernel carried to the outputs, without what is the same in all samples and places of a channel,
+    where biases take that back."""
+
+    def __init__(self, axis: int | None) -> None:
+        self.axis = axis
+        self.means: list[Tensor] = []
+        self.carried: list[tuple[float, Tensor]] = []  # an error and, by the channel, what a constant one comes to
+        self.probes = 0
+
+    def add(self, error: Tensor, slopes: Sequence[Tensor]) -> None:
+        """Take one sample's error and the outputs' derivatives in random directions."""
+        others = [] if self.axis is None else [d for d in range(error.dim()) if d != self.axis % error.dim()]
+        self.probes += PROBES
+        if self.axis is not None:
+            self.means.append(error.mean(others, dtype=torch.double))
+        for slope in slopes:
+            by_channel = torch.zeros(()) if self.axis is None else slope.sum(others, dtype=torch.double)
+            self.carried.append((float((slope * error).sum(dtype=torch.double)), by_channel))
+
+    def power(self) -> float:
+        """Its mean square."""
+        mean = torch.stack(self.means).mean(0) if self.means else torch.zeros(())
+        parts = [carried - float((by_channel * mean).sum()) for carried, by_channel in self.carried]
+        return sum(part**2 for part in parts) / max(self.probes, 1)
 
 
 class Rounded:
     """A quantized module beside itself without rounding; values are those of the latter, by names of nodes."""
 
     def __init__(self, module: fx.GraphModule) -> None:
-        self.module = module
+        self.module = rounded_once(module)
         self.without = unrounded(module)
         self.nodes = {node.name: node for node in module.graph.nodes}
         self.computing = {name for kernel in deployment(module).placement.kernels for name in kernel.nodes}
@@ -171,23 +205,12 @@ class Rounded:
         found: Tensor = run.run_node(anchor) - values[kernel.anchor]
         return found
 
-    def mean_errors(
-        self, kernels: Sequence[PlacedKernel], samples: Sequence[Sequence[Tensor]]
-    ) -> dict[PlacedKernel, Tensor]:
-        """The part of each error that is the same in all samples and places of a channel, in the shape that broadcasts
-        over the anchor's result; 0 where no bias takes it back."""
-        means = dict.fromkeys(kernels, torch.zeros(()))
-        layers = {kernel: self._layer(kernel) for kernel in kernels}
-        with torch.no_grad():
-            for sample in samples:
-                values = self.exact(sample)
-                for kernel, layer in layers.items():
-                    if isinstance(layer, ANCHORS) and hasattr(layer, "correction"):
-                        error = self.error(kernel, values)
-                        axis = error.dim() - 1 if isinstance(layer, QuantizedLinear) else 1
-                        others = [dim for dim in range(error.dim()) if dim != axis]
-                        means[kernel] = means[kernel] + error.mean(others, keepdim=True) / len(samples)
-        return means
+    def corrected_along(self, kernel: PlacedKernel) -> int | None:
+        """The axis of the channels whose mean error a bias takes back; None where none does."""
+        layer = self._layer(kernel)
+        if not isinstance(layer, ANCHORS) or not hasattr(layer, "correction"):
+            return None
+        return -1 if isinstance(layer, QuantizedLinear) else 1
 
     def _layer(self, kernel: PlacedKernel) -> nn.Module | None:
         anchor = self.nodes[kernel.anchor]
@@ -226,18 +249,13 @@ def _direction(output: Tensor, count: int, generator: torch.Generator) -> Tensor
     return drawn / power.sqrt().clamp_min(1e-30).to(output)
 
 
-def _measured(rounded: Rounded, held: Sequence[Sequence[Tensor]]) -> float:
+def _measured(module: fx.GraphModule, held: Sequence[Sequence[Tensor]]) -> float:
     """The SQNR of the outputs in dB, their noises taken as parts of their powers."""
-    outputs = flat_outputs(rounded.module)
-    power, noise = [0.0] * len(outputs), [0.0] * len(outputs)
-    with torch.no_grad():
-        for inputs in held:
-            values = rounded.exact(inputs)
-            run = fx.Interpreter(rounded.module, garbage_collect_values=False)
-            run.run(*inputs)
-            for index, node in enumerate(outputs):
-                expected = values[node.name].double()
-                power[index] += float(expected.square().sum())
-                noise[index] += float((run.env[node].double() - expected).square().sum())
-    parts = [n / p for n, p in zip(noise, power, strict=True) if p]
-    return ratio(1.0, sum(parts) / len(parts)) if parts else ratio(0.0, sum(noise))
+    exact, powers, noises = unrounded(module), Counter[int](), Counter[int]()
+    for inputs in held:
+        pairs = zip(outputs_of(exact, inputs), outputs_of(module, inputs), strict=True)
+        for index, (expected, found) in enumerate(pairs):
+            powers[index] += float(expected.double().square().sum())
+            noises[index] += float((found.double() - expected.double()).square().sum())
+    parts = [noises[index] / power for index, power in powers.items() if power]
+    return ratio(1.0, sum(parts) / len(parts)) if parts else ratio(0.0, sum(noises.values()))
