@@ -14,7 +14,7 @@ from eqsat_deploy.calling import arguments
 from eqsat_deploy.deployment import Batch, Signature, comparable, deployment, fingerprint
 from eqsat_deploy.engines import Engine
 from eqsat_deploy.engines.base import realized
-from eqsat_deploy.engines.race import Timing, race, winner
+from eqsat_deploy.engines.race import EQUAL, Timing, race, winner
 from eqsat_deploy.errors import EngineError, EqsatError, InputError
 from eqsat_deploy.parity import compare, first_departure
 from eqsat_deploy.quantization.reconstruction import finished
@@ -111,11 +111,11 @@ def build(
 
 
 def _beaten(timings: Mapping[str, Timing]) -> bool:
-    """Whether the chosen form is slower than another for certain, or does not run."""
+    """Whether the chosen form is slower than another for certain, by what counts, or does not run."""
     if not timings:
         return False
     over = timings[CHOSEN].over if CHOSEN in timings else (inf,)
-    return over is not None and over[0] > 1
+    return over is not None and over[0] > 1 + EQUAL
 
 
 def _sizes(batch: object) -> Batch:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Generic, TypeVar
 
@@ -78,21 +79,73 @@ def compare(
     `integer` says whether `module` is quantized. `module` is not changed.
     """
     flat = rounded_once(flat_module(copied(module).cpu().eval()))
-    reference = asked or _runner(flat)
     without = () if asked or not integer else (_runner(flat_module(unrounded(copied(module).cpu().eval()))),)
     probes = _Kept(() if asked else (_probe(flat, seed) for seed in range(PROBES)))
+    batches = list(_batches(module, engine.signature))
+    at_once = (partial(_of_all, count := _kept(module), inputs_of(module, count)),)
+    for at in (*(at_once if deployment(module).samples else ()), _alone):
+        parity = _compared(
+            engine,
+            batches,
+            at(asked or _runner(flat)),
+            _Kept(map(at, probes)),
+            tuple(map(at, without)),
+            integer=integer,
+        )
+        if parity.holds:
+            break
+    return parity
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Some of the kept samples, which `rows` are, in one batch of `size`."""
+
+    size: int
+    rows: Tensor
+    inputs: tuple[Tensor, ...]
+
+
+def _alone(reference: Reference) -> Callable[[_Batch], Sequence[Tensor]]:
+    return lambda batch: reference(batch.inputs)
+
+
+def _of_all(
+    count: int, kept: Sequence[Tensor], reference: Reference
+) -> Callable[[_Batch], Sequence[Tensor]]:
+    """The `count` samples `kept` computed at once, and those of a batch out of them: the same where samples do not mix."""
+    results: list[Tensor] = []
+
+    def at(batch: _Batch) -> Sequence[Tensor]:
+        results.extend(() if results else reference(kept))
+        if any(value.dim() == 0 or len(value) != count for value in results):
+            return reference(batch.inputs)
+        return [value[batch.rows] for value in results]
+
+    return at
+
+
+def _compared(
+    engine: Engine,
+    batches: Sequence[_Batch],
+    module: Callable[[_Batch], Sequence[Tensor]],
+    probes: Iterable[Callable[[_Batch], Sequence[Tensor]]],
+    without: Sequence[Callable[[_Batch], Sequence[Tensor]]],
+    *,
+    integer: bool,
+) -> Parity:
     departures: list[Departure] = []
     lowest = inf
-    for size, inputs in _batches(module, engine.signature):
-        expected, found = reference(inputs), [value.cpu() for value in engine.flat(inputs)]
-        again = _Kept(_again(probes, inputs))
-        unhurt = _Kept(exact(inputs) for exact in without)
+    for batch in batches:
+        expected, found = module(batch), [value.cpu() for value in engine.flat(batch.inputs)]
+        again = _Kept(_again(probes, batch))
+        unhurt = _Kept(exact(batch) for exact in without)
         for index, (wanted, got) in enumerate(zip(expected, found, strict=True)):
             lowest = min(lowest, decibels(wanted, got))
             itself = (results[index].to(wanted.dtype) for results in again)
             words = _departs(wanted, got, itself, integer, engine.computes)
             if words is not None and not any(_as_near(values[index], wanted, got) for values in unhurt):
-                departures.append(Departure(index, size, words))
+                departures.append(Departure(index, batch.size, words))
     return Parity(tuple(departures), lowest)
 
 
@@ -106,15 +159,16 @@ def inputs_of(module: fx.GraphModule, size: int, first: int = 0) -> tuple[Tensor
     return tuple(_random(spec, size, generator) for spec in known.inputs)
 
 
-def _batches(module: fx.GraphModule, signature: Signature) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+def _batches(module: fx.GraphModule, signature: Signature) -> Iterator[_Batch]:
     batch = signature.batch
     sizes = [batch.typical]
     if any(None in spec.shape for spec in signature.inputs):
         others = (size for size in (batch.typical + 1, batch.typical - 1) if size >= batch.minimum)
         sizes += [size for size in others if batch.maximum is None or size <= batch.maximum][:1]
+    count = _kept(module)
     for size in sizes:
-        for first in range(0, _kept(module), size):
-            yield size, inputs_of(module, size, first)
+        for first in range(0, count, size):
+            yield _Batch(size, torch.arange(first, first + size) % count, inputs_of(module, size, first))
 
 
 def _kept(module: fx.GraphModule) -> int:
@@ -180,11 +234,13 @@ def _probe(flat: fx.GraphModule, seed: int) -> Reference:
     return _doubled(_runner(doubled))
 
 
-def _again(probes: Iterable[Reference], inputs: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-    """What each probe makes of `inputs`; nothing where the module mixes in tensors of a fixed dtype."""
+def _again(
+    probes: Iterable[Callable[[_Batch], Sequence[Tensor]]], batch: _Batch
+) -> Iterator[Sequence[Tensor]]:
+    """What each probe makes of a batch; nothing where the module mixes in tensors of a fixed dtype."""
     with suppress(RuntimeError):
         for probe in probes:
-            yield probe(inputs)
+            yield probe(batch)
 
 
 def _doubled(run: Reference) -> Reference:
