@@ -1,5 +1,5 @@
-"""Building: the chosen form and the plain one are compiled and timed in turns; the faster is compared with its module and
-shipped."""
+"""Building: the chosen form and the plain one are compiled and timed in turns; the faster is compared with its module
+and shipped."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def build(
     baseline: bool = True,
     options: Mapping[str, Any] | None = None,
 ) -> Engine:
-    """Compile `module`, and with `baseline` also the form that the engine reaches by itself; ship the latter where it is
+    """Compile `module`, and with `baseline` also the form that the engine reaches by itself; ship that where it is
     faster for certain.
 
     What is shipped was compared with its module on real inputs (`parity`). An engine that departs is compiled in its

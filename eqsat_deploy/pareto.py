@@ -13,7 +13,7 @@ from eqsat_deploy.deployment import call_of, deployment
 from eqsat_deploy.quantization.calibrate import Held, read_batch
 from eqsat_deploy.quantization.precision import leaving, sqnr
 from eqsat_deploy.quantization.ptq import quantize
-from eqsat_deploy.quantization.sensitivity import ranked
+from eqsat_deploy.quantization.sensitivity import outputs_of, ranked
 from eqsat_deploy.report.plotting import new_drawing
 from eqsat_extraction.arguments import checked, whole
 

@@ -110,10 +110,8 @@ def _alone(reference: Reference) -> Callable[[_Batch], Sequence[Tensor]]:
     return lambda batch: reference(batch.inputs)
 
 
-def _of_all(
-    count: int, kept: Sequence[Tensor], reference: Reference
-) -> Callable[[_Batch], Sequence[Tensor]]:
-    """The `count` samples `kept` computed at once, and those of a batch out of them: the same where samples do not mix."""
+def _of_all(count: int, kept: Sequence[Tensor], reference: Reference) -> Callable[[_Batch], Sequence[Tensor]]:
+    """The `count` samples `kept` computed at once, and those of a batch out of them: the same where none mix."""
     results: list[Tensor] = []
 
     def at(batch: _Batch) -> Sequence[Tensor]:

@@ -13,12 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from eqsat_deploy.quantization.fake_quantize import (
-    FakeQuantize,
-    QuantizedConv2d,
-    QuantizedConvTranspose2d,
-    QuantizedLinear,
-)
+from eqsat_deploy.quantization.fake_quantize import FakeQuantize, Layer
 
 HOMOGENEOUS = frozenset({
     torch.relu, F.relu, F.leaky_relu, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d,
@@ -75,7 +70,7 @@ def scale(layer: nn.Module, factor: Tensor) -> None:
         )
         if layer.bias is not None:
             layer.bias = nn.Parameter(layer.bias * factor.to(layer.bias.dtype), layer.bias.requires_grad)
-    if isinstance(layer, QuantizedConv2d | QuantizedConvTranspose2d | QuantizedLinear):
+    if isinstance(layer, Layer):
         layer.weight_quantizer = FakeQuantize.of_weight(layer.weight, axis)
         correction = getattr(layer, "correction", None)
         if isinstance(correction, Tensor):

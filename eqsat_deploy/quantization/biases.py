@@ -9,13 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from eqsat_deploy.quantization.fake_quantize import (
-    QuantizedConv2d,
-    QuantizedConvTranspose2d,
-    QuantizedLinear,
-    swapped,
-    with_rounded_weight,
-)
+from eqsat_deploy.quantization.fake_quantize import Layer, QuantizedLinear, swapped, with_rounded_weight
 
 PLACES = 2048
 """How many values of a channel its mean error is taken over at most: it is then known to a fortieth of its spread."""
@@ -26,7 +20,7 @@ a channel is heard, and what is, on few positions, is chance."""
 
 
 def corrected(
-    layer: QuantizedConv2d | QuantizedConvTranspose2d | QuantizedLinear,
+    layer: Layer,
     expected: Sequence[Tensor],
     found: Sequence[Tensor],
     after: Callable[[Tensor], Tensor] | None = None,
@@ -58,9 +52,7 @@ def _spread(parts: Sequence[Tensor], axis: int) -> Tensor:
         return torch.cat([part.reshape(-1, channels)[::every] for part in parts])
     while math.gcd(every, parts[0].shape[-1]) > 1:  # every column of a map has its turn
         every += 1
-    return torch.cat(
-        [part.flatten(2)[..., ::every].transpose(1, 2).reshape(-1, channels) for part in parts]
-    )
+    return torch.cat([part.flatten(2)[..., ::every].transpose(1, 2).reshape(-1, channels) for part in parts])
 
 
 def _shift(expected: Tensor, found: Tensor, after: Callable[[Tensor], Tensor] | None) -> Tensor:
@@ -76,8 +68,8 @@ def _shift(expected: Tensor, found: Tensor, after: Callable[[Tensor], Tensor] | 
 
 
 def uncorrected(
-    layer: QuantizedConv2d | QuantizedConvTranspose2d | QuantizedLinear,
-) -> QuantizedConv2d | QuantizedConvTranspose2d | QuantizedLinear:
+    layer: Layer,
+) -> Layer:
     """`layer` with the bias that it had in float; everything else is shared with it."""
     shift = getattr(layer, "correction", None)
     if shift is None or layer.bias is None:
@@ -100,6 +92,6 @@ def unrounded(module: fx.GraphModule) -> fx.GraphModule:
     """A quantized `module` without any rounding and with the biases that it had in float; what stays is shared."""
     exact = swapped(module, lambda quantizer: nn.Identity())
     for name, layer in list(exact.named_modules()):
-        if isinstance(layer, QuantizedConv2d | QuantizedConvTranspose2d | QuantizedLinear):
+        if isinstance(layer, Layer):
             exact.set_submodule(name, uncorrected(layer))
     return exact

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from eqsat_deploy.quantization.fake_quantize import (
     FakeQuantize,
+    Layer,
     QuantizedConv2d,
     QuantizedConvTranspose2d,
     QuantizedLinear,
@@ -26,8 +27,6 @@ from eqsat_deploy.quantization.fake_quantize import (
 FLOOR = 0.001
 """Channels below this part of the greatest one are treated as if they reached it: what calibration has seen of them
 says little."""
-
-Layer = QuantizedConv2d | QuantizedConvTranspose2d | QuantizedLinear
 
 
 class ChannelScale(nn.Module):

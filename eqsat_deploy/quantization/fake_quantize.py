@@ -237,18 +237,19 @@ class QuantizedLinear(nn.Linear):
 
 
 M = TypeVar("M", QuantizedConv2d, QuantizedConvTranspose2d, QuantizedLinear)
+Layer = QuantizedConv2d | QuantizedConvTranspose2d | QuantizedLinear
 
 
 def with_rounded_weight(layer: nn.Module) -> nn.Module:
     """A copy of a quantized layer with its weight rounded once instead of in every call; any other layer itself."""
-    if not isinstance(layer, QuantizedConv2d | QuantizedConvTranspose2d | QuantizedLinear):
+    if not isinstance(layer, Layer):
         return layer
     clone = with_exact_weight(layer)
     clone.weight = nn.Parameter(layer.weight_quantizer(layer.weight.detach()), requires_grad=False)
     return clone
 
 
-def with_exact_weight(layer: M) -> M:
+def with_exact_weight(layer: Layer) -> Layer:
     """A copy of a quantized layer that does not round its weight, which it shares."""
     clone = copy.copy(layer)
     clone._parameters, clone._modules = dict(layer._parameters), dict(layer._modules)

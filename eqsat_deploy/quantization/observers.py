@@ -15,7 +15,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-
 Floats = npt.NDArray[np.float64]
 
 BINS = 8192  # over [-limit, limit]; a non-negative tensor with the worst limit still has 8 bins a code

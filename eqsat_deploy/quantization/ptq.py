@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from eqsat_deploy.deployment import (
+    SAMPLES,
     Placement,
     Quantizer,
     call_of,
@@ -49,6 +50,9 @@ from eqsat_extraction.arguments import checked, instance
 
 ANY_GRID = IntegerGrid(unsigned=True, asymmetric=True, channels=True)
 EFFORTS = ("fast", "balanced", "best")
+
+KEPT = 32 * 2**20
+"""Bytes of inputs that are kept with a plain form, which may have to be repaired."""
 
 
 @checked
@@ -226,7 +230,8 @@ class _Watched:
 
     def drafted(self, effort: str, sample: Sequence[Tensor]) -> fx.GraphModule:
         """The same as it is fast to have, with what `finished` makes the rest of."""
-        record(self.module, draft=self._rounded(effort, sample))
+        few = samples_of(deployment(self.module).inputs, sample, max(SAMPLES, _fitting(sample)))
+        record(self.module, draft=self._rounded(effort, few))
         self.module.recompile()
         return self.module
 
@@ -245,6 +250,11 @@ class _Watched:
             return None
         seen = {target: seen for target, seen in observers.items() if isinstance(seen, Extremes)}
         return Draft(seen, tuple(sample), self.grid)
+
+
+def _fitting(sample: Sequence[Tensor]) -> int:
+    """How many of the `SAMPLE` samples take `KEPT` bytes."""
+    return SAMPLE * KEPT // max(sum(values.numel() * values.element_size() for values in sample), 1)
 
 
 def _learn(module: nn.Module) -> None:

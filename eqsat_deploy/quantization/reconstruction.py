@@ -23,8 +23,7 @@ from eqsat_deploy.quantization.biases import corrected
 from eqsat_deploy.quantization.equalization import ChannelScale
 from eqsat_deploy.quantization.fake_quantize import (
     FakeQuantize,
-    QuantizedConv2d,
-    QuantizedConvTranspose2d,
+    Layer,
     QuantizedLinear,
     with_exact_weight,
     with_rounded_weight,
@@ -39,8 +38,6 @@ SEARCHED = 8
 
 ROWS = 512
 """About as many rows of them, evenly spread, where only products of matrices read the tensor."""
-
-ANCHORS = (QuantizedConv2d, QuantizedConvTranspose2d, QuantizedLinear)
 
 Choices = dict[tuple[str, ...], int]
 """Which of the ways to round a tensor was chosen, by the names of its quantizer and of the layers that read it."""
@@ -107,7 +104,7 @@ def reconstruct(
     """
     choices = {} if choices is None else choices
     originals = {
-        name: with_exact_weight(layer) for name, layer in module.named_modules() if isinstance(layer, ANCHORS)
+        name: with_exact_weight(layer) for name, layer in module.named_modules() if isinstance(layer, Layer)
     }
     layers: dict[str, nn.Module] = {}
     # Small parts, since tensors of 32 MiB and more are memory that the system clears anew for each of them.
@@ -135,13 +132,13 @@ def reconstruct(
                 chosen = _chosen(node, readers, originals, seen[target], grid, given, choices, by)
                 if chosen is not None:
                     chosen.place(module, node)
-            if isinstance(child, ANCHORS):
+            if isinstance(child, Layer):
                 layers[target] = with_rounded_weight(child)
             for _, rounded, _ in passes:
                 rounded.env[node] = (
                     rounded.run_node(node) if chosen is None else chosen.codes(rounded.env[operands[0]])
                 )
-            if isinstance(child, ANCHORS) and once:
+            if isinstance(child, Layer) and once:
                 corrected(
                     child,
                     [exact.env[node] for exact, _, _ in passes],
@@ -154,14 +151,17 @@ def reconstruct(
                     for exact, rounded, _ in passes:
                         del exact.env[operand], rounded.env[operand]
     return Fidelity.of(
-        (_whole([exact.env[node] for exact, _, _ in passes]), _whole([rounded.env[node] for _, rounded, _ in passes]))
+        (
+            _whole([exact.env[node] for exact, _, _ in passes]),
+            _whole([rounded.env[node] for _, rounded, _ in passes]),
+        )
         for node in flat_outputs(module)
     )
 
 
 def _whole(parts: Sequence[Tensor]) -> Tensor:
     """An output of all samples: scores in rows, anything else flat."""
-    return torch.cat(parts if parts[0].dim() == 2 else [part.flatten() for part in parts])
+    return torch.cat([part if part.dim() == 2 else part.flatten() for part in parts])
 
 
 def _after(node: fx.Node) -> Callable[[Tensor], Tensor] | None:
@@ -179,7 +179,7 @@ def _layers(module: fx.GraphModule, node: fx.Node, calls: Mapping[str, int]) -> 
     found = Readers()
     for user in node.users:
         child = module.get_submodule(str(user.target)) if user.op == "call_module" else None
-        if isinstance(child, ANCHORS) and calls[str(user.target)] == 1:
+        if isinstance(child, Layer) and calls[str(user.target)] == 1:
             found[str(user.target)] = child
     return found
 

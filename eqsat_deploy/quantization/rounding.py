@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization.absorption import scale
-from eqsat_deploy.quantization.equalization import ChannelScale, Layer, divisor, over_channels, taking_in
-from eqsat_deploy.quantization.fake_quantize import FakeQuantize, QuantizedLinear, with_rounded_weight
+from eqsat_deploy.quantization.equalization import ChannelScale, divisor, over_channels, taking_in
+from eqsat_deploy.quantization.fake_quantize import FakeQuantize, Layer, QuantizedLinear, with_rounded_weight
 from eqsat_deploy.quantization.observers import Extremes, Grid
 
 CLIPPED = (0.9, 0.8)

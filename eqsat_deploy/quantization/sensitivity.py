@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +16,7 @@ from eqsat_deploy.errors import QuantizationError
 from eqsat_deploy.noise import ratio
 from eqsat_deploy.quantization.biases import rounded_once, unrounded
 from eqsat_deploy.quantization.calibrate import read_batch
-from eqsat_deploy.quantization.fake_quantize import FakeQuantize, QuantizedLinear
-from eqsat_deploy.quantization.reconstruction import ANCHORS
+from eqsat_deploy.quantization.fake_quantize import FakeQuantize, Layer, QuantizedLinear
 from eqsat_extraction.arguments import checked
 
 SAMPLES = 8
@@ -159,7 +158,9 @@ class _Propagated:
     def __init__(self, axis: int | None) -> None:
         self.axis = axis
         self.means: list[Tensor] = []
-        self.carried: list[tuple[float, Tensor]] = []  # an error and, by the channel, what a constant one comes to
+        self.carried: list[
+            tuple[float, Tensor]
+        ] = []  # an error and, by the channel, what a constant one comes to
         self.probes = 0
 
     def add(self, error: Tensor, slopes: Sequence[Tensor]) -> None:
@@ -208,7 +209,7 @@ class Rounded:
     def corrected_along(self, kernel: PlacedKernel) -> int | None:
         """The axis of the channels whose mean error a bias takes back; None where none does."""
         layer = self._layer(kernel)
-        if not isinstance(layer, ANCHORS) or not hasattr(layer, "correction"):
+        if not isinstance(layer, Layer) or not hasattr(layer, "correction"):
             return None
         return -1 if isinstance(layer, QuantizedLinear) else 1
 
@@ -251,7 +252,7 @@ def _direction(output: Tensor, count: int, generator: torch.Generator) -> Tensor
 
 def _measured(module: fx.GraphModule, held: Sequence[Sequence[Tensor]]) -> float:
     """The SQNR of the outputs in dB, their noises taken as parts of their powers."""
-    exact, powers, noises = unrounded(module), Counter[int](), Counter[int]()
+    exact, powers, noises = unrounded(module), defaultdict[int, float](float), defaultdict[int, float](float)
     for inputs in held:
         pairs = zip(outputs_of(exact, inputs), outputs_of(module, inputs), strict=True)
         for index, (expected, found) in enumerate(pairs):

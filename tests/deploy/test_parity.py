@@ -11,13 +11,14 @@ from torch import Tensor, fx, nn
 
 from eqsat_deploy import parity
 from eqsat_deploy.build import build
-from eqsat_deploy.deployment import Signature, deployment, record
+from eqsat_deploy.deployment import Signature, deployment, fingerprint, record
 from eqsat_deploy.engines import Batch
 from eqsat_deploy.engines.openvino import OpenVINOEngine
 from eqsat_deploy.errors import EngineError, InputError
 from eqsat_deploy.noise import decibels
 from eqsat_deploy.parity import Parity, _as_near, compare, first_departure, inputs_of
 from eqsat_deploy.quantization import quantize
+from eqsat_deploy.quantization.reconstruction import finished
 from tests.deploy.placing import WEIGHTED, Residual, images, int8, torchvision_model, traced
 from tests.deploy.test_build import Eager, Halves
 from tests.support.models import randomized
