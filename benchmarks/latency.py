@@ -1,10 +1,10 @@
 """How fast engines are and how long they take to get: ours beside the peers', model by model.
 
-    python -m benchmarks.latency --json OUT [--models ...] [--batch 1 8] [--seconds 20]
+    python -m benchmarks.latency --json OUT [--models ...] [--contestants ...] [--batch 1 8] [--seconds 20]
 
 Every contestant is built in a process of its own, whose time from the module to the first answer, peak memory and file
 size are noted; then all are loaded into one process and timed in rounds, in random order within each. Figures are
-medians over rounds; ratios are over ours, round by round, with the 95 % interval of their median. SQNR is against the
+medians over rounds; ratios are over ours, round by round, with the 99 % interval of their median. SQNR is against the
 float module on photographs that were not calibrated on. Weights are trained where a package has them, else random with
 the statistics of BatchNorm taken from photographs, whose SQNR says little.
 """
@@ -22,12 +22,12 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -42,7 +42,9 @@ from benchmarks._data import (
 )
 from benchmarks._data import network as trained
 from benchmarks._models import load, with_statistics
+from benchmarks._peers import torchao
 from benchmarks._processes import answer
+from eqsat_deploy.engines.race import ratio
 
 MODELS = {
     "mobileone_s0": "timm:mobileone_s0",
@@ -92,13 +94,13 @@ def judged(name: str) -> Tensor:
 # -- contestants: each writes what it made to a folder, and is made of it again ---------------------------------------
 
 
-def build_ours(name: str, model: nn.Module, batch: int, folder: Path) -> None:
+def build_ours(name: str, model: nn.Module, batch: int, folder: Path, tune: int | None = None) -> None:
     data = calibration(name)
-    optimized = eqd.optimize(model, (data[:2],), cost="openvino_int8", batch=batch)
+    optimized = eqd.optimize(model, (data[:2],), cost="openvino_int8", batch=batch, tune=tune)
     optimized.quantize(data.split(8)).build("openvino", batch=batch).save(folder / "engine")
 
 
-def load_ours(folder: Path, batch: int) -> Run:
+def load_ours(folder: Path, name: str, batch: int) -> Run:
     return eqd.load(folder / "engine")
 
 
@@ -123,7 +125,7 @@ def build_nncf(name: str, model: nn.Module, batch: int, folder: Path) -> None:
     openvino.save_model(quantized, folder / "model.xml", compress_to_fp16=False)
 
 
-def load_openvino(folder: Path, batch: int) -> Run:
+def load_openvino(folder: Path, name: str, batch: int) -> Run:
     import openvino
 
     from benchmarks.openvino_nncf import runner
@@ -153,19 +155,52 @@ def build_onnxruntime(name: str, model: nn.Module, batch: int, folder: Path) -> 
     prepared.unlink()
 
 
-def load_onnxruntime(folder: Path, batch: int) -> Run:
+def load_onnxruntime(folder: Path, name: str, batch: int) -> Run:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     return lambda x: torch.from_numpy(session.run(None, {"x": x.numpy()})[0])
 
 
-CONTESTANTS = {
+def compile_float(folder: Path, name: str, batch: int) -> Run:
+    return _compiled(network(name), judged(name)[:batch])
+
+
+def compile_torchao(folder: Path, name: str, batch: int) -> Run:
+    parts = calibration(name).split(batch)
+    return torchao(network(name), parts, transformer=name in TRANSFORMERS)[0]
+
+
+def nothing_written(name: str, model: nn.Module, batch: int, folder: Path) -> None:
+    """What Inductor compiles is kept in its own cache: it is made again where it is timed."""
+
+
+CONTESTANTS: dict[
+    str, tuple[Callable[[str, nn.Module, int, Path], None], Callable[[Path, str, int], Run]]
+] = {
     "ours": (build_ours, load_ours),
+    "ours, tune=4": (partial(build_ours, tune=4), load_ours),
     "openvino float32": (build_float, load_openvino),
     "nncf": (build_nncf, load_openvino),
     "onnxruntime quantize_static": (build_onnxruntime, load_onnxruntime),
+    "torch.compile": (nothing_written, compile_float),
+    "torchao PT2E, Inductor": (nothing_written, compile_torchao),
 }
+QUICK = ("ours", "openvino float32", "nncf", "onnxruntime quantize_static")
+
+
+def _compiled(model: nn.Module, x: Tensor) -> Run:
+    import torch._inductor.config
+
+    compiled = torch.compile(model)
+
+    def run(x: Tensor) -> Tensor:
+        with torch.no_grad(), torch._inductor.config.patch(freezing=True):
+            answer: Tensor = compiled(x)
+        return answer
+
+    run(x)
+    return run
 
 
 def built(contestant: str, name: str, batch: int, folder: Path) -> dict[str, Any]:
@@ -178,7 +213,7 @@ def built(contestant: str, name: str, batch: int, folder: Path) -> dict[str, Any
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     build(name, model, batch, folder)
-    run = load_again(folder, batch)
+    run = load_again(folder, name, batch)
     run(inputs[:batch])
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -195,7 +230,9 @@ def built(contestant: str, name: str, batch: int, folder: Path) -> dict[str, Any
 def timed(name: str, batch: int, folders: dict[str, Path], seconds: float) -> dict[str, list[float]]:
     """Microseconds of every contestant in every round, in random order within each."""
     x = judged(name)[:batch]
-    runs = {contestant: CONTESTANTS[contestant][1](folder, batch) for contestant, folder in folders.items()}
+    runs = {
+        contestant: CONTESTANTS[contestant][1](folder, name, batch) for contestant, folder in folders.items()
+    }
     times: dict[str, list[float]] = {contestant: [] for contestant in runs}
     order, shuffle = list(runs), random.Random(0)
     for run in runs.values():
@@ -229,8 +266,9 @@ def compare(name: str, batch: int, contestants: list[str], seconds: float) -> di
         )
     if "failed" in times:
         return found | {"timing": times}
+    rounds = [dict(zip(times, taken, strict=True)) for taken in zip(*times.values(), strict=True)]
     for contestant, taken in times.items():
-        low, middle, high = _interval([t / o for t, o in zip(taken, times["ours"], strict=True)])
+        low, middle, high = ratio(rounds, contestant, "ours")
         found[contestant] |= {
             "us": round(median(taken), 1),
             "over_ours": [round(r, 3) for r in (middle, low, high)],
@@ -238,16 +276,9 @@ def compare(name: str, batch: int, contestants: list[str], seconds: float) -> di
     return found
 
 
-def _interval(ratios: list[float]) -> tuple[float, float, float]:
-    """The 95 % interval of the median, by its order statistics, around the median."""
-    ranked, spread = sorted(ratios), 0.98 * math.sqrt(len(ratios))
-    low, high = (int(np.clip(len(ranked) / 2 + s, 0, len(ranked) - 1)) for s in (-spread, spread))
-    return ranked[low], median(ranked), ranked[high]
-
-
 def table(results: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
     """Every figure as lines of Markdown, and the geometric means of NNCF's time over ours."""
-    lines = ["| model, batch | contestant | us | time over ours (95 %) | s to engine | peak MB | file MB | SQNR dB |",
+    lines = ["| model, batch | contestant | us | time over ours (99 %) | s to engine | peak MB | file MB | SQNR dB |",
              "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     over: dict[str, list[float]] = {"all": [], "without re-parametrized nets": []}
     for key, found in results.items():
@@ -260,11 +291,10 @@ def table(results: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
                 f"| {key} | {contestant} | {row.get('us', math.nan):.0f} | {middle:.3f} ({low:.3f} to {high:.3f}) | "
                 f"{row['seconds']} | {row['peak_mb']} | {row['file_mb']} | {row['sqnr']} |"
             )
-        ratio = found.get("nncf", {}).get("over_ours")
-        if ratio:
-            over["all"].append(ratio[0])
+        if against := found.get("nncf", {}).get("over_ours"):
+            over["all"].append(against[0])
             if key.split(",")[0] not in REPARAMETRIZED:
-                over["without re-parametrized nets"].append(ratio[0])
+                over["without re-parametrized nets"].append(against[0])
     lines += ["", *(f"NNCF's time over ours, geometric mean, {what}: {geometric_mean(r):.3f} ({len(r)} runs)"
                     for what, r in over.items() if r)]  # fmt: skip
     return lines
@@ -277,7 +307,12 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=MODELS, metavar="NAME")
     parser.add_argument("--batch", nargs="*", type=int, default=[1, 8])
     parser.add_argument(
-        "--contestants", nargs="*", default=list(CONTESTANTS), choices=CONTESTANTS, metavar="NAME"
+        "--contestants",
+        nargs="*",
+        default=list(QUICK),
+        choices=CONTESTANTS,
+        metavar="NAME",
+        help=f"of {', '.join(CONTESTANTS)}",
     )
     parser.add_argument("--seconds", type=float, default=20.0, help="of timing a model and batch size")
     parser.add_argument("--json", type=Path, help="where to write every figure; what it has already is kept")
@@ -300,7 +335,7 @@ def main() -> None:
     for name in arguments.models:
         for batch in arguments.batch:
             key = f"{name}, {batch}"
-            results[key] = compare(name, batch, arguments.contestants, arguments.seconds)
+            results[key] = compare(name, batch, list(arguments.contestants), arguments.seconds)
             print(*table({key: results[key]})[2:], f"load {os.getloadavg()[0]:.1f}", sep="\n", flush=True)
             if arguments.json:
                 versions = machine | {package: version(package) for package in packages}

@@ -341,15 +341,15 @@ def _quantize(args: argparse.Namespace, model: Any, optimized: Any, all_lengths:
 
     if args.float:
         return all_lengths or optimized
-    with Stages()("calibrate"):
+    with Stages()("read data"):
         batches = load_batches(
             args.calibration, call_of(optimized), reading=_reading(args), model=model, module=optimized
         )
-        kept = args.keep_float or []
-        return (all_lengths or optimized).quantize(
-            batches,
-            effort=args.effort,
-            observer=args.observer,
-            accuracy_budget=args.accuracy_budget,
-            precision=dict.fromkeys([kept] if isinstance(kept, str) else kept, "float"),
-        )
+    kept = args.keep_float or []
+    return (all_lengths or optimized).quantize(
+        batches,
+        effort=args.effort,
+        observer=args.observer,
+        accuracy_budget=args.accuracy_budget,
+        precision=dict.fromkeys([kept] if isinstance(kept, str) else kept, "float"),
+    )
