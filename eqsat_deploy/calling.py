@@ -60,6 +60,9 @@ class InputSpec:
             )
         if value.dtype != self.dtype and value.dtype.is_floating_point != self.dtype.is_floating_point:
             raise InputError(f"input {self.name!r}: {self.dtype} is expected, not {value.dtype}")
+        if value.layout != torch.strided or value.device.type == "meta":
+            kind = "one on the meta device" if value.device.type == "meta" else str(value.layout)
+            raise InputError(f"input {self.name!r}: a dense tensor with values is expected, not {kind}")
         return value
 
 

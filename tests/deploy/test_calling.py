@@ -13,7 +13,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from eqsat_deploy.calling import CallSpec
+from eqsat_deploy.calling import CallSpec, InputSpec
 from eqsat_deploy.deployment import deployment
 from eqsat_deploy.errors import InputError
 from tests.support.models import Several, image, randomized
@@ -173,6 +173,12 @@ def test_inputs_say_what_they_are_for_another_size():
         InputError, match=r"'b': shape \[batch, 3\] is expected, not \[2, 4\].*example_inputs="
     ):
         result(image(2, 4), b=image(2, 4))
+
+
+@pytest.mark.parametrize("given", [torch.zeros(2, 3, device="meta"), torch.zeros(2, 3).to_sparse()])
+def test_a_tensor_without_values_or_of_another_layout_is_an_error(given):
+    with pytest.raises(InputError, match="input 'x': a dense tensor with values is expected, not"):
+        InputSpec("x", (None, 3), torch.float32).check(given)
 
 
 def test_arguments_come_in_forward_s_order_however_they_are_given():
