@@ -115,6 +115,13 @@ def _transformers(name: str, pretrained: bool) -> Any:
         return transformers.AutoModel.from_config(config)
     except (OSError, ValueError) as error:
         raise InputError(f"transformers:{name} cannot be made: {_first_line(error)}") from error
+    except ImportError as error:  # it imports what a model needs when that is asked for, torchvision among it
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise InputError(
+            f"transformers:{name} cannot be made, the import of what it needs fails ({_first_line(cause)})"
+        ) from error
 
 
 def _check_transformers(name: str, types: list[str]) -> None:

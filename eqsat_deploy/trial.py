@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
@@ -57,7 +57,8 @@ class Trial:
 
 
 def trial(engine: Engine, source: str | Path) -> Trial:
-    """Run `engine` on the arrays of an .npz file, samples along axis 0, in batches of the typical size.
+    """Run `engine` on the arrays of an .npz file, or on the .npy file of its only input, samples along axis 0, in
+    batches of the typical size.
 
     Inputs are found by their names; `output_0`, `output_1`, ... are what is expected, in the order of flat outputs, as
     the files of `export` call them. Other arrays are ignored.
@@ -66,8 +67,8 @@ def trial(engine: Engine, source: str | Path) -> Trial:
         InputError: the file cannot be read, an input is not in it, or an array does not fit.
     """
     path = Path(source)
-    arrays = _read(path)
     signature = engine.signature
+    arrays = _read(path, [spec.name for spec in signature.inputs])
     if missing := [spec.name for spec in signature.inputs if spec.name not in arrays]:
         raise InputError(f"{path} has {sorted(arrays)}, but no array for the input {missing[0]!r}")
     inputs = [_cast(arrays[spec.name], spec.dtype, f"{path}: {spec.name!r}") for spec in signature.inputs]
@@ -93,12 +94,21 @@ def trial(engine: Engine, source: str | Path) -> Trial:
     return Trial(str(path), samples, tuple(outputs))
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def _read(path: Path, names: Sequence[str]) -> Mapping[str, Any]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return dict(archive)
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.ndarray):
+            with loaded as archive:
+                return dict(archive)
     except (OSError, ValueError, EOFError, TypeError, BadZipFile, zlib.error) as error:
-        raise InputError(f"{path} cannot be read as an .npz file: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"{path} cannot be read as an .npz or .npy file: {str(error).splitlines()[0]}"
+        ) from error
+    if len(names) != 1:
+        raise InputError(
+            f"{path} is one array, the inputs are {', '.join(names)}: save them by name with np.savez"
+        )
+    return {names[0]: loaded}
 
 
 def _cast(array: Any, dtype: torch.dtype, what: str) -> Tensor:

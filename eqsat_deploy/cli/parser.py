@@ -166,8 +166,9 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     made = command(
         "verify", verify, "Load a saved engine and run it on data, beside expected outputs.", _artifact
     )
-    made.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE.npz",
-                      help="arrays by input name, samples first; output_0, output_1, ... where known")  # fmt: skip
+    made.add_argument("--data", type=Path, nargs="+", required=True, metavar="FILE",
+                      help="an .npz of arrays by input name, samples first, with output_0, output_1, ... where known, "
+                      "or an .npy of the only input")  # fmt: skip
     made.add_argument("--decibels", type=_positive, default=40.0, metavar="DB",
                       help="how well an output has to agree with what is expected (default 40)")  # fmt: skip
     made = command(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from eqsat_deploy import cli, load
 from eqsat_deploy.engines import Batch
@@ -163,6 +164,14 @@ def test_a_trial_runs_every_sample_in_batches(
     x[4, 2] = np.nan
     np.savez(tmp_path / "x.npz", x=x)
     assert not trial(fake, tmp_path / "x.npz").outputs[0].holds(40)
+
+
+def test_an_only_input_may_be_an_array_of_its_own(fake: Fake, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((5, 3), np.float32))
+    assert trial(fake, tmp_path / "x.npy").samples == 5
+    two = Fake.build(traced(nn.Bilinear(3, 3, 2), torch.zeros(1, 3), torch.zeros(1, 3)))
+    with pytest.raises(InputError, match="is one array, the inputs are"):
+        trial(two, tmp_path / "x.npy")
 
 
 @pytest.mark.parametrize(

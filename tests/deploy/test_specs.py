@@ -36,6 +36,17 @@ def test_a_misspelled_local_name_does_not_ask_the_network(
         load_model(spec)
 
 
+def test_an_import_that_fails_within_transformers_says_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+
+    def refuse(config: Any) -> None:
+        raise ModuleNotFoundError("Could not import module") from RuntimeError("operator nms does not exist")
+
+    monkeypatch.setattr(transformers.AutoModel, "from_config", refuse)
+    with pytest.raises(InputError, match=r"transformers:vit .*import.*operator nms does not exist"):
+        load_model("transformers:vit")
+
+
 def test_integer_inputs_are_drawn_once_the_model_is_known() -> None:
     model = nn.Sequential(nn.Embedding(40, 4), nn.Linear(4, 3))
     ids, _ = draw_inputs(model, (parse_input("2x9:int64"), parse_input("2x4")))
