@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from eqsat_deploy.calling import batch_size
 from eqsat_deploy.deployment import (
     SAMPLES,
+    InputSpec,
     Placement,
     Quantizer,
     call_of,
@@ -230,7 +232,8 @@ class _Watched:
 
     def drafted(self, effort: str, sample: Sequence[Tensor]) -> fx.GraphModule:
         """The same as it is fast to have, with what `finished` makes the rest of."""
-        few = samples_of(deployment(self.module).inputs, sample, max(SAMPLES, _fitting(sample)))
+        inputs = deployment(self.module).inputs
+        few = samples_of(inputs, sample, max(SAMPLES, _fitting(inputs, sample)))
         record(self.module, draft=self._rounded(effort, few))
         self.module.recompile()
         return self.module
@@ -252,9 +255,10 @@ class _Watched:
         return Draft(seen, tuple(sample), self.grid)
 
 
-def _fitting(sample: Sequence[Tensor]) -> int:
-    """How many of the `SAMPLE` samples take `KEPT` bytes."""
-    return SAMPLE * KEPT // max(sum(values.numel() * values.element_size() for values in sample), 1)
+def _fitting(inputs: Sequence[InputSpec], sample: Sequence[Tensor]) -> int:
+    """How many of the samples in a batch take `KEPT` bytes."""
+    count = batch_size(inputs, sample) or 1
+    return count * KEPT // max(sum(values.numel() * values.element_size() for values in sample), 1)
 
 
 def _learn(module: nn.Module) -> None:

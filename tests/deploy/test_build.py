@@ -93,6 +93,30 @@ def test_the_faster_form_is_shipped(quantized, monkeypatch, faster):
     assert engine.report["engine"]["latency"] == {CHOSEN: times[CHOSEN].median, PLAIN: times[PLAIN].median}
 
 
+def test_the_plain_form_is_shipped_where_it_is_faster_for_certain_and_once_it_is_repaired(
+    quantized, monkeypatch
+):
+    won, doubtful = Timing(2.0, 2.0, 2.0, 16), Timing(2.1, 2.1, 2.1, 16, (1.005, 1.03, 1.05))
+    lost = Timing(2.1, 2.1, 2.1, 16, (1.02, 1.05, 1.08))
+    races = []
+
+    def race(engines, *_, **__):
+        races.append([engine.module for engine in engines.values()])
+        return results[len(races) - 1]
+
+    monkeypatch.setattr("eqsat_deploy.build.race", race)
+    results = [{CHOSEN: doubtful, PLAIN: won}]
+    assert build(quantized, Eager).report["engine"]["shipped"] == CHOSEN
+    assert len(races) == 1
+    races.clear()
+    results = [{CHOSEN: lost, PLAIN: won}, {CHOSEN: won, PLAIN: lost}]
+    engine = build(quantized, Eager)
+    assert engine.report["engine"]["shipped"] == CHOSEN
+    draft, repaired = (raced[1] for raced in races)
+    assert deployment(draft).draft is not None
+    assert deployment(repaired).draft is None
+
+
 def test_realized_precision_is_compared_with_what_was_placed(quantized):
     engine = build(quantized, Eager, baseline=False)
     found = engine.report["engine"]

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 from eqsat_deploy.deployment import (
+    SAMPLES,
     InputSpec,
     PlacedKernel,
     Placement,
@@ -24,8 +25,9 @@ from eqsat_deploy.deployment import (
 )
 from eqsat_deploy.errors import InputError, QuantizationError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
-from eqsat_deploy.quantization import FakeQuantize, MinMax, QuantizedConv2d, QuantizedLinear, quantize
+from eqsat_deploy.quantization import FakeQuantize, MinMax, QuantizedConv2d, QuantizedLinear, ptq, quantize
 from eqsat_deploy.quantization.biases import corrected
+from eqsat_deploy.quantization.reconstruction import finished
 from eqsat_deploy.quantization.rounding import Rounding
 from eqsat_deploy.stages import listening
 from tests.deploy.placing import ADDS, WEIGHTED, Attention, Residual, images, int8, shared, traced
@@ -447,9 +449,11 @@ def test_what_an_activation_clips_does_not_move_what_it_lets_pass() -> None:
     expected = torch.cat([torch.full((1, 2, 4, 8), -9.0), torch.rand(1, 2, 4, 8) + 1], dim=2)
     found = expected.clone()
     found[:, :, :4] += 2.0
-    clipped = corrected(layer, expected, found, lambda x: torch.clamp(x, 0.0, 6.0))
-    assert torch.equal(clipped, found)
-    assert torch.allclose(corrected(layer, expected, found), found - 1.0)
+    left, shifted = found.clone(), found.clone()
+    corrected(layer, [expected], [left], lambda x: torch.clamp(x, 0.0, 6.0))
+    assert torch.equal(left, found)
+    corrected(layer, [expected], [shifted])
+    assert torch.allclose(shifted, found - 1.0)
 
 
 @given(st.floats(-0.4, 0.4), st.sampled_from([torch.relu, F.hardswish, F.silu, F.gelu, torch.log, F.relu6]))
@@ -458,8 +462,20 @@ def test_an_even_error_is_taken_back_whatever_comes_after(
 ) -> None:
     layer = QuantizedConv2d.from_float(nn.Conv2d(1, 2, 1))
     expected = torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(0)) + 1
-    left = corrected(layer, expected, expected + error, after) - expected
-    assert left.abs().max() <= 0.01 * abs(error) + 1e-6
+    found = expected + error
+    corrected(layer, expected.split(3), found.split(3), after)
+    assert (found - expected).abs().max() <= 0.01 * abs(error) + 1e-6
+
+
+def test_a_mean_error_is_taken_over_values_from_all_over_a_map() -> None:
+    """Of 64 x 64 maps every fourth value is looked at: an error that lies in some columns alone counts as it should."""
+    layer = QuantizedConv2d.from_float(nn.Conv2d(1, 2, 1))
+    expected = torch.zeros(2, 2, 64, 64)
+    for column in range(64):
+        found = expected.clone()
+        found[..., column] = 64.0
+        corrected(layer, [expected], [found])
+        assert found[0, 0, 0, column - 1] == pytest.approx(-1.0, abs=0.1)
 
 
 def test_a_zero_point_is_taken_where_it_pays_and_the_target_reads_it() -> None:
@@ -544,7 +560,7 @@ def test_stages_are_heard_of(residual: fx.GraphModule) -> None:
     assert list(dict.fromkeys(heard)) == ["calibrate", "quantize"]
 
 
-def test_what_two_forms_have_in_common_is_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plain_form_is_repaired_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Rounding] = []
     doubted = Rounding.doubted
     monkeypatch.setattr(
@@ -556,14 +572,24 @@ def test_what_two_forms_have_in_common_is_chosen_once(monkeypatch: pytest.Monkey
     both = copy.deepcopy(alone)
     record(both, plain=copy.deepcopy(alone), fingerprint=fingerprint(both))
     quantized = quantize(both, images(3))
+    assert len(asked) == 2 * once > 0
     plain = deployment(quantized).plain
     assert plain is not None
-    assert 0 < len(asked) - once == once
-    assert fingerprint(quantized) == fingerprint(plain) == fingerprint(expected)
-    other = copy.deepcopy(alone)
-    with torch.no_grad():
-        next(m for m in other.modules() if isinstance(m, nn.Conv2d)).weight.mul_(1.01)
-    record(both, plain=other)
-    asked.clear()
-    quantize(both, images(3))
-    assert len(asked) > once
+    assert fingerprint(quantized) == fingerprint(expected) != fingerprint(plain)
+    done = finished(plain)
+    assert fingerprint(done) == fingerprint(expected)
+    assert deployment(done).fidelity == deployment(expected).fidelity
+    assert finished(done) is done
+    assert fingerprint(deployment(quantized).plain) == fingerprint(plain)
+
+
+def test_of_great_inputs_few_are_kept_with_the_plain_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    form = int8(traced(Residual(), torch.zeros(1, 3, 32, 32)), WEIGHTED)
+    record(form, plain=copy.deepcopy(form), fingerprint=fingerprint(form))
+    for kept, count in ((1, SAMPLES), (6 * 3 * 32 * 32 * 4, 6), (2**30, 12)):
+        monkeypatch.setattr(ptq, "KEPT", kept)
+        plain = deployment(quantize(form, images(3))).plain
+        assert plain is not None
+        draft = deployment(plain).draft
+        assert draft is not None
+        assert len(draft.inputs[0]) == count
