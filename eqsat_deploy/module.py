@@ -88,7 +88,7 @@ class OptimizedModule(fx.GraphModule):
         return pareto(self, batches, points=points)
 
     def build(self, engine: str = "auto", **options: Any) -> Any:
-        """Compile to an engine and ship whichever of this form and the plain one is faster; see `build.build`.
+        """Compile to an engine, of the plain form where that is faster for certain; see `build.build`.
 
         Raises:
             EngineError: the engine is not available, with how to get it, or it fails to compile the module.
