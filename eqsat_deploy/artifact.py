@@ -87,8 +87,12 @@ def save(engine: Saved, path: str | Path, files: Path | None = None) -> None:
         else:
             (folder / ENGINE).mkdir()
             engine.save_files(folder / ENGINE)
-        # safetensors refuses tensors that share memory; tied weights are written once each.
-        save_file({name: value.cpu().clone() for name, value in engine.weights.items()}, folder / WEIGHTS)
+        # safetensors refuses tensors that share memory, and transposed ones; tied weights are written once each.
+        weights = {
+            name: value.cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in engine.weights.items()
+        }
+        save_file(weights, folder / WEIGHTS)
         manifest = {
             "format": FORMAT,
             "engine": engine.name,

@@ -64,7 +64,7 @@ def finished(module: fx.GraphModule) -> fx.GraphModule:
     return module
 
 
-class _Rounded(fx.Interpreter):
+class _Run(fx.Interpreter):
     """Computes nodes of the quantized module, some layers as they are in `layers`."""
 
     def __init__(self, module: fx.GraphModule, layers: Mapping[str, nn.Module]) -> None:
@@ -75,12 +75,66 @@ class _Rounded(fx.Interpreter):
         return (self.layers.get(target) or self.fetch_attr(target))(*args, **kwargs)
 
 
-class _Float(_Rounded):
+class _FloatRun(_Run):
     """Computes nodes of the quantized module as they were in float."""
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         rounds = isinstance(self.fetch_attr(target), FakeQuantize | ChannelScale)
         return args[0] if rounds else super().call_module(target, args, kwargs)
+
+
+class _Sample:
+    """A sample in parts, and what nodes make of each: in float, and with everything up to them rounded.
+
+    The parts are small, since tensors of 32 MiB and more are memory that the system clears anew for each of them.
+    """
+
+    def __init__(self, module: fx.GraphModule, parts: Sequence[tuple[Tensor, ...]]) -> None:
+        originals = {
+            name: with_exact_weight(layer)
+            for name, layer in module.named_modules()
+            if isinstance(layer, Layer)
+        }
+        self.layers: dict[str, nn.Module] = {}
+        self.exact: list[_Run] = [_FloatRun(module, originals) for _ in parts]
+        self.rounded = [_Run(module, self.layers) for _ in parts]
+        self.inputs = zip(*parts, strict=True)
+        self.originals, self.left = originals, dict[fx.Node, int]()
+
+    def take_input(self, node: fx.Node) -> None:
+        """The next of the inputs, for the next of the placeholders."""
+        for exact, rounded, value in zip(self.exact, self.rounded, next(self.inputs), strict=True):
+            exact.env[node] = rounded.env[node] = value
+
+    def compute(self, node: fx.Node) -> None:
+        """`node` in float."""
+        for run in self.exact:
+            run.env[node] = run.run_node(node)
+
+    def round(self, node: fx.Node) -> None:
+        """`node` as the module computes it, with its weight rounded once."""
+        target = str(node.target)
+        if node.op == "call_module" and isinstance(layer := self.rounded[0].fetch_attr(target), Layer):
+            self.layers[target] = with_rounded_weight(layer)
+        for run in self.rounded:
+            run.env[node] = run.run_node(node)
+
+    def take(self, node: fx.Node, codes: Callable[[Tensor], Tensor], operand: fx.Node) -> None:
+        """`node` as the `codes` of an operand."""
+        for run in self.rounded:
+            run.env[node] = codes(run.env[operand])
+
+    def values(self, node: fx.Node) -> tuple[list[Tensor], list[Tensor]]:
+        """What `node` is of each part, in float and rounded."""
+        return [run.env[node] for run in self.exact], [run.env[node] for run in self.rounded]
+
+    def forget(self, operands: Sequence[fx.Node]) -> None:
+        """Drop what nobody reads any more, now that one more has read `operands`."""
+        for operand in operands:
+            self.left[operand] = self.left.get(operand, len(operand.users)) - 1
+            if not self.left[operand]:
+                for run in (*self.exact, *self.rounded):
+                    del run.env[operand]
 
 
 def reconstruct(
@@ -103,60 +157,34 @@ def reconstruct(
         How near the outputs on the sample are to those in float.
     """
     choices = {} if choices is None else choices
-    originals = {
-        name: with_exact_weight(layer) for name, layer in module.named_modules() if isinstance(layer, Layer)
-    }
-    layers: dict[str, nn.Module] = {}
-    # Small parts, since tensors of 32 MiB and more are memory that the system clears anew for each of them.
-    parts = split(deployment(module).inputs, inputs, SEARCHED)
-    passes = [(_Float(module, originals), _Rounded(module, layers), iter(part)) for part in parts]
+    sample = _Sample(module, split(deployment(module).inputs, inputs, SEARCHED))
     calls = Counter(str(node.target) for node in module.graph.nodes if node.op == "call_module")
-    left: dict[fx.Node, int] = {}
     with torch.no_grad():
         for node in module.graph.nodes:
             if node.op == "output":
                 break
             if node.op == "placeholder":
-                for exact, rounded, values in passes:
-                    exact.env[node] = rounded.env[node] = next(values)
+                sample.take_input(node)
                 continue
             operands, target = node.all_input_nodes, str(node.target)
             child = module.get_submodule(target) if node.op == "call_module" else None
-            once, chosen = calls[target] == 1, None
-            for exact, _, _ in passes:
-                exact.env[node] = exact.run_node(node)
-            if isinstance(child, FakeQuantize) and once and target in seen:
+            sample.compute(node)
+            chosen = None
+            if isinstance(child, FakeQuantize) and calls[target] == 1 and target in seen:
                 readers = _layers(module, node, calls)
                 by = giver(module, node, readers, calls)
-                given = passes[0][1].env[operands[0]]
-                chosen = _chosen(node, readers, originals, seen[target], grid, given, choices, by)
-                if chosen is not None:
-                    chosen.place(module, node)
-            if isinstance(child, Layer):
-                layers[target] = with_rounded_weight(child)
-            for _, rounded, _ in passes:
-                rounded.env[node] = (
-                    rounded.run_node(node) if chosen is None else chosen.codes(rounded.env[operands[0]])
-                )
-            if isinstance(child, Layer) and once:
-                corrected(
-                    child,
-                    [exact.env[node] for exact, _, _ in passes],
-                    [rounded.env[node] for _, rounded, _ in passes],
-                    _after(node),
-                )
-            for operand in operands:
-                left[operand] = left.get(operand, len(operand.users)) - 1
-                if not left[operand]:
-                    for exact, rounded, _ in passes:
-                        del exact.env[operand], rounded.env[operand]
-    return Fidelity.of(
-        (
-            _whole([exact.env[node] for exact, _, _ in passes]),
-            _whole([rounded.env[node] for _, rounded, _ in passes]),
-        )
-        for node in flat_outputs(module)
-    )
+                given = sample.values(operands[0])[1][0]
+                chosen = _chosen(node, readers, sample.originals, seen[target], grid, given, choices, by)
+            if chosen is None:
+                sample.round(node)
+            else:
+                chosen.place(module, node)
+                sample.take(node, chosen.codes, operands[0])
+            if isinstance(child, Layer) and calls[target] == 1:
+                corrected(child, *sample.values(node), _after(node))
+            sample.forget(operands)
+    outputs = [sample.values(node) for node in flat_outputs(module)]
+    return Fidelity.of((_whole(exact), _whole(rounded)) for exact, rounded in outputs)
 
 
 def _whole(parts: Sequence[Tensor]) -> Tensor:

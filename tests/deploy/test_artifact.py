@@ -47,6 +47,19 @@ def test_what_is_saved_loads(engine: Fake, saved: Path) -> None:
     assert torch.equal(result, 2 * x)
 
 
+def test_weights_are_saved_however_they_lie_in_memory(engine: Fake, tmp_path: Path) -> None:
+    table = torch.arange(6.0).reshape(2, 3)
+    engine.weights = {
+        "table": table.t(),
+        "tied": table.t(),
+        "spread": table.expand(4, 2, 3),
+        "part": table[:, 1:],
+    }
+    engine.save(tmp_path / "model.eqsat")
+    loaded = load(tmp_path / "model.eqsat", Fake)
+    assert all(torch.equal(loaded.weights[name], value) for name, value in engine.weights.items())
+
+
 def test_it_is_a_plain_directory_beside_nothing_else(saved: Path) -> None:
     names = sorted(file.relative_to(saved).as_posix() for file in saved.rglob("*") if file.is_file())
     assert names == [
