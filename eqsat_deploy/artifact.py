@@ -88,10 +88,7 @@ def save(engine: Saved, path: str | Path, files: Path | None = None) -> None:
             (folder / ENGINE).mkdir()
             engine.save_files(folder / ENGINE)
         # safetensors refuses tensors that share memory, and transposed ones; tied weights are written once each.
-        weights = {
-            name: value.cpu().clone(memory_format=torch.contiguous_format)
-            for name, value in engine.weights.items()
-        }
+        weights = {name: value.cpu().contiguous().clone() for name, value in engine.weights.items()}
         save_file(weights, folder / WEIGHTS)
         manifest = {
             "format": FORMAT,
