@@ -22,12 +22,17 @@ WORTH = 0.4
 MOST = 0.025
 """The part of the predicted time that may be spent where no accuracy is asked for."""
 
+LEAST = 0.5
+"""dB that kernels in float have to bring however little time is predicted for them."""
 
-def economical(found: Sensitivities) -> list[str]:
-    """The kernels to keep in float where no accuracy is asked for: the most noise for the least time first, as long as
-    each is worth it and all together take no more than `MOST` of the time."""
+
+def economical(found: Sensitivities) -> tuple[list[str], float]:
+    """The kernels to keep in float where no accuracy is asked for, and the least dB of the outputs that are worth their
+    time: the most noise for the least time first, as long as each is worth it and all together take no more than `MOST`
+    of the time. None where they are not expected to bring as much."""
     kept: list[str] = []
-    left, spent = 10 ** (-found.sqnr / 10), 0.0
+    before = left = 10 ** (-found.sqnr / 10)
+    spent = 0.0
     for one in found.by_worth():
         part = inf if one.time is None else one.time / (found.total or inf)
         rest = left - one.noise
@@ -35,7 +40,8 @@ def economical(found: Sensitivities) -> list[str]:
             continue
         kept.append(one.kernel)
         left, spent = rest, spent + part
-    return kept
+    gain = max(WORTH * 100 * spent, LEAST)
+    return (kept, gain) if 10 * log10(before / left) >= gain else ([], gain)
 
 
 def leaving(found: Sensitivities, part: float) -> list[str]:

@@ -135,11 +135,13 @@ def quantize(
     first, *rest = forms
     with stages("quantize"):
         quantized = first.quantized(effort, sample, choices)
-        while floats := _to_float(module, quantized, first.fidelity, sample, budget):
-            first, *rest = [form.with_floats(floats) for form in (first, *rest)]
-            quantized = first.quantized(effort, sample, choices)
-            if budget is None:
-                break
+        if budget is not None:
+            while floats := _beyond(budget, module, quantized, sample):
+                first, *rest = [form.with_floats(floats) for form in (first, *rest)]
+                quantized = first.quantized(effort, sample, choices)
+        elif better := _economical(first, quantized, effort, sample, choices):
+            first, *rest = better, *(form.with_floats(better.floats) for form in rest)
+            quantized = first.module
         others = [form.drafted(effort, sample) for form in rest]
     fidelity = first.fidelity
     if effort == "best":
@@ -167,20 +169,26 @@ def quantize(
     return quantized
 
 
-def _to_float(
-    module: fx.GraphModule,
-    quantized: fx.GraphModule,
-    fidelity: Fidelity | None,
-    sample: Sequence[Tensor],
-    budget: AccuracyBudget | None,
+def _economical(
+    form: _Watched, quantized: fx.GraphModule, effort: str, sample: Sequence[Tensor], choices: Choices
+) -> _Watched | None:
+    """`form` with a few kernels in float, where its outputs have lost more than is expected and win by that what it is
+    worth: what a kernel does to them is known to first order only, so it is tried."""
+    if form.fidelity is None or form.fidelity.sqnr >= Fidelity.EXPECTED_SQNR:
+        return None
+    floats, gain = economical(ranked(quantized, [sample], form.fidelity.sqnr))
+    if not floats:
+        return None
+    other = form.with_floats(floats)
+    other.quantized(effort, sample, choices)
+    assert other.fidelity is not None
+    return other if other.fidelity.sqnr >= form.fidelity.sqnr + gain else None
+
+
+def _beyond(
+    budget: AccuracyBudget, module: fx.GraphModule, quantized: fx.GraphModule, sample: Sequence[Tensor]
 ) -> list[str]:
-    """The kernels of `quantized` to put in float next, so that it keeps the budget, or for little time without one."""
-    if budget is None:
-        return (
-            economical(ranked(quantized, [sample], fidelity.sqnr))
-            if fidelity is not None and fidelity.sqnr < fidelity.EXPECTED_SQNR
-            else []
-        )
+    """The kernels of `quantized` to put in float next, for it to keep the budget."""
     expected, given = outputs_of(module, sample), outputs_of(quantized, sample)
     value = budget.measure(expected, given)
     excess = budget.excess(value)

@@ -124,7 +124,7 @@ def roundings(
     layers: Readers, seen: Extremes, grid: IntegerGrid, *, read_whole: bool, giver: str | None = None
 ) -> Iterator[Rounding]:
     """Ways to round a tensor that `layers` read, of which calibration has `seen` the extremes. Its channels are divided
-    by the target, where that can, else by `giver`, the layer that writes it, where there is one.
+    by `giver`, the layer that writes it, where there is one, which costs no time; else by the target, where that can.
 
     What products of matrices alone read may have a zero point and be clipped. Convolutions lose more by values clipped
     in what calibration has not shown than they gain by finer steps, and run slower with zero points.
@@ -134,7 +134,6 @@ def roundings(
     means = [(seen.mean_minimum, seen.mean_maximum)] if product else []
     for covered in _grids([whole, *means], grid, product):
         yield Rounding(FakeQuantize.of_grid(covered), layers)
-    giver = None if grid.equalized else giver
     if (grid.equalized or giver is not None) and seen.lows.numel():
         lows, highs = seen.channels
         peaks, readers = torch.maximum(lows.abs(), highs.abs()), list(layers.values())

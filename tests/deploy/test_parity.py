@@ -308,12 +308,14 @@ def test_sizes_of_a_batch_are_whole_numbers_in_order(sizes: Any) -> None:
         Batch(*sizes)
 
 
-def test_what_amplifies_everything_still_has_a_floor() -> None:
+def test_what_amplifies_much_still_has_a_floor_down_to_what_it_agrees_with_itself_at() -> None:
     wanted = torch.ones(100)
     noise = torch.randn(100, generator=torch.Generator().manual_seed(0))
-    itself = [wanted + 2 * noise]
-    assert parity._departs(wanted, wanted + 0.1 * noise, itself, True, torch.float32) is None
-    assert "12.0 are needed" in str(parity._departs(wanted, wanted + noise, itself, True, torch.float32))
+    for own, needed in ((0.05, "15.8"), (0.15, "12.0"), (0.28, "8.8"), (1.0, "-2.2")):
+        itself = [wanted + own * noise]
+        assert parity._departs(wanted, wanted + own * noise, itself, True, torch.float32) is None
+        found = str(parity._departs(wanted, wanted + 3 * noise, itself, True, torch.float32))
+        assert f"where {needed}" in found
 
 
 def test_rounding_of_an_engine_s_own_is_right_where_it_is_less_than_that_of_the_module():
@@ -322,6 +324,5 @@ def test_rounding_of_an_engine_s_own_is_right_where_it_is_less_than_that_of_the_
     assert _as_near(exact, exact + 0.05 * one, exact + 0.05 * one + 0.03 * other)
     assert not _as_near(exact, exact + 0.05 * one, exact + 0.05 * one + 0.1 * other)
     assert not _as_near(exact, exact + 0.05 * one, other)
-    assert not _as_near(exact, exact + 0.5 * one, exact + 0.5 * one), (
-        "this far off, nothing is explained by rounding"
-    )
+    assert _as_near(exact, exact + 0.5 * one, exact + 0.5 * other)
+    assert not _as_near(exact, exact + 0.5 * one, exact + 0.8 * other)

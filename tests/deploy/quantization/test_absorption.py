@@ -111,10 +111,12 @@ def test_what_something_else_reads_is_not_scaled() -> None:
     assert torch.equal(quantized.norm.weight, SPREAD)
 
 
-def test_a_target_that_divides_itself_leaves_the_writer_alone() -> None:
-    better, quantized = gained(Convs(F.relu), images, replace(TENSORRT.grid, equalized=True))
-    assert better > 6
-    assert any(isinstance(child, ChannelScale) for child in quantized.modules())
+def test_a_target_that_divides_itself_does_so_only_where_the_writer_cannot() -> None:
+    divides = replace(TENSORRT.grid, equalized=True)
+    for activation, itself in ((F.relu, False), (F.relu6, True)):
+        better, quantized = gained(Convs(activation), images, divides)
+        assert better > 6
+        assert any(isinstance(child, ChannelScale) for child in quantized.modules()) == itself
 
 
 def test_without_rounding_the_function_is_the_same() -> None:

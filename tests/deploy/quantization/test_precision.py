@@ -17,12 +17,13 @@ from eqsat_deploy.quantization import (
     AccuracyBudget,
     FakeQuantize,
     precision,
+    ptq,
     quantize,
     sensitivity,
 )
 from eqsat_deploy.quantization.fake_quantize import swapped
 from eqsat_deploy.quantization.observers import Extremes
-from eqsat_deploy.quantization.precision import MOST, WORTH, economical, leaving
+from eqsat_deploy.quantization.precision import LEAST, MOST, WORTH, economical, leaving
 from eqsat_deploy.quantization.sensitivity import Sensitivities, Sensitivity
 from tests.support.models import randomized
 from tests.support.stages import optimized, outputs
@@ -66,12 +67,13 @@ def found(*kernels: tuple[str, float, float | None], sqnr: float, total: float =
 
 def test_only_what_is_worth_its_time_stays_in_float() -> None:
     half = 10 ** (-1.5) / 2  # 3 dB of 15
-    assert economical(found(("free", half / 100, 0.0), ("dear", half, 8.0), sqnr=15)) == ["free"]
-    assert economical(found(("worth it", half, 1.0), sqnr=15)) == ["worth it"]
-    assert economical(found(("not enough", half / 100, 1.0), sqnr=15)) == []
-    assert economical(found(("unknown", half, None), sqnr=15)) == []
+    assert economical(found(("free", half, 0.0), ("dear", half, 8.0), sqnr=15)) == (["free"], LEAST)
+    assert economical(found(("worth it", half, 2.0), sqnr=15)) == (["worth it"], pytest.approx(2 * WORTH))
+    assert economical(found(("not enough", half / 100, 1.0), sqnr=15))[0] == []
+    assert economical(found(("free, for nothing", half / 100, 0.0), sqnr=15))[0] == []
+    assert economical(found(("unknown", half, None), sqnr=15))[0] == []
     many = found(*((f"k{i}", half / 4, MOST * 40) for i in range(6)), sqnr=15)
-    assert len(economical(many)) == 2, "no more than MOST of the time in all"
+    assert len(economical(many)[0]) == 2, "no more than MOST of the time in all"
     assert 10 * math.log10(1 / (1 - 1 / 8)) > WORTH * 40 * MOST, "each of them alone is worth it"
 
 
@@ -123,11 +125,30 @@ def test_what_is_economical_stays_in_float(gated: fx.GraphModule, monkeypatch: p
     assert _floats(quantize(gated, batches())) == _floats(gated), "nothing is worth its time"
     monkeypatch.setattr(precision, "MOST", 0.4)
     monkeypatch.setattr(precision, "WORTH", 0.05)
+    with monkeypatch.context() as never:
+        never.setattr(precision, "LEAST", 30.0)
+        assert _floats(quantize(gated, batches())) == _floats(gated), "nothing brings as much"
     after = quantize(gated, batches())
     kept = _floats(after) - _floats(gated)
     assert "mul" in kept
     assert decibels(expected, outputs(after, data)[0]) > decibels(expected, outputs(before, data)[0]) + 1
     assert _floats(quantize(gated, batches(), effort="fast")) == _floats(gated)
+
+
+def test_what_was_expected_to_help_and_does_not_stays_in_int8(
+    gated: fx.GraphModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Fidelity, "EXPECTED_SQNR", 60.0)
+    tried = []
+
+    def hopeful(found: Sensitivities) -> tuple[list[str], float]:
+        tried.append(found.kernels[-1].kernel)
+        return [tried[-1]], 0.5
+
+    monkeypatch.setattr(ptq, "economical", hopeful)
+    quantized = quantize(gated, batches())
+    assert len(tried) == 1
+    assert _floats(quantized) == _floats(gated)
 
 
 def _floats(module: fx.GraphModule) -> set[str]:
