@@ -14,7 +14,7 @@ from eqsat_deploy.calling import arguments
 from eqsat_deploy.deployment import Batch, Signature, comparable, deployment, fingerprint
 from eqsat_deploy.engines import Engine
 from eqsat_deploy.engines.base import realized
-from eqsat_deploy.engines.race import EQUAL, Timing, race, winner
+from eqsat_deploy.engines.race import Timing, race, winner
 from eqsat_deploy.errors import EngineError, EqsatError, InputError
 from eqsat_deploy.parity import compare, first_departure
 from eqsat_deploy.quantization.reconstruction import finished
@@ -23,6 +23,9 @@ from eqsat_deploy.targets import find_engine
 from eqsat_extraction.arguments import checked
 
 CHOSEN, PLAIN = "chosen", "plain"
+
+DRAFT = 0.03
+"""By which part of its time a plain form may be faster as a draft: scales and zero points cost it about as much."""
 
 
 @checked
@@ -111,11 +114,11 @@ def build(
 
 
 def _beaten(timings: Mapping[str, Timing]) -> bool:
-    """Whether the chosen form is slower than another for certain, by what counts, or does not run."""
+    """Whether the chosen form is slower than the plain one for certain, by `DRAFT` or more, or does not run."""
     if not timings:
         return False
     over = timings[CHOSEN].over if CHOSEN in timings else (inf,)
-    return over is not None and over[0] > 1 + EQUAL
+    return over is not None and over[0] > 1 + DRAFT
 
 
 def _sizes(batch: object) -> Batch:

@@ -96,8 +96,8 @@ def test_the_faster_form_is_shipped(quantized, monkeypatch, faster):
 def test_the_plain_form_is_shipped_where_it_is_faster_for_certain_and_once_it_is_repaired(
     quantized, monkeypatch
 ):
-    won, doubtful = Timing(2.0, 2.0, 2.0, 16), Timing(2.1, 2.1, 2.1, 16, (1.005, 1.03, 1.05))
-    lost = Timing(2.1, 2.1, 2.1, 16, (1.02, 1.05, 1.08))
+    won, doubtful = Timing(2.0, 2.0, 2.0, 16), Timing(2.1, 2.1, 2.1, 16, (1.02, 1.03, 1.05))
+    lost = Timing(2.1, 2.1, 2.1, 16, (1.04, 1.05, 1.08))
     races = []
 
     def race(engines, *_, **__):
