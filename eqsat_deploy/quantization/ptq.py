@@ -85,16 +85,17 @@ def quantize(
         effort: `fast` takes the observed ranges; `balanced` moves scales per channel into weights and chooses the
             ranges of matrix products, both by the error at the outputs of what reads the tensor, and corrects biases
             (`reconstruction`); `best` then trains scales and biases to give the float outputs on up to
-            `tuning.TUNED` samples, keeping what is best on samples left out. `fast` takes the time of a pass over the
-            data, `balanced` two to three times that, `best` about 20 passes forward and back over its samples more; it
-            leaves out the plain form, which `build` then does not compare with.
+            `tuning.TUNED` samples, keeping what is best on samples left out. `fast` takes the time of two passes over
+            the data, `balanced` that of five passes over `SAMPLE` samples more, or about twelve where the outputs have
+            lost much, `best` of about 20 passes forward and back over its samples more; it leaves out the plain form,
+            which `build` then does not compare with. The plain form is repaired when `build` is to ship it.
         grid: the codes that kernels read, the module's target's when missing (any, where it has no target).
         observer: `minmax`, `percentile`, `entropy`, `mse`, or a function returning a new `Observer`: takes the range
             from it alone. When missing, the range is chosen as `effort` says.
         precision: `"float"` for kernels that stay in float, by the names of their nodes or patterns of them such as
             `layer4_*` (`fnmatch`); `sensitivity` says which are worth it. With `effort="balanced"`, others whose
             rounding costs the outputs more than float would cost time (`economical`) are kept in float as well where
-            the outputs have lost more than is expected (`Fidelity`).
+            the outputs have lost more than is expected (`Fidelity`) and are seen to win by it.
         accuracy_budget: keep in float what has to be for the outputs to lose no more than this on calibration data:
             an SQNR in dB, or an `AccuracyBudget` with another metric.
         learnable: scales are parameters that training adapts (LSQ).
