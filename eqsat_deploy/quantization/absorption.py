@@ -1,13 +1,17 @@
-"""The layer that a tensor's channels can be scaled in, for targets that cannot scale them in front of the rounding.
+"""The layer that a tensor's channels can be scaled in, where that costs no time, unlike scaling before the rounding.
 
 A scale moves from a tensor back through what is positively homogeneous in each channel, ReLU and pools, into the
 convolution, product or normalization that wrote it (Nagel et al., "Data-Free Quantization", 2019; Xiao et al.,
 "SmoothQuant", 2023). Exact in float, and of rounded weights too: their scales are those of the rows.
+
+ReLU6 is not homogeneous: a channel that is divided would be clipped at 6 over its divisor. Where it stands right before
+the rounding, whose greatest code stands for no more than that in any channel, the rounding clips: ReLU is enough then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +28,28 @@ HOMOGENEOUS_MODULES = (
 Giver = nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.LayerNorm
 
 
-def giver(
+@dataclass(frozen=True)
+class Writer:
+    """The submodule `name` that writes a tensor, and where that is clipped at `ceiling` last, the node that does so."""
+
+    name: str
+    clips: fx.Node | None = None
+    ceiling: float | None = None
+
+    def scale(self, module: fx.GraphModule, factor: Tensor) -> None:
+        """Multiply the channels of what is written by `factor`, (channels,); clipping is left to the rounding."""
+        scale(module.get_submodule(self.name), factor)
+        if self.clips is not None:
+            (operand,) = self.clips.all_input_nodes
+            self.clips.op, self.clips.target = "call_function", torch.relu
+            self.clips.args, self.clips.kwargs = (operand,), {}
+
+
+def writer(
     module: fx.GraphModule, quantizer: fx.Node, readers: Mapping[str, nn.Module], calls: Mapping[str, int]
-) -> str | None:
-    """The submodule that can scale the channels of what the node `quantizer` rounds, for the layers `readers`, where
-    nothing else reads them; None where there is none.
+) -> Writer | None:
+    """What can scale the channels of what the node `quantizer` rounds, for the layers `readers`, where nothing else
+    reads them; None where there is nothing.
 
     Args:
         module: quantized.
@@ -39,17 +60,42 @@ def giver(
     if any(str(user.target) not in readers for user in quantizer.users):
         return None
     node = quantizer.all_input_nodes[0]
+    ceiling = _ceiling(module, node)
+    clips = None if ceiling is None else node
     while len(node.users) == 1 and len(node.all_input_nodes) == 1:
         target = str(node.target)
         layer = module.get_submodule(target) if node.op == "call_module" else None
         if isinstance(layer, Giver):
             last = isinstance(layer, nn.Linear | nn.LayerNorm)
             fits = all(isinstance(reader, nn.Linear) == last for reader in readers.values())
-            return target if fits and calls[target] == 1 and _by_channel(layer) else None
-        if not isinstance(layer, HOMOGENEOUS_MODULES) and node.target not in HOMOGENEOUS:
+            fits = fits and calls[target] == 1 and _by_channel(layer)
+            return Writer(target, clips, ceiling) if fits else None
+        if (
+            node is not clips
+            and not isinstance(layer, HOMOGENEOUS_MODULES)
+            and node.target not in HOMOGENEOUS
+        ):
             return None
         node = node.all_input_nodes[0]
     return None
+
+
+def _ceiling(module: fx.GraphModule, node: fx.Node) -> float | None:
+    """What a node clips at that clips at 0 from below; None where it is no such node."""
+    if node.op == "call_module":
+        layer = module.get_submodule(str(node.target))
+        return 6.0 if isinstance(layer, nn.ReLU6) else None
+    if node.target is F.relu6:
+        return 6.0
+    bounds = [*node.args[1:], *node.kwargs.values()]
+    if (
+        node.target is not torch.clamp
+        or len(bounds) != 2
+        or bounds[0] != 0
+        or list(node.kwargs)[:1] == ["max"]
+    ):
+        return None
+    return float(bounds[1]) if isinstance(bounds[1], int | float) and bounds[1] > 0 else None
 
 
 def _by_channel(layer: Giver) -> bool:

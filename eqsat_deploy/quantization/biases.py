@@ -9,7 +9,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from eqsat_deploy.quantization.fake_quantize import Layer, QuantizedLinear, swapped, with_rounded_weight
+from eqsat_deploy.quantization.fake_quantize import (
+    FakeQuantize,
+    Layer,
+    QuantizedLinear,
+    swapped,
+    with_rounded_weight,
+)
 
 PLACES = 2048
 """How many values of a channel its mean error is taken over at most: it is then known to a fortieth of its spread."""
@@ -90,7 +96,7 @@ def rounded_once(module: fx.GraphModule) -> fx.GraphModule:
 
 def unrounded(module: fx.GraphModule) -> fx.GraphModule:
     """A quantized `module` without any rounding and with the biases that it had in float; what stays is shared."""
-    exact = swapped(module, lambda quantizer: nn.Identity())
+    exact = swapped(module, FakeQuantize.exact)
     for name, layer in list(exact.named_modules()):
         if isinstance(layer, Layer):
             exact.set_submodule(name, uncorrected(layer))

@@ -28,6 +28,8 @@ class FakeQuantize(nn.Module):
         log_scale: the parameter when learnable, otherwise None. Read `step` in either case.
         zero_point: int32, shaped like the scale; zero unless the grid is asymmetric.
         low, high: int32 scalars, the codes' bounds: -128..127 (int8) or 0..255 (uint8).
+        ceiling: what the values would be clipped at did they not round to less, in a shape that broadcasts over them;
+            None where nothing was clipped.
         axis: the channel axis, None for one scale per tensor.
     """
 
@@ -36,6 +38,7 @@ class FakeQuantize(nn.Module):
     zero_point: Tensor
     low: Tensor
     high: Tensor
+    ceiling: Tensor | None
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class FakeQuantize(nn.Module):
         self.register_buffer("zero_point", torch.full_like(scale, zero_point, dtype=torch.int32))
         self.register_buffer("low", torch.tensor(low, dtype=torch.int32, device=scale.device))
         self.register_buffer("high", torch.tensor(high, dtype=torch.int32, device=scale.device))
+        self.register_buffer("ceiling", None)
         self.axis = axis
 
     @classmethod
@@ -79,6 +83,10 @@ class FakeQuantize(nn.Module):
         # A channel of zeros is represented by any scale.
         scale = torch.where(peak > 0, (peak / 127).clamp_min(1e-12), torch.ones_like(peak))
         return cls(scale, axis=axis % weight.dim(), learnable=learnable)
+
+    def exact(self) -> nn.Module:
+        """What stands for it without rounding."""
+        return nn.Identity() if self.ceiling is None else Clipped(self.ceiling)
 
     def learn(self) -> None:
         """Make the scale a parameter."""
@@ -136,6 +144,20 @@ class FakeQuantize(nn.Module):
         if self.axis is not None:
             return f"{kind}, {self.step.numel()} channels along axis {self.axis}"
         return f"{kind}, scale={float(self.step):.6g}, zero_point={int(self.zero_point)}"
+
+
+class Clipped(nn.Module):
+    """Clips values from above, at its buffer `ceiling`."""
+
+    ceiling: Tensor
+
+    def __init__(self, ceiling: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("ceiling", ceiling)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """`values` clipped, same shape and dtype."""
+        return torch.minimum(values, self.ceiling.to(values.dtype))
 
 
 def swapped(module: Owner, made: Callable[[FakeQuantize], nn.Module]) -> Owner:

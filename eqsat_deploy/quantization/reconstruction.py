@@ -18,7 +18,7 @@ from eqsat_deploy.deployment import copied, deployment, flat_outputs, record, sp
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.language.pointwise import UNARY
 from eqsat_deploy.noise import Fidelity
-from eqsat_deploy.quantization.absorption import giver
+from eqsat_deploy.quantization.absorption import Writer, writer
 from eqsat_deploy.quantization.biases import corrected
 from eqsat_deploy.quantization.equalization import ChannelScale
 from eqsat_deploy.quantization.fake_quantize import (
@@ -172,7 +172,7 @@ def reconstruct(
             chosen = None
             if isinstance(child, FakeQuantize) and calls[target] == 1 and target in seen:
                 readers = _layers(module, node, calls)
-                by = giver(module, node, readers, calls)
+                by = writer(module, node, readers, calls)
                 given = sample.values(operands[0])[1][0]
                 chosen = _chosen(node, readers, sample.originals, seen[target], grid, given, choices, by)
             if chosen is None:
@@ -220,7 +220,7 @@ def _chosen(
     grid: IntegerGrid,
     given: Tensor,
     choices: Choices,
-    by: str | None,
+    by: Writer | None,
 ) -> Rounding | None:
     """The way of least error to round what the quantizer `node` is `given`, whose channels the layer `by` can scale;
     None where no layer reads its codes."""
@@ -230,7 +230,7 @@ def _chosen(
         rows = given.reshape(-1, given.shape[-1])
         given = rows[:: max(len(rows) // ROWS, 1)]
     read_whole = len(layers) < len(node.users)
-    ways = list(roundings(layers, seen, grid, read_whole=read_whole, giver=by))
+    ways = list(roundings(layers, seen, grid, read_whole=read_whole, writer=by))
     for way in ways:
         way.quantizer.to(given.device)
     key = (str(node.target), *layers)

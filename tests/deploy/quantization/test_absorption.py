@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.noise import decibels
 from eqsat_deploy.quantization import FakeQuantize, quantize
+from eqsat_deploy.quantization.biases import unrounded
 from eqsat_deploy.quantization.equalization import ChannelScale
 from eqsat_deploy.targets.tensorrt import TENSORRT
 from tests.deploy.placing import WEIGHTED, int8, traced
@@ -95,9 +96,45 @@ def test_channels_are_scaled_in_the_normalization_that_writes_them() -> None:
     assert not any(isinstance(child, ChannelScale) for child in quantized.modules())
 
 
+@pytest.mark.parametrize("grid", [TENSORRT.grid, IntegerGrid(unsigned=True)])
+@pytest.mark.parametrize("clipped", [F.relu6, nn.ReLU6(), lambda x: torch.clamp(x, 0.0, 3.0)])
+def test_clipping_is_left_to_the_rounding_where_channels_are_scaled_in_front_of_it(
+    grid: IntegerGrid, clipped: Callable[[Tensor], Tensor]
+) -> None:
+    better, quantized = gained(Convs(clipped), images, grid)
+    assert better > 3
+    assert not any(isinstance(child, ChannelScale) for child in quantized.modules())
+    (quantizer,) = [q for q in quantized.modules() if isinstance(q, FakeQuantize) and q.ceiling is not None]
+    assert bool((quantizer.ceiling >= quantizer.amax * (1 - 1e-6)).all()), (
+        "no code stands for what was clipped"
+    )
+    (node,) = [
+        n
+        for n in quantized.graph.nodes
+        if n.op == "call_module" and quantized.get_submodule(n.target) is quantizer
+    ]
+    assert node.all_input_nodes[0].target is torch.relu
+    torch.manual_seed(0)
+    module = int8(traced(Convs(clipped).eval(), images(1)[0]), WEIGHTED)
+    far = 4 * images(1, seed=7)[0]
+    torch.testing.assert_close(outputs(unrounded(quantized), far), outputs(module, far), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x: torch.clamp(x, -1.0, 6.0),
+        lambda x: torch.clamp(x, min=0.0),
+        lambda x: F.avg_pool2d(F.relu6(x), 2),
+    ],
+)
+def test_other_clips_and_what_follows_them_stay(other: Callable[[Tensor], Tensor]) -> None:
+    _, quantized = gained(Convs(other), images, TENSORRT.grid)
+    assert all(q.ceiling is None for q in quantized.modules() if isinstance(q, FakeQuantize))
+
+
 def test_nothing_moves_through_what_is_not_homogeneous() -> None:
-    better, quantized = gained(Convs(F.relu6), images, TENSORRT.grid)
-    assert abs(better) < 6
+    _, quantized = gained(Convs(F.hardswish), images, TENSORRT.grid)
     assert float(quantized.first.weight.abs().amax((1, 2, 3)).max()) > 1, "as it was"
 
 
@@ -113,7 +150,7 @@ def test_what_something_else_reads_is_not_scaled() -> None:
 
 def test_a_target_that_divides_itself_does_so_only_where_the_writer_cannot() -> None:
     divides = replace(TENSORRT.grid, equalized=True)
-    for activation, itself in ((F.relu, False), (F.relu6, True)):
+    for activation, itself in ((F.relu, False), (F.hardswish, True)):
         better, quantized = gained(Convs(activation), images, divides)
         assert better > 6
         assert any(isinstance(child, ChannelScale) for child in quantized.modules()) == itself
