@@ -228,7 +228,8 @@ def built(contestant: str, name: str, batch: int, folder: Path) -> dict[str, Any
 
 
 def timed(name: str, batch: int, folders: dict[str, Path], seconds: float) -> dict[str, list[float]]:
-    """Microseconds of every contestant in every round, in random order within each."""
+    """Microseconds of every contestant in every round, in random order within each. Each is timed in the second of two
+    calls: the first finds its weights where the others' calls have left them."""
     x = judged(name)[:batch]
     runs = {contestant: _copies(contestant, folder, name, batch) for contestant, folder in folders.items()}
     times: dict[str, list[float]] = {contestant: [] for contestant in runs}
@@ -237,14 +238,16 @@ def timed(name: str, batch: int, folders: dict[str, Path], seconds: float) -> di
     while time.perf_counter() < end or len(times["ours"]) < 10:
         shuffle.shuffle(order)
         for contestant in order:
+            run = runs[contestant]()
+            run(x)
             start = time.perf_counter()
-            runs[contestant](x)
+            run(x)
             times[contestant].append((time.perf_counter() - start) * 1e6)
     return times
 
 
-def _copies(contestant: str, folder: Path, name: str, batch: int) -> Run:
-    """A contestant loaded more than once, each call by one of them at random: engines of one file differ by some
+def _copies(contestant: str, folder: Path, name: str, batch: int) -> Callable[[], Run]:
+    """A contestant loaded more than once, of which one is drawn for a round: engines of one file differ by some
     percent, by where their memory came to lie."""
     build, load_again = CONTESTANTS[contestant]
     count = 1 if build is nothing_written else COPIES
@@ -252,7 +255,7 @@ def _copies(contestant: str, folder: Path, name: str, batch: int) -> Run:
     for run in loaded:
         for _ in range(WARMUP):
             run(judged(name)[:batch])
-    return lambda x: draw.choice(loaded)(x)
+    return lambda: draw.choice(loaded)
 
 
 def compare(name: str, batch: int, contestants: list[str], seconds: float) -> dict[str, Any]:
