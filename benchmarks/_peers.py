@@ -113,7 +113,6 @@ def torchao(model: nn.Module, samples: Sequence[Tensor], transformer: bool) -> t
     It finds convolutions by the module that they were in: one that calls `F.conv2d` itself, as EfficientNet-Lite's do,
     stays in float, without a word. A module that is called twice, as ResNet's ReLU is, is an error.
     """
-    import torch._inductor.config
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
@@ -126,16 +125,23 @@ def torchao(model: nn.Module, samples: Sequence[Tensor], transformer: bool) -> t
             prepared(sample)
         quantized = convert_pt2e(prepared)
     seconds = time.perf_counter() - start
+    return compiled(quantized, samples[0]), seconds
+
+
+def compiled(model: nn.Module, x: Tensor) -> Run:
+    """`model` compiled by Inductor, its weights constants, for inputs like `x`."""
+    import torch._inductor.config
+
     torch._dynamo.reset()
-    compiled = torch.compile(quantized)
+    made = torch.compile(model)
 
     def run(x: Tensor) -> Tensor:
         with torch.no_grad(), torch._inductor.config.patch(freezing=True):
-            answer: Tensor = compiled(x)
+            answer: Tensor = made(x)
         return answer
 
-    run(samples[0])
-    return run, seconds
+    run(x)
+    return run
 
 
 PEERS: dict[str, Peer] = {

@@ -42,7 +42,7 @@ from benchmarks._data import (
 )
 from benchmarks._data import network as trained
 from benchmarks._models import load, with_statistics
-from benchmarks._peers import torchao
+from benchmarks._peers import compiled, torchao
 from benchmarks._processes import answer
 from eqsat_deploy.engines.race import ratio
 
@@ -163,7 +163,7 @@ def load_onnxruntime(folder: Path, name: str, batch: int) -> Run:
 
 
 def compile_float(folder: Path, name: str, batch: int) -> Run:
-    return _compiled(network(name), judged(name)[:batch])
+    return compiled(network(name), judged(name)[:batch])
 
 
 def compile_torchao(folder: Path, name: str, batch: int) -> Run:
@@ -187,20 +187,6 @@ CONTESTANTS: dict[
     "torchao PT2E, Inductor": (nothing_written, compile_torchao),
 }
 QUICK = ("ours", "openvino float32", "nncf", "onnxruntime quantize_static")
-
-
-def _compiled(model: nn.Module, x: Tensor) -> Run:
-    import torch._inductor.config
-
-    compiled = torch.compile(model)
-
-    def run(x: Tensor) -> Tensor:
-        with torch.no_grad(), torch._inductor.config.patch(freezing=True):
-            answer: Tensor = compiled(x)
-        return answer
-
-    run(x)
-    return run
 
 
 def built(contestant: str, name: str, batch: int, folder: Path) -> dict[str, Any]:

@@ -32,7 +32,8 @@ from eqsat_deploy.deployment import SAMPLES, InputSpec, Signature, copied, deplo
 from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.engines.program import flat_module
 from eqsat_deploy.noise import decibels
-from eqsat_deploy.quantization.biases import rounded_once, unrounded
+from eqsat_deploy.quantization.biases import unrounded
+from eqsat_deploy.quantization.fake_quantize import rounded_once
 from eqsat_deploy.verify import ROUNDING_FACTOR, TOLERANCE, relative_error
 
 DECIBELS = 40.0

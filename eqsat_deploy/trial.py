@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from eqsat_deploy.data import arrays
 from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.errors import InputError
 from eqsat_deploy.noise import decibels
@@ -57,8 +55,8 @@ class Trial:
 
 
 def trial(engine: Engine, source: str | Path) -> Trial:
-    """Run `engine` on the arrays of an .npz file, or on the .npy file of its only input, samples along axis 0, in
-    batches of the typical size.
+    """Run `engine` on the arrays of a file by name, such as an .npz, or on the array of its only input, samples along
+    axis 0, in batches of the typical size.
 
     Inputs are found by their names; `output_0`, `output_1`, ... are what is expected, in the order of flat outputs, as
     the files of `export` call them. Other arrays are ignored.
@@ -68,11 +66,11 @@ def trial(engine: Engine, source: str | Path) -> Trial:
     """
     path = Path(source)
     signature = engine.signature
-    arrays = _read(path, [spec.name for spec in signature.inputs])
-    if missing := [spec.name for spec in signature.inputs if spec.name not in arrays]:
-        raise InputError(f"{path} has {sorted(arrays)}, but no array for the input {missing[0]!r}")
-    inputs = [_cast(arrays[spec.name], spec.dtype, f"{path}: {spec.name!r}") for spec in signature.inputs]
-    wanted = {i: arrays[name] for i in range(signature.results) if (name := f"{EXPECTED}{i}") in arrays}
+    given = _read(path, [spec.name for spec in signature.inputs])
+    if missing := [spec.name for spec in signature.inputs if spec.name not in given]:
+        raise InputError(f"{path} has {sorted(given)}, but no array for the input {missing[0]!r}")
+    inputs = [_cast(given[spec.name], spec.dtype, f"{path}: {spec.name!r}") for spec in signature.inputs]
+    wanted = {i: given[name] for i in range(signature.results) if (name := f"{EXPECTED}{i}") in given}
     batched = [
         value for spec, value in zip(signature.inputs, inputs, strict=True) if spec.shape[:1] == (None,)
     ]
@@ -85,7 +83,7 @@ def trial(engine: Engine, source: str | Path) -> Trial:
     found = _run(engine, inputs, samples if batched else 0)
     outputs = []
     for index, value in enumerate(found):
-        expected = torch.from_numpy(wanted[index]) if index in wanted else None
+        expected = torch.as_tensor(wanted[index]) if index in wanted else None
         if expected is not None and expected.shape != value.shape:
             raise InputError(
                 f"{path}: {EXPECTED}{index} has shape {list(expected.shape)}, the engine's has {list(value.shape)}"
@@ -95,15 +93,9 @@ def trial(engine: Engine, source: str | Path) -> Trial:
 
 
 def _read(path: Path, names: Sequence[str]) -> Mapping[str, Any]:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.ndarray):
-            with loaded as archive:
-                return dict(archive)
-    except (OSError, ValueError, EOFError, TypeError, BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"{path} cannot be read as an .npz or .npy file: {str(error).splitlines()[0]}"
-        ) from error
+    loaded = arrays.read(path)
+    if isinstance(loaded, Mapping):
+        return loaded
     if len(names) != 1:
         raise InputError(
             f"{path} is one array, the inputs are {', '.join(names)}: save them by name with np.savez"
@@ -113,7 +105,7 @@ def _read(path: Path, names: Sequence[str]) -> Mapping[str, Any]:
 
 def _cast(array: Any, dtype: torch.dtype, what: str) -> Tensor:
     try:
-        value = torch.from_numpy(array)
+        value = torch.as_tensor(array)
     except TypeError as error:
         raise InputError(f"{what}: {error}") from error
     if value.is_floating_point() != dtype.is_floating_point:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from eqsat_deploy.errors import InputError
 from eqsat_deploy.inputs import draw_integers
 
 Batch = tuple[Tensor, ...]
+
+UNREADABLE = (
+    OSError, ValueError, TypeError, EOFError, RuntimeError, pickle.UnpicklingError, BadZipFile, zlib.error,
+)  # fmt: skip
+"""What NumPy, zip files, safetensors and torch raise of files that are damaged or of another kind."""
 
 
 def samples(source: str) -> int:
@@ -64,7 +70,7 @@ def read(path: Path) -> Any:
                 return load_file(path)
             case ".pt" | ".pth":
                 return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, EOFError, RuntimeError, pickle.UnpicklingError, BadZipFile) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     raise InputError(f"{path}: data files are .npy, .npz, .safetensors, .pt or .txt, not {path.suffix!r}")
 

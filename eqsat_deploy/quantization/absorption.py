@@ -87,15 +87,11 @@ def _ceiling(module: fx.GraphModule, node: fx.Node) -> float | None:
         return 6.0 if isinstance(layer, nn.ReLU6) else None
     if node.target is F.relu6:
         return 6.0
-    bounds = [*node.args[1:], *node.kwargs.values()]
-    if (
-        node.target is not torch.clamp
-        or len(bounds) != 2
-        or bounds[0] != 0
-        or list(node.kwargs)[:1] == ["max"]
-    ):
-        return None
-    return float(bounds[1]) if isinstance(bounds[1], int | float) and bounds[1] > 0 else None
+    bounds = {**dict(zip(("min", "max"), node.args[1:], strict=False)), **node.kwargs}
+    low, high = bounds.get("min"), bounds.get("max")
+    if node.target is torch.clamp and low == 0 and isinstance(high, int | float) and high > 0:
+        return float(high)
+    return None
 
 
 def _by_channel(layer: Giver) -> bool:

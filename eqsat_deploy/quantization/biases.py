@@ -9,12 +9,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx, nn
 
+from eqsat_deploy.quantization.equalization import over_channels
 from eqsat_deploy.quantization.fake_quantize import (
     FakeQuantize,
     Layer,
-    QuantizedLinear,
+    channel_axis,
     swapped,
-    with_rounded_weight,
 )
 
 PLACES = 2048
@@ -38,7 +38,7 @@ def corrected(
     `after` is the pointwise function that alone reads the output: the difference then counts where it comes through. A
     mean over what ReLU6 clips would move what it lets pass (EfficientNet-Lite1: 14.8 dB on the calibration data
     itself, 17.6 without any correction, 22.6 so)."""
-    axis = -1 if isinstance(layer, QuantizedLinear) else 1
+    axis = channel_axis(layer)
     shift = _shift(_spread(expected, axis), _spread(found, axis), after)
     bias = layer.bias
     before = getattr(layer, "correction", None)
@@ -47,7 +47,7 @@ def corrected(
         shift if bias is None else bias.detach() + shift, requires_grad=bias is None or bias.requires_grad
     )
     for values in found:
-        values += shift if axis == -1 else shift.reshape(-1, 1, 1)
+        values += over_channels(shift, layer)
 
 
 def _spread(parts: Sequence[Tensor], axis: int) -> Tensor:
@@ -82,15 +82,6 @@ def uncorrected(
         return layer
     clone = copy.copy(layer)
     clone._parameters = {**layer._parameters, "bias": nn.Parameter(layer.bias.detach() - shift)}
-    return clone
-
-
-def rounded_once(module: fx.GraphModule) -> fx.GraphModule:
-    """A quantized `module` to be called more than once, its layers' weights rounded already; what stays is shared."""
-    clone = swapped(module, lambda quantizer: quantizer)
-    for name, layer in list(clone.named_modules()):
-        if (rounded := with_rounded_weight(layer)) is not layer:
-            clone.set_submodule(name, rounded)
     return clone
 
 

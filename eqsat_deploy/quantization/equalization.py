@@ -82,7 +82,7 @@ def taking_in(layer: Layer, divided: Tensor) -> Layer:
 
 
 def over_channels(factor: Tensor, layer: Layer) -> Tensor:
-    """`factor`, (channels,), in the shape that broadcasts over what `layer` reads."""
+    """`factor`, (channels,), in the shape that broadcasts over what `layer` reads or writes."""
     return factor if isinstance(layer, QuantizedLinear) else factor.reshape(-1, 1, 1)
 
 

@@ -271,12 +271,26 @@ def with_rounded_weight(layer: nn.Module) -> nn.Module:
     return clone
 
 
+def rounded_once(module: fx.GraphModule) -> fx.GraphModule:
+    """A quantized `module` to be called more than once, its layers' weights rounded already; what stays is shared."""
+    clone = swapped(module, lambda quantizer: quantizer)
+    for name, layer in list(clone.named_modules()):
+        if (rounded := with_rounded_weight(layer)) is not layer:
+            clone.set_submodule(name, rounded)
+    return clone
+
+
 def with_exact_weight(layer: Layer) -> Layer:
     """A copy of a quantized layer that does not round its weight, which it shares."""
     clone = copy.copy(layer)
     clone._parameters, clone._modules = dict(layer._parameters), dict(layer._modules)
     clone.weight_quantizer = nn.Identity()  # type: ignore[assignment]
     return clone
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """The axis of a layer's operand and of its result along which channels lie."""
+    return -1 if isinstance(layer, nn.Linear) else 1
 
 
 def _take_over(quantized: M, module: nn.Module, *, axis: int, learnable: bool) -> M:

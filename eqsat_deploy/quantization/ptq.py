@@ -33,6 +33,7 @@ from eqsat_deploy.quantization.fake_quantize import (
     QuantizedConv2d,
     QuantizedConvTranspose2d,
     QuantizedLinear,
+    channel_axis,
 )
 from eqsat_deploy.quantization.observers import OBSERVERS, Extremes, Observer
 from eqsat_deploy.quantization.precision import (
@@ -140,7 +141,7 @@ def quantize(
             while floats := _beyond(budget, module, quantized, sample):
                 first, *rest = [form.with_floats(floats) for form in (first, *rest)]
                 quantized = first.quantized(effort, sample, choices)
-        elif better := _economical(first, quantized, effort, sample, choices):
+        elif better := _economical(first, effort, sample, choices):
             first, *rest = better, *(form.with_floats(better.floats) for form in rest)
             quantized = first.module
         others = [form.drafted(effort, sample) for form in rest]
@@ -170,14 +171,12 @@ def quantize(
     return quantized
 
 
-def _economical(
-    form: _Watched, quantized: fx.GraphModule, effort: str, sample: Sequence[Tensor], choices: Choices
-) -> _Watched | None:
-    """`form` with a few kernels in float, where its outputs have lost more than is expected and win by that what it is
-    worth: what a kernel does to them is known to first order only, so it is tried."""
+def _economical(form: _Watched, effort: str, sample: Sequence[Tensor], choices: Choices) -> _Watched | None:
+    """`form`, which is quantized, with a few kernels in float, where its outputs have lost more than is expected and
+    win by that what it is worth: what a kernel does to them is known to first order only, so it is tried."""
     if form.fidelity is None or form.fidelity.sqnr >= Fidelity.EXPECTED_SQNR:
         return None
-    floats, gain = economical(ranked(quantized, [sample], form.fidelity.sqnr))
+    floats, gain = economical(ranked(form.module, [sample], form.fidelity.sqnr))
     if not floats:
         return None
     other = form.with_floats(floats)
@@ -333,7 +332,7 @@ def _channel_axis(module: fx.GraphModule, readers: Iterable[fx.Node]) -> int | N
         return None
     layers = [module.get_submodule(str(node.target)) for node in readers if node.op == "call_module"]
     axes = {
-        -1 if isinstance(layer, nn.Linear) else 1
+        channel_axis(layer)
         for layer in layers
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
     }

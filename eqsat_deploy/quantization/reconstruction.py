@@ -25,6 +25,7 @@ from eqsat_deploy.quantization.fake_quantize import (
     FakeQuantize,
     Layer,
     QuantizedLinear,
+    channel_axis,
     with_exact_weight,
     with_rounded_weight,
 )
@@ -237,8 +238,7 @@ def _chosen(
     if key not in choices:
         # Of what is read, not of what would be read in float: what has been lost before is the same for every way.
         expected = {
-            name: Expected(originals[name](given), -1 if isinstance(layer, QuantizedLinear) else 1)
-            for name, layer in layers.items()
+            name: Expected(originals[name](given), channel_axis(layer)) for name, layer in layers.items()
         }
         read = Expected(given, None)
         errors = [way.doubted(read, expected, read_whole=read_whole) for way in ways]

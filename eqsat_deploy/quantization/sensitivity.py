@@ -14,9 +14,9 @@ from torch import Tensor, fx, nn
 from eqsat_deploy.deployment import PlacedKernel, call_of, deployment, flat_outputs, split
 from eqsat_deploy.errors import QuantizationError
 from eqsat_deploy.noise import ratio
-from eqsat_deploy.quantization.biases import rounded_once, unrounded
+from eqsat_deploy.quantization.biases import unrounded
 from eqsat_deploy.quantization.calibrate import read_batch
-from eqsat_deploy.quantization.fake_quantize import FakeQuantize, Layer, QuantizedLinear
+from eqsat_deploy.quantization.fake_quantize import FakeQuantize, Layer, channel_axis, rounded_once
 from eqsat_extraction.arguments import checked
 
 SAMPLES = 8
@@ -211,7 +211,7 @@ class Rounded:
         layer = self._layer(kernel)
         if not isinstance(layer, Layer) or not hasattr(layer, "correction"):
             return None
-        return -1 if isinstance(layer, QuantizedLinear) else 1
+        return channel_axis(layer)
 
     def _layer(self, kernel: PlacedKernel) -> nn.Module | None:
         anchor = self.nodes[kernel.anchor]

@@ -164,6 +164,10 @@ def test_a_contestant_that_crashes_in_the_race_is_not_shipped(
     monkeypatch.setattr(Eager, "run", crash)
     engine = build(quantized, Eager)
     assert engine.report["engine"]["shipped"] == "plain"
+    calls = 0
+    monkeypatch.setattr("eqsat_deploy.build.finished", lambda plain: fx.GraphModule({}, fx.Graph()))
+    with pytest.raises(EngineError, match="chosen: out of the race"):
+        build(quantized, Eager)
 
 
 @pytest.mark.parametrize(("share", "holds"), [(0.02, False), (0.001, True)])
