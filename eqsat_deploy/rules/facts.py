@@ -110,7 +110,8 @@ NONNEGATIVE = Relation("nonnegative", ("T",), "{} has no negative elements")
 SIBLINGS = Relation("siblings", ("T", "T"), "{} and {} are siblings")
 INTEGER_KERNEL = Relation("integer-kernel", ("T", "A", "Ep"), "{} is computed on INT8 by {} and {}")
 QUANTIZED_STEPS = Relation("quantized-steps", ("Ep", "Ep"), "{} on INT8 is {}")
-RELATIONS = (CONSTANT, RUNTIME, NONNEGATIVE, SIBLINGS, INTEGER_KERNEL, QUANTIZED_STEPS)
+INTEGER_STEPS = Relation("integer-steps", ("Ep", "Ep"), "{} on nothing but INT8 is {}")
+RELATIONS = (CONSTANT, RUNTIME, NONNEGATIVE, SIBLINGS, INTEGER_KERNEL, QUANTIZED_STEPS, INTEGER_STEPS)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ from eqsat_deploy.rules.facts import (
     CONSTANT,
     INTEGER_KERNEL,
     INTEGER_STEP,
+    INTEGER_STEPS,
     NO_STEPS,
     QUANT,
     QUANT_RUN,
@@ -28,6 +29,7 @@ from eqsat_deploy.rules.facts import (
     Fact,
     Match,
     Pattern,
+    Relation,
     Row,
     Union,
     anchor,
@@ -81,14 +83,14 @@ def _weighted(operator: Operator) -> Part:
 
 
 def _both_ways(operator: Operator) -> Part:
-    """The kernel exists with INT8 operands and an INT8 result only."""
+    """The kernel exists with INT8 operands and an INT8 result only; what runs and it joins later is INT8, too."""
     kernel, conditions = _on_int8(operator)
     found: tuple[Fact, ...] = (Match(E, Pattern(operator, arguments(operator))),)
     steps: object = NO_STEPS()
     if operator.epilogue:
         found = (
             Match(E, RUN(anchor(operator)(*arguments(operator)), STEPS)),
-            Row(QUANTIZED_STEPS, (STEPS, ON_INT8)),
+            Row(INTEGER_STEPS, (STEPS, ON_INT8)),
         )
         steps = ON_INT8
     facts = (Match(CODES, QUANT(E)), *found, *conditions)
@@ -125,20 +127,23 @@ def _each(integer: str, part: Callable[[Operator], Part]) -> tuple[Part, ...]:
     return tuple(part(o) for o in OPERATORS.values() if o.integer == integer)
 
 
-def _steps(form: Pattern, on_int8: Pattern, *conditions: Fact) -> Part:
-    facts = (Match(STEPS, form), Row(QUANTIZED_STEPS, (EARLIER, EARLIER_ON_INT8)), *conditions)
-    return facts, (Row(QUANTIZED_STEPS, (STEPS, on_int8)),)
+def _steps(relation: Relation, form: Pattern, on_int8: Pattern, *conditions: Fact) -> Part:
+    facts = (Match(STEPS, form), Row(relation, (EARLIER, EARLIER_ON_INT8)), *conditions)
+    return facts, (Row(relation, (STEPS, on_int8)),)
 
 
 _BINARY = (FUNCTION, SIDE, T)
 
 epilogues = _rule(
-    "integer-epilogues", "An epilogue with every tensor it joins read as INT8; the float form stays as well.",
-    ((), (Row(QUANTIZED_STEPS, (NO_STEPS(), NO_STEPS())),)),
-    _steps(UNARY_STEP(FUNCTION, EARLIER), UNARY_STEP(FUNCTION, EARLIER_ON_INT8)),
-    _steps(BINARY_STEP(*_BINARY, EARLIER), BINARY_STEP(*_BINARY, EARLIER_ON_INT8)),
-    _steps(BINARY_STEP(*_BINARY, EARLIER), INTEGER_STEP(FUNCTION, SIDE, QUANT(T), EARLIER_ON_INT8),
-           Row(RUNTIME, (T,))),
+    "integer-epilogues", "An epilogue with every tensor it joins read as INT8; beside weights, also as it is.",
+    *(((), (Row(relation, (NO_STEPS(), NO_STEPS())),)) for relation in (QUANTIZED_STEPS, INTEGER_STEPS)),
+    *(_steps(relation, UNARY_STEP(FUNCTION, EARLIER), UNARY_STEP(FUNCTION, EARLIER_ON_INT8))
+      for relation in (QUANTIZED_STEPS, INTEGER_STEPS)),
+    *(_steps(relation, BINARY_STEP(*_BINARY, EARLIER), INTEGER_STEP(FUNCTION, SIDE, QUANT(T), EARLIER_ON_INT8),
+             Row(RUNTIME, (T,))) for relation in (QUANTIZED_STEPS, INTEGER_STEPS)),
+    _steps(QUANTIZED_STEPS, BINARY_STEP(*_BINARY, EARLIER), BINARY_STEP(*_BINARY, EARLIER_ON_INT8)),
+    _steps(INTEGER_STEPS, BINARY_STEP(*_BINARY, EARLIER), BINARY_STEP(*_BINARY, EARLIER_ON_INT8),
+           Row(CONSTANT, (T,))),
 )  # fmt: skip
 
 weighted = _rule(
