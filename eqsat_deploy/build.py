@@ -7,10 +7,11 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import fx
 
 from eqsat_deploy.calling import arguments
-from eqsat_deploy.deployment import Batch, Signature, comparable, deployment, fingerprint
+from eqsat_deploy.deployment import Batch, Signature, comparable, deployment, fingerprint, located
 from eqsat_deploy.engines import Engine
 from eqsat_deploy.engines.base import realized
 from eqsat_deploy.engines.race import Timing, race, winner
@@ -59,6 +60,7 @@ def build(
         InputError: `batch` is no size of a batch.
     """
     stages = Stages()
+    module = located(module, torch.device("cpu"))  # which engines read weights on
     maker = find_engine(engine) if isinstance(engine, str) else engine
     sizes = _sizes(batch)
     integer = is_quantized(module)

@@ -9,12 +9,14 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from zlib import crc32
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from eqsat_deploy.calling import CallSpec, Fixed, batch_size
 from eqsat_deploy.calling import InputSpec as InputSpec
@@ -283,6 +285,27 @@ def copied(module: Module) -> Module:
     return copy.deepcopy(module, {id(meta): dict(meta)})
 
 
+def device_of(model: nn.Module | ExportedProgram) -> torch.device:
+    """Where the model's first parameter is; the CPU where it has none."""
+    held = (
+        chain(model.parameters(), model.buffers())
+        if isinstance(model, nn.Module)
+        else chain(model.state_dict.values(), model.constants.values())
+    )
+    return next((value.device for value in held if isinstance(value, Tensor)), torch.device("cpu"))
+
+
+def located(module: Module, device: torch.device) -> Module:
+    """`module` with its record on `device`: itself where it is there, else a copy."""
+    if device_of(module) == device:
+        return module
+    moved = copied(module).to(device)
+    known = deployment(moved)
+    samples = tuple(value.to(device) for value in known.samples)
+    record(moved, samples=samples, draft=known.draft and known.draft.to(device))  # type: ignore[arg-type]
+    return moved
+
+
 def samples_of(
     inputs: Sequence[InputSpec], values: Sequence[Tensor], count: int = SAMPLES
 ) -> tuple[Tensor, ...]:
@@ -324,9 +347,11 @@ def checksum(values: Tensor, total: int = 0) -> int:
 
 
 def comparable(module: fx.GraphModule) -> fx.GraphModule | None:
-    """The plain form, if it still computes what `module` does: None once the weights of `module` have changed."""
+    """The plain form, where `module` is, if it still computes what that does: None once its weights have changed."""
     known = deployment(module)
-    return known.plain if known.plain is not None and fingerprint(module) == known.fingerprint else None
+    if known.plain is None or fingerprint(module) != known.fingerprint:
+        return None
+    return located(known.plain, device_of(module))
 
 
 def flat_outputs(module: fx.GraphModule) -> tuple[fx.Node, ...]:

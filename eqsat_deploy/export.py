@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx
 
-from eqsat_deploy.deployment import Batch, InputSpec
+from eqsat_deploy.deployment import Batch, InputSpec, located
 from eqsat_deploy.engines.program import flat_module, prepared
 from eqsat_deploy.errors import InputError
 from eqsat_deploy.interface import outputs_of
@@ -68,6 +68,7 @@ def export(
         EngineError: the module has no form there, or a file cannot be written.
         UnknownNameError: there is no such target.
     """
+    module = located(module, torch.device("cpu"))
     found = find_target(target)
     sizes = batch if isinstance(batch, Batch) else Batch(typical=whole("batch", batch))
     sizes = replace(sizes, maximum=sizes.maximum or max(8, sizes.typical))

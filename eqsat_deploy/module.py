@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.utils._pytree as pytree
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 
-from eqsat_deploy.deployment import deployment
+from eqsat_deploy.deployment import deployment, device_of
 from eqsat_deploy.report import Report
 
 if TYPE_CHECKING:
@@ -35,6 +35,17 @@ class OptimizedModule(fx.GraphModule):
     def _register(self) -> None:
         self.register_forward_pre_hook(_as_tensors, with_kwargs=True)
         self.register_forward_hook(_as_returned, with_kwargs=True)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moved, it makes tensors where it is moved to."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        device = device_of(self)
+        moved = [n for n in self.graph.nodes if n.kwargs.get("device") not in (None, device)]
+        for node in moved:
+            node.update_kwarg("device", device)
+        if moved:
+            self.recompile()
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
         copied = super().__deepcopy__(memo)  # which leaves hooks behind

@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from eqsat_deploy.capture import capture
-from eqsat_deploy.deployment import Batch, fingerprint, record, samples_of
+from eqsat_deploy.deployment import Batch, device_of, fingerprint, located, record, samples_of
 from eqsat_deploy.errors import InputError
 from eqsat_deploy.inputs import example_arguments
 from eqsat_deploy.lower import lower
@@ -129,6 +129,7 @@ def optimize(
             verified = verify(captured, optimized)
     report = report_of(type(model).__name__, searched, kept, plain, verified, stages.seconds, tuning)
     record(optimized, report=report, plain=plain_module, fingerprint=fingerprint(optimized))
+    optimized = located(optimized, device_of(model))
     if calibration is not None:
         return optimized.quantize(calibration, accuracy_budget=accuracy_budget)
     return optimized

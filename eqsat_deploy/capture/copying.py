@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from eqsat_deploy.errors import CaptureError, InputError
 
+CPU = torch.device("cpu")
 CHANGES = (
     "only models whose forward leaves parameters, buffers and inputs alone can be optimized. Compute the new value "
     "out of place, and take state as an argument and return it"
@@ -54,17 +55,21 @@ def check_model(model: object) -> None:
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
-    """A copy of the module tree that shares every parameter with `model`; buffers are copied, since forward may
-    write to them.
+    """A copy of the module tree on the CPU, where a kernel takes every batch, that shares every parameter with `model`
+    that is there; buffers are copied, since forward may write to them.
 
     Raises:
         CaptureError: something in it cannot be copied.
     """
-    memo: dict[int, Any] = {id(p): p for p in model.parameters()}
+    memo: dict[int, Any] = {id(p): p if p.device == CPU else _parameter(p) for p in model.parameters()}
+    memo |= {id(b): b.detach().cpu() for b in model.buffers() if b.device != CPU}
     for module in model.modules():
         for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:  # as torch.nn.utils.weight_norm leaves behind
-                memo[id(value)] = value.detach().clone()
+            if isinstance(value, Tensor) and not (value.is_leaf and value.device == CPU):
+                # as torch.nn.utils.weight_norm leaves behind, or as is neither a parameter nor a buffer
+                memo[id(value)] = value.detach().clone().cpu()
+            elif isinstance(value, torch.device):
+                memo[id(value)] = CPU
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:  # whatever an attribute of somebody else's model raises
@@ -72,6 +77,10 @@ def shared_copy(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} cannot be copied, and it is a copy that is traced: {type(error).__name__}: "
             f"{error}. Move what cannot be copied (locks, files, generators) out of the model."
         ) from error
+
+
+def _parameter(given: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(given.detach().cpu(), requires_grad=given.requires_grad)
 
 
 def run(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -92,8 +101,14 @@ def run(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     except Exception as error:
         raise InputError(
             f"the model does not run on the example inputs ({describe(args, kwargs)}): {type(error).__name__}: {error}"
-            f"{model_line(error)}. Pass example_inputs= that its forward accepts."
+            f"{model_line(error)}. {_remedy(error)}"
         ) from error
+
+
+def _remedy(error: Exception) -> str:
+    if "same device" in str(error):
+        return "It is traced on the CPU: take the device from a tensor (x.device) where forward names one."
+    return "Pass example_inputs= that its forward accepts."
 
 
 def _fresh(value: Any) -> Any:

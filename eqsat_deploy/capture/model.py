@@ -9,10 +9,11 @@ from typing import Any
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.export.passes import move_to_device_pass
 
 from eqsat_deploy.attention import keep_attention_whole
 from eqsat_deploy.calling import Arguments, plain_signature
-from eqsat_deploy.capture.copying import check_model, run, shared_copy
+from eqsat_deploy.capture.copying import CPU, check_model, run, shared_copy
 from eqsat_deploy.capture.exporting import exported
 from eqsat_deploy.capture.functional import functional
 from eqsat_deploy.capture.graph import Captured
@@ -81,7 +82,7 @@ def _usable(value: Any) -> Any:
         raise InputError(
             f"example_inputs: a tensor of shape {list(value.shape)} has NaN, which verifies nothing"
         )
-    return value
+    return value.cpu()
 
 
 def _of_program(program: ExportedProgram, example: Arguments, dynamic_shapes: Any) -> Captured:
@@ -90,7 +91,8 @@ def _of_program(program: ExportedProgram, example: Arguments, dynamic_shapes: An
             "dynamic_shapes: an ExportedProgram has its own, fixed when it was exported; pass them to "
             "torch.export.export"
         )
-    module = program.module()
+    own = _own(program)
+    module = own.module()
     example = pytree.tree_map(_usable, _bound(module, example))
     structure = pytree.tree_structure(example)
     if structure != program.call_spec.in_spec:
@@ -98,7 +100,7 @@ def _of_program(program: ExportedProgram, example: Arguments, dynamic_shapes: An
             f"example_inputs: the program was exported for arguments nested as {program.call_spec.in_spec}, "
             f"not {structure}"
         )
-    captured = Captured.of(functional(inlined(_own(program))), module, example)
+    captured = Captured.of(functional(inlined(own)), module, example)
     _ = captured.tensors  # that they fit
     return captured
 
@@ -109,7 +111,9 @@ def _own(program: ExportedProgram) -> ExportedProgram:
     module = copy.deepcopy(program.graph_module, {id(t): t for t in tensors})
     for node, copied in zip(program.graph.nodes, module.graph.nodes, strict=True):
         copied.name = node.name  # which a copy changes where it is a word of Python's, such as `input`
-    return ExportedProgram(
-        module, module.graph, copy.deepcopy(program.graph_signature), program.state_dict, program.range_constraints,
-        program.module_call_graph, program.example_inputs, program.constants, verifiers=program.verifiers,
+    own = ExportedProgram(
+        module, module.graph, copy.deepcopy(program.graph_signature), dict(program.state_dict),
+        program.range_constraints, program.module_call_graph, program.example_inputs, dict(program.constants),
+        verifiers=program.verifiers,
     )  # fmt: skip
+    return own if all(t.device == CPU for t in tensors) else move_to_device_pass(own, "cpu")

@@ -191,7 +191,7 @@ class Engine(ABC):
         return self._flat(inputs, self.signature.check(inputs))
 
     def _flat(self, inputs: Sequence[Tensor], batch: int) -> Sequence[Tensor]:
-        """`flat` of what is checked."""
+        """`flat` of what is checked, on the device of the first input."""
         try:
             found = self.run(self.signature.widened(inputs), batch)
         except EqsatError:
@@ -202,6 +202,8 @@ class Engine(ABC):
             ) from error
         if len(found) != self.signature.results:
             raise EngineError(f"{self.version} computes {len(found)} outputs, not {self.signature.results}")
+        if inputs and not inputs[0].is_cpu:
+            found = [value.to(inputs[0].device) for value in found]
         return self.signature.narrowed(found)
 
     @checked

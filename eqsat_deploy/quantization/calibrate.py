@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from eqsat_deploy.calling import Arguments, CallSpec, InputSpec, arguments, batch_size
-from eqsat_deploy.deployment import samples_of
+from eqsat_deploy.deployment import device_of, samples_of
 from eqsat_deploy.errors import InputError, QuantizationError
 
 SAMPLE = 32
@@ -174,9 +173,3 @@ class _Ranges:
                 f"the calibration data cannot stand for real inputs: {'; '.join(doubts)}; INT8 accuracy will suffer",
                 stacklevel=6,
             )
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where the module's parameters are; the CPU where it has none."""
-    tensor = next(itertools.chain(module.parameters(), module.buffers()), None)
-    return torch.device("cpu") if tensor is None else tensor.device

@@ -11,9 +11,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from eqsat_deploy.calling import arguments
-from eqsat_deploy.deployment import call_of
+from eqsat_deploy.deployment import call_of, device_of
 from eqsat_deploy.errors import InputError, QuantizationError
-from eqsat_deploy.quantization.calibrate import device_of, read_batch
+from eqsat_deploy.quantization.calibrate import read_batch
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize
 from eqsat_extraction.arguments import checked, finite, whole
 

@@ -6,6 +6,7 @@ Observers see float activations one batch at a time, keep a bounded summary, and
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -135,6 +136,14 @@ class Extremes(MinMax):
             self.sums[0] + float(least.double().sum()),
             self.sums[1] + float(greatest.double().sum()),
         )
+
+    def to(self, device: torch.device) -> Extremes:
+        """A copy of what it has seen, on `device`."""
+        moved = copy.copy(self)
+        moved.lows, moved.highs = self.lows.to(device), self.highs.to(device)
+        below, above = self.channel_sums
+        moved.channel_sums = below.to(device), above.to(device)
+        return moved
 
     def grid(self, *, symmetric: bool, unsigned: bool) -> Grid:
         """The range that it may reach."""

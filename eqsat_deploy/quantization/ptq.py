@@ -20,6 +20,7 @@ from eqsat_deploy.deployment import (
     comparable,
     copied,
     deployment,
+    device_of,
     fingerprint,
     record,
     samples_of,
@@ -27,7 +28,7 @@ from eqsat_deploy.deployment import (
 from eqsat_deploy.errors import QuantizationError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.noise import Fidelity
-from eqsat_deploy.quantization.calibrate import SAMPLE, calibrate, device_of
+from eqsat_deploy.quantization.calibrate import SAMPLE, calibrate
 from eqsat_deploy.quantization.fake_quantize import (
     FakeQuantize,
     QuantizedConv2d,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,11 @@ class Draft:
     seen: Mapping[str, Extremes]
     inputs: tuple[Tensor, ...]
     grid: IntegerGrid
+
+    def to(self, device: torch.device) -> Draft:
+        """The same on `device`."""
+        seen = {target: extremes.to(device) for target, extremes in self.seen.items()}
+        return replace(self, seen=seen, inputs=tuple(value.to(device) for value in self.inputs))
 
 
 def finished(module: fx.GraphModule) -> fx.GraphModule:

@@ -11,7 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
-from eqsat_deploy.deployment import PlacedKernel, call_of, deployment, flat_outputs, split
+from eqsat_deploy.deployment import PlacedKernel, call_of, deployment, device_of, flat_outputs, split
 from eqsat_deploy.errors import QuantizationError
 from eqsat_deploy.noise import ratio
 from eqsat_deploy.quantization.biases import unrounded
@@ -96,6 +96,7 @@ def sensitivity(
         raise QuantizationError("the module is not quantized: call sensitivity() on what quantize() returned")
     known, call = deployment(module), call_of(module)
     held = [known.samples] if batches is None else [read_batch(batch, call) for batch in batches]
+    held = [tuple(value.to(device_of(module)) for value in inputs) for inputs in held]
     if not any(held):
         raise QuantizationError("batches: there is nothing to measure on")
     return ranked(module, held, _measured(module, held), seed)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from eqsat_deploy.deployment import comparable, deployment
+from eqsat_deploy.deployment import comparable, deployment, device_of, located
 from eqsat_deploy.errors import InputError
 from eqsat_deploy.freeze import Space
 from eqsat_deploy.lower import Lowered
@@ -188,3 +188,32 @@ def test_functions_that_torch_makes_inside_another_are_pickled_by_name():
     module = optimized(model, image(2, 3, 9, 9))
     assert any("<locals>" in getattr(node.target, "__qualname__", "") for node in module.graph.nodes)
     assert_same(module, pickle.loads(pickle.dumps(module)), image(3, 3, 9, 9), tolerance=0.0)
+
+
+class Counting(nn.Module):
+    """Makes a tensor as long as the batch, where its input is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x) + torch.arange(x.shape[0], device=x.device)[:, None]
+
+
+def test_what_it_makes_is_made_where_it_is_moved_to():
+    module = optimized(Counting().eval(), torch.randn(2, 8))
+    assert module(torch.randn(3, 8)).shape == (3, 8)
+    moved = copy.deepcopy(module).to("meta")
+    assert moved.forward(torch.randn(3, 8, device="meta")).is_meta
+    assert not module(torch.randn(3, 8)).is_meta
+
+
+def test_a_copy_elsewhere_takes_its_record_along(residual):
+    here, there = device_of(residual), torch.device("meta")
+    assert located(residual, here) is residual
+    moved = located(residual, there)
+    assert device_of(moved) == there
+    assert {value.device for value in deployment(moved).samples} == {there}
+    assert {value.device for value in deployment(residual).samples} == {here}
+    assert device_of(residual) == here
