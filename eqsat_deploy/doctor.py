@@ -7,13 +7,12 @@ import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, requires, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from eqsat_deploy.errors import RegistrationError
-from eqsat_deploy.processors import available
+from eqsat_deploy.processors import available, cpu
 from eqsat_deploy.targets import Candidate, candidates
 from eqsat_deploy.targets.tensorrt import device_option
 
@@ -118,7 +117,7 @@ def _packages() -> Iterator[Finding]:
 
 
 def _cpu() -> Finding:
-    name, flags = _cpu_flags()
+    name, flags = cpu()
     features = [label for label, known in INT8_FEATURES.items() if flags & set(known)]
     detail = f"{name or platform.machine()}, {available()} cores"
     if features:
@@ -127,18 +126,6 @@ def _cpu() -> Finding:
         "CPU", MISSING, f"{detail}, no INT8 instructions seen",
         "INT8 engines run here without their speed; measure on a CPU with VNNI, AMX or ARM dot products",
     )  # fmt: skip
-
-
-def _cpu_flags() -> tuple[str, set[str]]:
-    """Model name and feature flags, as Linux lists them; empty elsewhere."""
-    info = Path("/proc/cpuinfo")
-    if not info.is_file():
-        return platform.processor(), set()
-    fields: dict[str, str] = {}
-    for line in info.read_text().splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip().lower(), value.strip())
-    return fields.get("model name", ""), set(fields.get("flags", fields.get("features", "")).split())
 
 
 def _gpu() -> Finding:

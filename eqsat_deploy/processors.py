@@ -1,9 +1,11 @@
-"""How many processors of this machine an engine may use."""
+"""The processors of this machine: what they are, and how many an engine may use."""
 
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from eqsat_extraction.arguments import whole
@@ -22,3 +24,15 @@ def threads(options: Mapping[str, Any]) -> int:
         InputError: it is no whole number.
     """
     return min(whole("threads", options.get("threads", 0), least=0), os.cpu_count() or 1)
+
+
+def cpu() -> tuple[str, set[str]]:
+    """Its name and the flags of its features, as Linux lists them; empty elsewhere."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return platform.processor(), set()
+    fields: dict[str, str] = {}
+    for line in info.read_text().splitlines():
+        key, _, value = line.partition(":")
+        fields.setdefault(key.strip().lower(), value.strip())
+    return fields.get("model name", ""), set(fields.get("flags", fields.get("features", "")).split())

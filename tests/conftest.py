@@ -16,6 +16,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 # No test leaves anything in the user's cache, or finds something there.
 os.environ["EQSAT_DEPLOY_CACHE"] = ""
+# The same prices on every machine.
+os.environ["EQSAT_DEPLOY_CPU"] = "avx512_vnni"
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,13 +1,28 @@
 """OpenVINO on a CPU: the embedded default."""
 
+import os
+
 from eqsat_deploy.engines.openvino import OpenVINOEngine
 from eqsat_deploy.grid import IntegerGrid
+from eqsat_deploy.processors import cpu
 from eqsat_deploy.targets.target import Target, Triton
+from eqsat_extraction.cost_models.openvino import TABLES
+
+
+def cpu_option() -> dict[str, str]:
+    """The table of prices that was fitted on CPUs with the instructions of this one, or of the one that the environment
+    variable EQSAT_DEPLOY_CPU names; nothing where there is none."""
+    if named := os.environ.get("EQSAT_DEPLOY_CPU"):
+        return {"cpu": named}
+    _, features = cpu()
+    return next(({"cpu": name} for name in TABLES if name in features), {})
+
 
 OPENVINO = Target(
     engine=OpenVINOEngine,
     cost_models=("openvino_int8", "openvino_fp32"),
     rank=20,
+    cost_options=cpu_option,
     grid=IntegerGrid(unsigned=True, asymmetric=True, equalized=True, channels=True),
     # Where its `max_batch_size` is not 0, the backend compiles the model for that size alone and refuses every other,
     # or fills it up (openvino_backend, `ov::set_batch` and ENABLE_BATCH_PADDING in src/openvino.cc).

@@ -69,7 +69,7 @@ def test_a_wrong_version_is_broken_and_says_what_to_install(monkeypatch: pytest.
 def test_int8_instructions_are_named(
     monkeypatch: pytest.MonkeyPatch, flags: set[str], state: str, words: str
 ) -> None:
-    monkeypatch.setattr(home, "_cpu_flags", lambda: ("Some CPU", flags))
+    monkeypatch.setattr(home, "cpu", lambda: ("Some CPU", flags))
     finding = home._cpu()
     assert finding.state == state
     assert words in finding.detail

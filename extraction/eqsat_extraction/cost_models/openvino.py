@@ -6,7 +6,8 @@ The rates belong to the kind of kernel and its precision, the price of a step (a
 They are sums, not the maximum of a roofline: loading and computing overlap badly on a core with INT8 dot products,
 and a sum is what bounded least squares can fit. What fuses is what OpenVINO 2026.4 was seen to do; steps after one
 that does not fuse are a pointwise pass of their own. Prices are of one core: more cores divide all but launches.
-The table has its provenance; `benchmarks/results/openvino_kernels.md` says how well it predicts.
+There is a table for each kind of CPU, with its provenance; `benchmarks/results/openvino_kernels_*.md` says how
+well they predict.
 """
 
 from __future__ import annotations
@@ -19,16 +20,20 @@ from importlib.resources import files
 from math import inf, prod
 from typing import Any
 
+from eqsat_extraction.cost_models import CostModelError
 from eqsat_extraction.cost_models.counting import is_free
 from eqsat_extraction.cost_models.roofline import attention_parts, gemm
 from eqsat_extraction.kernel import WEIGHTED, Epilogue, Kernel, Kind
 
-TABLE = "openvino_avx512_vnni.json"
+# Flags of CPUs, as Linux lists them, that a table of prices was fitted on, the fastest first.
+TABLES = ("amx_int8", "avx512_vnni")
+DEFAULT = "avx512_vnni"
 # The row of the table that prices a kind of kernel, and those of operators that were measured on their own.
 ROWS = {
     Kind.CONVOLUTION: "convolution",
     Kind.PRODUCT: "linear",
     Kind.ATTENTION: "attention",
+    Kind.WHOLE_ATTENTION: "attention",  # its own is the price of its parts
     Kind.NORMALIZATION: "layer_norm",
     Kind.REDUCTION: "reduction",
     Kind.POOL: "pool",
@@ -46,6 +51,7 @@ ONE_PASS = frozenset({"amin", "cumsum", "pad_edges", "take"})
 JOINS = frozenset({"add", "sub", "mul", "div", "maximum", "minimum", "pow"})
 # Vectors of 16 floats; INT8 dot products take 4 neighbours at once.
 LANES, DOT = 16, 4
+ROUNDED = "quantize"  # the step of a pass over floats that writes codes
 STEM_CHANNELS = 4
 CACHE_LINE = 64
 TRANSPOSED_STRIDE = 3  # the greatest with INT8 kernels of transposed convolutions
@@ -155,6 +161,7 @@ def launches(kernel: Kernel) -> tuple[Work, ...]:
     rest = kernel.epilogue[fused:]
     output = kernel.output.numel
     written = output * 4 if rest else kernel.output.bytes
+    codes = (ROUNDED,) if _leaves(kernel) and kernel.kind not in WEIGHTED else ()
     own = Work(
         kind_of(kernel),
         precision_of(kernel),
@@ -164,24 +171,30 @@ def launches(kernel: Kernel) -> tuple[Work, ...]:
         + written,
         _weights(kernel),
         output,
-        tuple(step.op for step in steps) if kernel.op not in JOINS else (kernel.op, *(s.op for s in steps)),
+        # What a pass computes first is a step like what it computes then.
+        ((kernel.op,) if kernel.kind is Kind.POINTWISE else ())
+        + tuple(step.op for step in steps)
+        + (() if rest else codes),
     )
-    if not rest:
-        return (own, *_leaving(kernel))
-    traffic = written + sum(s.operand.bytes for s in rest if s.operand is not None) + kernel.output.bytes
+    more: tuple[Work, ...] = ()
+    if rest:
+        traffic = written + sum(s.operand.bytes for s in rest if s.operand is not None) + kernel.output.bytes
+        more = (
+            Work("pointwise", "float32", 0.0, traffic, 0.0, output, tuple(step.op for step in rest) + codes),
+        )
+    elif _leaves(kernel) and not codes:
+        # From the layout that float products have, too.
+        more = (Work("quantize", "float32", 0.0, 5.0 * output, 0.0, output),)
+    return (own, *more)
+
+
+def _leaves(kernel: Kernel) -> bool:
+    """Whether it computes in float what is read as INT8 next."""
     return (
-        own,
-        *_leaving(kernel),
-        Work("pointwise", "float32", 0.0, traffic, 0.0, output, tuple(step.op for step in rest)),
+        kernel.kind is not Kind.CONVERSION
+        and precision_of(kernel) != "int8"
+        and kernel.output.dtype == "int8"
     )
-
-
-def _leaving(kernel: Kernel) -> tuple[Work, ...]:
-    """Float values that are read as INT8 next are converted, and reordered from float kernels' layout."""
-    if kernel.kind is Kind.CONVERSION or precision_of(kernel) == "int8" or kernel.output.dtype != "int8":
-        return ()
-    output = kernel.output.numel
-    return (Work("quantize", "float32", 0.0, 5.0 * output, 0.0, output),)
 
 
 def fused_steps(kernel: Kernel) -> int:
@@ -280,9 +293,15 @@ def _pad(size: int, multiple: int) -> int:
 
 
 @cache
-def table() -> Mapping[str, Any]:
-    """The fitted table as it is stored, provenance included."""
-    text = (files("eqsat_extraction.cost_models") / "tables" / TABLE).read_text(encoding="utf-8")
+def table(cpu: str = DEFAULT) -> Mapping[str, Any]:
+    """The table fitted on CPUs of one of `TABLES` as it is stored, provenance included.
+
+    Raises:
+        CostModelError: there is none.
+    """
+    if cpu not in TABLES:
+        raise CostModelError(f"no table of OpenVINO's prices for cpu={cpu!r}: there are {', '.join(TABLES)}")
+    text = (files("eqsat_extraction.cost_models") / "tables" / f"openvino_{cpu}.json").read_text("utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded
 
@@ -296,11 +315,11 @@ def model(name: str, int8: bool, data: Mapping[str, Any]) -> OpenVINOModel:
     return OpenVINOModel(name, int8, rates, data["steps_ps"])
 
 
-def openvino_int8() -> OpenVINOModel:
-    """OpenVINO's CPU plugin, INT8 where it has kernels for it and float32 elsewhere."""
-    return model("openvino_int8", True, table())
+def openvino_int8(cpu: str = DEFAULT) -> OpenVINOModel:
+    """OpenVINO's CPU plugin, INT8 where it has kernels for it and float32 elsewhere; `cpu` is one of `TABLES`."""
+    return model("openvino_int8", True, table(cpu))
 
 
-def openvino_fp32() -> OpenVINOModel:
-    """OpenVINO's CPU plugin in float32."""
-    return model("openvino_fp32", False, table())
+def openvino_fp32(cpu: str = DEFAULT) -> OpenVINOModel:
+    """OpenVINO's CPU plugin in float32; `cpu` is one of `TABLES`."""
+    return model("openvino_fp32", False, table(cpu))

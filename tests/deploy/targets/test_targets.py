@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+import eqsat_extraction.cost_models.openvino as openvino_costs
 from eqsat_deploy.doctor import doctor
 from eqsat_deploy.errors import EngineError, InputError, RegistrationError, UnknownNameError
 from eqsat_deploy.targets import TARGETS, auto, candidates, find_cost, find_engine, find_target, target_of
 from eqsat_deploy.targets.tensorrt import device_option
-from eqsat_extraction.cost_models import cost_models
+from eqsat_extraction.cost_models import CostModelError, cost_models
 from tests.support.targets import Register, register, target
 
 __all__ = ["register"]
@@ -134,3 +135,26 @@ def test_integer_grids_are_what_the_kernels_read() -> None:
     assert grids == {"tensorrt": of_tensorrt, "onnxruntime-tensorrt": of_tensorrt, "openvino": (True, True),
                      "onnxruntime": (True, False)}  # fmt: skip
     assert find_target("tensorrt").float_dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("features", "table"),
+    [
+        ({"avx512_vnni", "amx_int8"}, "amx_int8"),
+        ({"avx512_vnni"}, "avx512_vnni"),
+        ({"sse2"}, openvino_costs.DEFAULT),
+    ],
+)
+def test_openvino_prices_for_the_instructions_of_the_machine(monkeypatch, features, table):
+    monkeypatch.delenv("EQSAT_DEPLOY_CPU")
+    monkeypatch.setattr("eqsat_deploy.targets.openvino.cpu", lambda: ("some CPU", features))
+    assert find_cost("openvino_int8") == openvino_costs.openvino_int8(table)
+    assert find_cost("openvino_fp32") == openvino_costs.openvino_fp32(table)
+
+
+def test_openvino_prices_for_another_cpu_where_one_is_named(monkeypatch):
+    monkeypatch.setenv("EQSAT_DEPLOY_CPU", "amx_int8")
+    assert find_cost("openvino_int8") == openvino_costs.openvino_int8("amx_int8")
+    monkeypatch.setenv("EQSAT_DEPLOY_CPU", "z80")
+    with pytest.raises(CostModelError, match=r"z80.*there are amx_int8, avx512_vnni"):
+        find_cost("openvino_int8")
