@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator as python_operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from math import isfinite
 from typing import Any
 
@@ -127,6 +128,7 @@ class Emitter:
         self.placed = _Placed()
         self.values: dict[int, _Proxy] = {}
         self.modules: dict[Any, str] = {}
+        self.anchors: dict[Any, _Proxy] = {}
         self.size: fx.Proxy | None = None
         self.batched: tuple[fx.Proxy, int] | None = None
 
@@ -195,9 +197,11 @@ class Emitter:
             self.placed.quantize(number, self.values[number].node)
             return
         names: list[str] = []
-        for step, value in realized(node, self._value_or_number, lambda _: self._anchor(number, node)):
+        last: fx.Node | None = None
+        for step, value in realized(node, self._value_or_number, lambda _: self._shared(number, node)):
             written = value.node
-            names += [*self._written_since(names, written), written.name] if step else [written.name]
+            names += self._written_after(last) if step else [written.name]
+            last = next(iter(reversed(self.graph.nodes)))
             for operand in _codes_read(node, step):
                 self.placed.read(operand, written, node.operator if step is None else binary)
         self.values[number] = self._proxy(written, self._rank(number))
@@ -219,14 +223,18 @@ class Emitter:
         cost = self.model.price(kernel_of(self.specs, number, node).floating(self.floating))
         return float(cost) if isfinite(cost) else None
 
-    def _written_since(self, names: list[str], last: fx.Node) -> list[str]:
-        """What a function of several operators wrote before its result."""
-        between: list[str] = []
-        node = last.prev
-        while node.name != names[-1] and node.op not in ("get_attr", "root"):
-            between.append(node.name)
-            node = node.prev
-        return between[::-1]
+    def _written_after(self, last: fx.Node | None) -> list[str]:
+        """What a step wrote: its result, after what else a function of several operators takes."""
+        new = takewhile(lambda node: node is not last, reversed(self.graph.nodes))
+        return [node.name for node in new if node.op != "get_attr"][::-1]
+
+    def _shared(self, number: int, node: ENode) -> _Proxy:
+        """The anchor's value, which kernels that differ in what they do with it have in common: an engine computes once
+        what is written twice, and then so does the module."""
+        key = (node.operator, node.args, node.integer)
+        if key not in self.anchors:
+            self.anchors[key] = self._anchor(number, node)
+        return self.anchors[key]
 
     def _anchor(self, number: int, node: ENode) -> _Proxy:
         if node.operator is opaque:
