@@ -53,8 +53,8 @@ def optimize(
 
     Every rule is put into one e-graph and saturated together with the kernels of the target; the form with the
     least predicted cost is extracted, with a certified gap, rebuilt as an `fx.GraphModule` and verified against the
-    original on the example inputs and at a second batch size. `model` is not changed; the result is on its device, though
-    it is traced and verified on the CPU.
+    original on the example inputs and at a second batch size. `model` is not changed; the result is on its
+    device, though it is traced and verified on the CPU.
 
     Args:
         model: in eval mode; one in training mode is optimized as in eval mode, with a warning, and left as it is.

@@ -10,6 +10,8 @@ from torch import nn
 from torch.export import Dim
 
 from eqsat_deploy.deployment import deployment
+from eqsat_extraction.cost_models.counting import is_free
+from eqsat_extraction.kernel import Kernel
 from tests.support.models import (
     Aliasing,
     Attends,
@@ -215,3 +217,39 @@ def test_tensors_whose_codes_meet_are_placed_on_one_grid():
     assert set(joined) <= {quantizer.tensor for quantizer in placement.quantizers}
     concatenations = [kernel for kernel in placement.kernels if kernel.anchor.startswith("cat")]
     assert {(kernel.precision, kernel.output) for kernel in concatenations} == {("int8", "int8")}
+
+
+class Twice(nn.Module):
+    """A convolution that two kernels are made of, each with an activation of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.conv(x)
+        return torch.relu(y), torch.sigmoid(y) * 2
+
+
+class Launches:
+    """Counts kernels, those on INT8 as half of one."""
+
+    name, unit, float_dtype, int8 = "launches", "kernels", "float32", True
+
+    def price(self, kernel: Kernel) -> float:
+        return 0.0 if is_free(kernel) else 0.5 if kernel.inputs[0].dtype == "int8" else 1.0
+
+
+def test_an_anchor_that_kernels_share_is_computed_once():
+    model = randomized(Twice())
+    module = optimized(model, image(), cost=Launches())
+    assert [node.target for node in module.graph.nodes if node.op == "call_module"] == ["conv"]
+    first, second = deployment(module).placement.kernels
+    assert first.anchor == second.anchor
+    assert set(first.nodes) & set(second.nodes) == {first.anchor}
+    assert_same(model, module, image())
+    assert {first.precision, second.precision} == {"int8"}
+    quantized = module.quantize([image(4, 3, 8, 8)])
+    assert_same(quantized, module, image(), tolerance=0.1)
+    report = quantized.build("openvino", baseline=False).report["engine"]
+    assert report["not_realized"] == []
