@@ -75,12 +75,14 @@ class Placement:
     `shared` are groups of quantized tensors whose codes meet in a concatenation that a product, a sum or a mean reads,
     and which therefore need one grid. `joined` are those and, in larger groups, what meets in concatenations that are
     only scaled and shifted by the channel: they need one grid where the target has one scale for all channels.
+    `homogeneous` are the nodes that a positive scale of the channels may move through.
     """
 
     quantizers: tuple[Quantizer, ...] = ()
     kernels: tuple[PlacedKernel, ...] = ()
     shared: tuple[tuple[str, ...], ...] = ()
     joined: tuple[tuple[str, ...], ...] = ()
+    homogeneous: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

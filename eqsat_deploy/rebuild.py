@@ -20,7 +20,7 @@ from eqsat_deploy.deployment import PlacedKernel, Placement, Quantizer
 from eqsat_deploy.errors import InputError
 from eqsat_deploy.freeze import Space
 from eqsat_deploy.kernels import CONSTANT, QUANTIZE, ENode, Step, applied, realized
-from eqsat_deploy.language import binary, input_, opaque, scalar
+from eqsat_deploy.language import binary, input_, opaque, scalar, unary
 from eqsat_deploy.language.operator import Evaluate, Operator, interpreted_by
 from eqsat_deploy.language.shapes import BATCH, batch_size
 from eqsat_deploy.lower import Call, Hole, Lowered, Term
@@ -81,6 +81,7 @@ class _Placed:
     products: set[frozenset[str]] = field(default_factory=set)
     readers: dict[str, dict[str, None]] = field(default_factory=dict)
     kernels: list[PlacedKernel] = field(default_factory=list)
+    homogeneous: dict[str, None] = field(default_factory=dict)
 
     def quantize(self, number: int, tensor: fx.Node) -> None:
         self.quantizers[number] = tensor.name
@@ -101,7 +102,7 @@ class _Placed:
         kernels = tuple(kernel for kernel in self.kernels if kernel.anchor in alive)
         tensors = [quantizer.tensor for quantizer in quantizers]
         shared, joined = (_groups(sets, tensors) for sets in (self.products, self.grids.values()))
-        return Placement(quantizers, kernels, shared, joined)
+        return Placement(quantizers, kernels, shared, joined, tuple(self.homogeneous))
 
 
 def _groups(sets: Iterable[frozenset[str]], tensors: list[str]) -> tuple[tuple[str, ...], ...]:
@@ -202,6 +203,8 @@ class Emitter:
             written = value.node
             names += self._written_after(last) if step else [written.name]
             last = next(iter(reversed(self.graph.nodes)))
+            if _homogeneous(node, step):
+                self.placed.homogeneous[written.name] = None
             for operand in _codes_read(node, step):
                 self.placed.read(operand, written, node.operator if step is None else binary)
         self.values[number] = self._proxy(written, self._rank(number))
@@ -337,6 +340,14 @@ def _codes_read(node: ENode, step: Step | None) -> tuple[int, ...]:
     if step is None:
         return node.operands if node.integer else ()
     return (step.operand,) if step.quantized and step.operand is not None else ()
+
+
+def _homogeneous(node: ENode, step: Step | None) -> bool:
+    """Whether a scale may move through what a kernel's anchor, or one of its steps, computes."""
+    if step is not None and step.operand is not None:
+        return False
+    operator, attributes = (unary, (step.function,)) if step else (node.operator, node.attributes)
+    return operator.homogeneous is not None and operator.homogeneous(*attributes)
 
 
 def _share(module: nn.Module, constants: list[Any]) -> None:

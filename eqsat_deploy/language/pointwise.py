@@ -91,6 +91,8 @@ def parse_function(f: str) -> tuple[str, tuple[float, ...]]:
 
 NONNEGATIVE = ("exp", "rsqrt", "sqrt", "sigmoid")
 """Functions without a negative value where their argument is not negative."""
+HOMOGENEOUS = ("abs", "leaky_relu", "neg", "relu")
+"""Functions of which f(c x) = c f(x) for positive c."""
 
 
 def base_name(f: str) -> str:
@@ -108,6 +110,7 @@ def per_element(out: tuple[int, ...], *_: Any) -> float:
     requantizes=True,
     called=lambda f: base_name(f),
     nonnegative=lambda f: one_of(f, *NONNEGATIVE),
+    homogeneous=lambda f: base_name(f) in HOMOGENEOUS,
     along=(),
     shape=lambda f, x: x,
     epilogue=True,

@@ -1,8 +1,8 @@
 """The layer that a tensor's channels can be scaled in, where that costs no time, unlike scaling before the rounding.
 
-A scale moves from a tensor back through what is positively homogeneous in each channel, ReLU and pools, into the
-convolution, product or normalization that wrote it (Nagel et al., "Data-Free Quantization", 2019; Xiao et al.,
-"SmoothQuant", 2023). Exact in float, and of rounded weights too: their scales are those of the rows.
+A scale moves from a tensor back through what is positively homogeneous in each channel (`Operator.homogeneous`), ReLU
+and pools, into the convolution, product or normalization that wrote it (Nagel et al., "Data-Free Quantization", 2019;
+Xiao et al., "SmoothQuant", 2023). Exact in float, and of rounded weights too: their scales are those of the rows.
 
 ReLU6 is not homogeneous: a channel that is divided would be clipped at 6 over its divisor. Where it stands right before
 the rounding, whose greatest code stands for no more than that in any channel, the rounding clips: ReLU is enough then.
@@ -17,14 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from eqsat_deploy.deployment import deployment
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize, Layer
 
-HOMOGENEOUS = frozenset({
-    torch.relu, F.relu, F.leaky_relu, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d,
-})  # fmt: skip
-HOMOGENEOUS_MODULES = (
-    nn.ReLU, nn.LeakyReLU, nn.Identity, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d,
-)  # fmt: skip
 Giver = nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.LayerNorm
 
 
@@ -60,6 +55,7 @@ def writer(
     if any(str(user.target) not in readers for user in quantizer.users):
         return None
     node = quantizer.all_input_nodes[0]
+    homogeneous = deployment(module).placement.homogeneous
     ceiling = _ceiling(module, node)
     clips = None if ceiling is None else node
     while len(node.users) == 1 and len(node.all_input_nodes) == 1:
@@ -70,11 +66,7 @@ def writer(
             fits = all(isinstance(reader, nn.Linear) == last for reader in readers.values())
             fits = fits and calls[target] == 1 and _by_channel(layer)
             return Writer(target, clips, ceiling) if fits else None
-        if (
-            node is not clips
-            and not isinstance(layer, HOMOGENEOUS_MODULES)
-            and node.target not in HOMOGENEOUS
-        ):
+        if node is not clips and node.name not in homogeneous:
             return None
         node = node.all_input_nodes[0]
     return None

@@ -20,6 +20,10 @@ POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, F.avg_pool2d, F.adaptive_avg_pool2d
 CHANNELS: dict[Any, int] = {
     F.conv2d: 0, torch.conv2d: 0, F.linear: 0, F.conv_transpose2d: 1, torch.conv_transpose2d: 1, torch.matmul: -1,
 }  # fmt: skip
+HOMOGENEOUS = (
+    *(torch.relu, F.relu, F.leaky_relu, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d),
+    *(nn.ReLU, nn.LeakyReLU, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
+)
 CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 VIEWS = (
     *(torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze),
@@ -69,7 +73,8 @@ def place(
         )
     order = [node.name for node in module.graph.nodes if node.name in reads]
     quantizers = tuple(Quantizer(name, tuple(reads[name])) for name in order)
-    return Placement(quantizers, tuple(kernels), shared(module, quantizers))
+    through = tuple(node.name for node in module.graph.nodes if kind(module, node) in HOMOGENEOUS)
+    return Placement(quantizers, tuple(kernels), shared(module, quantizers), homogeneous=through)
 
 
 def shared(module: fx.GraphModule, quantizers: Sequence[Quantizer]) -> tuple[tuple[str, ...], ...]:
