@@ -40,8 +40,8 @@ def build(
     """Compile `module`, and with `baseline` also the form that the engine reaches by itself; ship that where it is
     faster for certain.
 
-    What is shipped was compared with its module on real inputs (`parity`). An engine that departs is compiled in its
-    other ways; a form for which none holds is out of the race, and the report says why.
+    What is shipped was compared with its module on real inputs (`parity`). An engine that departs, or does not compile,
+    is compiled in its other ways; a form for which none holds is out of the race, and the report says why.
 
     The cost model proposes and the hardware disposes: the two are timed in turns on this machine, so that doing nothing
     would not have been faster. What was realized (precision per kernel, latencies) is added to the report
@@ -55,8 +55,8 @@ def build(
         options: of the engine.
 
     Raises:
-        EngineError: the engine is not available, with how to get it; it cannot compile the chosen form; or nothing it
-            makes computes what the module computes, with the node at which it departs.
+        EngineError: the engine is not available, with how to get it; it compiles neither form; or nothing it makes
+            computes what the module computes, with the node at which it departs.
         InputError: `batch` is no size of a batch.
     """
     stages = Stages()
@@ -82,8 +82,13 @@ def build(
             stacklevel=4,
         )
     built: dict[str, Engine] = {}
+    chosen: Engine | None = None
+    failure: EngineError | None = None
     with stages("build"):
-        chosen = faithful(maker, module, sizes, options, CHOSEN, notes)
+        try:
+            chosen = faithful(maker, module, sizes, options, CHOSEN, notes)
+        except EngineError as error:
+            failure = error
     if chosen is not None:
         built[CHOSEN] = chosen
     plain = comparable(module) if baseline or chosen is None else None
@@ -107,7 +112,7 @@ def build(
             with stages("race"):
                 timings = timed(built, next(iter(built.values())).signature, sizes)
     if not built:
-        raise EngineError(_unfaithful(maker, module, sizes, options, notes))
+        raise failure or EngineError(_unfaithful(maker, module, sizes, options, notes))
     shipped = winner(timings) if len(built) > 1 else next(iter(built))
     result = built[shipped]
     latency = {name: timing.median for name, timing in timings.items()}
@@ -142,10 +147,20 @@ def faithful(
     """An engine of `module` that computes what the module computes; None where no way of compiling it does.
 
     What was found on the way is added to `notes`.
+
+    Raises:
+        EngineError: it compiles in no way.
     """
-    for more in ({}, *maker.fallbacks):
-        engine = maker.build(module, batch=sizes, options={**(options or {}), **more})
+    failures: list[EngineError] = []
+    ways = ({}, *maker.fallbacks)
+    for more in ways:
         how = " with " + ", ".join(f"{key}={value}" for key, value in more.items()) if more else ""
+        try:
+            engine = maker.build(module, batch=sizes, options={**(options or {}), **more})
+        except EngineError as error:
+            failures.append(error)
+            notes.append(f"{name}{how}: does not compile: {error}")
+            continue
         asked = engine.asked() if engine.changes else None
         notes += [f"{name}: changed on purpose: {change}" for change in engine.changes]
         found = compare(engine, module, integer=is_quantized(module), asked=asked)
@@ -157,6 +172,8 @@ def faithful(
         notes.append(
             f"{name}{how}: refused, it departs from its module: " + "; ".join(map(str, found.departures))
         )
+    if len(failures) == len(ways):
+        raise failures[0]
     return None
 
 

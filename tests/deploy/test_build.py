@@ -21,7 +21,8 @@ class Eager(Engine):
     """Runs the module as it is, and says it computed in INT8 what it was asked to."""
 
     name = "eager"
-    fails: str | None = None
+    fails: tuple[str, ...] = ()
+    fallbacks = ()
 
     @classmethod
     def unavailable(cls):
@@ -30,8 +31,9 @@ class Eager(Engine):
     @classmethod
     def build(cls, built, *, batch=None, options=None):
         BUILT.append(built)
-        if cls.fails == (CHOSEN if len(BUILT) == 1 else PLAIN):
-            raise EngineError("cannot compile")
+        form = CHOSEN if built is BUILT[0] else PLAIN
+        if form in cls.fails and not options:
+            raise EngineError(f"cannot compile the {form} one")
         engine = cls(Signature.of(built, batch or Batch()))
         engine.module = built
         return engine
@@ -72,7 +74,7 @@ class Halves:
 @pytest.fixture
 def result():
     BUILT.clear()
-    Eager.fails = None
+    Eager.fails = ()
     return optimized(randomized(Residual()), image(), cost=Halves())
 
 
@@ -131,15 +133,31 @@ def test_without_baseline_the_chosen_form_alone_is_built(quantized):
 
 
 def test_a_plain_form_that_does_not_build_costs_the_comparison_only(quantized):
-    Eager.fails = PLAIN
+    Eager.fails = (PLAIN,)
     with pytest.warns(UserWarning, match="plain form could not be built"):
         engine = build(quantized, Eager)
     assert engine.report["engine"]["shipped"] == CHOSEN
 
 
-def test_a_chosen_form_that_does_not_build_is_an_error(quantized):
-    Eager.fails = CHOSEN
-    with pytest.raises(EngineError, match="cannot compile"):
+def test_a_chosen_form_that_does_not_build_leaves_the_plain_one_and_the_report_says_why(quantized):
+    Eager.fails = (CHOSEN,)
+    found = build(quantized, Eager).report["engine"]
+    assert found["shipped"] == PLAIN
+    assert "chosen: does not compile: cannot compile the chosen one" in found["notes"]
+
+
+def test_a_form_that_does_not_build_is_built_in_the_other_ways_of_the_engine(quantized, monkeypatch):
+    Eager.fails = (CHOSEN,)
+    monkeypatch.setattr(Eager, "fallbacks", ({"slow": True},))
+    found = build(quantized, Eager, baseline=False).report["engine"]
+    assert found["shipped"] == CHOSEN
+    assert found["notes"][0].startswith("chosen: does not compile")
+    assert found["notes"][1].startswith("chosen with slow=True: agrees")
+
+
+def test_nothing_that_builds_is_an_error(quantized):
+    Eager.fails = (CHOSEN, PLAIN)
+    with pytest.warns(UserWarning, match="plain form"), pytest.raises(EngineError, match="the chosen one"):
         build(quantized, Eager)
 
 
