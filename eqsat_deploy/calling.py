@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
+import numpy as np
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
@@ -42,11 +43,13 @@ class InputSpec:
         return f"[{', '.join('batch' if size is None else str(size) for size in self.shape)}]"
 
     def check(self, value: object) -> Tensor:
-        """`value`, if it is a tensor of this shape and of this kind of dtype.
+        """`value`, if it is a tensor of this shape and of this kind of dtype, or an array as such a tensor.
 
         Raises:
             InputError: it is not; the message says which sizes are fixed.
         """
+        if isinstance(value, np.ndarray):
+            value = tensor_of(value)
         if not isinstance(value, Tensor):
             raise InputError(f"input {self.name!r}: a tensor is expected, not {_shown(value)}")
         fits = len(value.shape) == len(self.shape) and all(
@@ -242,7 +245,8 @@ def _restored(signature: inspect.Signature, arguments: list[Any], outputs: Any) 
 
 
 def arguments(given: Any, what: str = "example_inputs") -> Arguments:
-    """Positional and keyword arguments out of a tensor, a tuple or list of arguments, or a dict of them by name.
+    """Positional and keyword arguments out of a tensor, a tuple or list of arguments, or a dict of them by name; arrays
+    among them as tensors.
 
     Raises:
         InputError: `given`, which the message calls `what`, is none of these.
@@ -250,14 +254,33 @@ def arguments(given: Any, what: str = "example_inputs") -> Arguments:
     match given:
         case Tensor():
             return (given,), {}
+        case np.ndarray():
+            return (tensor_of(given),), {}
         case Mapping() if all(isinstance(name, str) for name in given):
-            return (), dict(given)
+            return (), pytree.tree_map_only(np.ndarray, tensor_of, dict(given))
         case tuple() | list():
-            return tuple(given), {}
+            return pytree.tree_map_only(np.ndarray, tensor_of, tuple(given)), {}
     raise InputError(
         f"{what} must be a tensor, a tuple of arguments or a dict of keyword arguments, "
         f"not {type(given).__name__}"
     )
+
+
+def tensor_of(array: np.ndarray[Any, Any]) -> Tensor:
+    """`array` as a tensor, which shares its memory where that may be written to and lies in order.
+
+    Raises:
+        InputError: torch has no such dtype.
+    """
+    try:
+        return torch.from_numpy(np.require(array, requirements=("C", "W")))
+    except TypeError as error:
+        raise InputError(f"an array of {array.dtype} is given, which is no dtype of torch's") from error
+
+
+def array_of(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """`tensor` as an array; bfloat16, which NumPy has not, as float32."""
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu().numpy()
 
 
 def plain_signature(function: inspect.Signature | Callable[..., Any]) -> inspect.Signature:

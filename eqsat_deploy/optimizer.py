@@ -58,7 +58,8 @@ def optimize(
 
     Args:
         model: in eval mode; one in training mode is optimized as in eval mode, with a warning, and left as it is.
-        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments; inferred when missing.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments, arrays among them; inferred when
+            missing.
         cost: name of a cost model, or one; `auto` is that of the engine this machine would build.
         rules: `conversions` for the founding conversions alone, applied wherever they match, whatever they cost;
             else names of families or rules, or rule objects, `all` among them for every rule that is registered; all

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from eqsat_deploy import artifact
+from eqsat_deploy.calling import array_of
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, PlacedKernel, Signature
 from eqsat_deploy.engines import measure
 from eqsat_deploy.errors import EngineError, EqsatError, UnknownNameError
@@ -158,7 +161,7 @@ class Engine(ABC):
         """The runtime's version, as the manifest records it."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Called as the module is, and returns what it returns, nested as it nests.
+        """Called as the module is, and returns what it returns, nested as it nests; arrays where it is given arrays.
 
         Raises:
             InputError: an argument is missing or unknown, or nested otherwise, or has another shape, dtype or value
@@ -174,7 +177,10 @@ class Engine(ABC):
             if len(self._kinds) >= KINDS:
                 self._kinds = {}
             self._kinds[kind] = batch
-        return self.signature.pack(self._flat(inputs, batch))
+        found: Sequence[Any] = self._flat(inputs, batch)
+        if any(isinstance(value, np.ndarray) for value in pytree.tree_leaves((args, kwargs))):
+            found = list(map(array_of, found))
+        return self.signature.pack(found)
 
     def __repr__(self) -> str:
         shipped = ((self.report or {}).get("engine") or {}).get("shipped")

@@ -8,12 +8,13 @@ from collections import namedtuple
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from eqsat_deploy.calling import CallSpec, InputSpec
+from eqsat_deploy.calling import CallSpec, InputSpec, arguments, array_of, tensor_of
 from eqsat_deploy.deployment import deployment
 from eqsat_deploy.errors import InputError
 from tests.support.models import Several, image, randomized
@@ -186,3 +187,19 @@ def test_arguments_come_in_forward_s_order_however_they_are_given():
     assert [a.name for a in found.call.arguments] == ["a", "b", "scale"]
     assert [s.name for s in found.call.inputs] == ["a", "b"]
     assert [t.shape[1] for t in found.tensors] == [4, 3]
+
+
+def test_arrays_stand_for_tensors():
+    array = np.arange(6.0, dtype=np.float32).reshape(2, 3)
+    (first,), _ = arguments(array)
+    (nested, kept), _ = arguments(([array], "kept"))
+    _, named = arguments({"x": {"y": array}})
+    for found in (first, nested[0], named["x"]["y"]):
+        assert torch.equal(found, torch.tensor(array))
+    assert kept == "kept"
+    frozen = array[::-1]
+    frozen.flags.writeable = False
+    assert torch.equal(tensor_of(frozen), torch.tensor(frozen.copy()))
+    assert array_of(torch.ones(2, dtype=torch.bfloat16)).dtype == np.float32
+    with pytest.raises(InputError, match="object"):
+        arguments(np.array([None]))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 import torch.utils._pytree as pytree
@@ -235,7 +236,9 @@ def test_a_loaded_engine_knows_the_fields_of_classes_that_are_not_there(
         (lambda a, k: ((a[0][:, :3], *a[1:]), k), r"'image': shape \[batch, 4\] is expected, not \[2, 3\]"),
         (lambda a, k: ((a[0].double(), *a[1:]), k), "'image': torch.float32 is expected, not torch.float64"),
         (lambda a, k: ((a[0].long(), *a[1:]), k), "'image': torch.float32 is expected, not torch.int64"),
-        (lambda a, k: ((a[0].numpy(), *a[1:]), k), "'image': a tensor is expected"),
+        (lambda a, k: ((a[0].double().numpy(), *a[1:]), k), "'image': torch.float32 is expected, not torch.float64"),
+        (lambda a, k: ((np.array(["a", "b"]), *a[1:]), k), "an array of <U1 is given"),
+        (lambda a, k: (([1.0, 2.0], *a[1:]), k), r"'image': a tensor is expected, not \[1.0, 2.0\]"),
         (lambda a, k: ((a[0][:1], *a[1:]), k), "disagree on the batch size: 'image' has 1, 'text_0' has 2"),
     ],
 )  # fmt: skip
@@ -243,6 +246,25 @@ def test_a_call_that_does_not_fit_says_what_is_expected(nested: Any, change: Any
     args, kwargs = change(*call(2))
     with pytest.raises(InputError, match=words):
         nested[2](*args, **kwargs)
+
+
+def test_arrays_are_answered_with_arrays(nested: Any) -> None:
+    args, kwargs = call(2)
+    expected = nested[2](*args, **kwargs)
+    arrays = pytree.tree_map_only(torch.Tensor, torch.Tensor.numpy, (args, kwargs))
+    found = nested[2](*arrays[0], **arrays[1])
+    for wanted, got in zip(
+        pytree.tree_leaves([expected["result"].main, *expected["pair"]]),
+        pytree.tree_leaves([found["result"].main, *found["pair"]]),
+        strict=True,
+    ):
+        assert isinstance(got, np.ndarray) == isinstance(wanted, torch.Tensor)
+        assert wanted is None or np.array_equal(got, wanted.numpy())
+    image = args[0].numpy()
+    for view in (image[::-1][::-1], np.asfortranarray(image), np.broadcast_to(image[:1], image.shape)):
+        same = nested[2](view, *arrays[0][1:], **arrays[1])["result"].main
+        tensors = nested[2](torch.tensor(view.copy()), *args[1:], **kwargs)["result"].main
+        assert np.array_equal(same, tensors.numpy())
 
 
 def test_engines_have_a_short_repr(nested: Any) -> None:
