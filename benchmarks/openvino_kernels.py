@@ -64,6 +64,7 @@ REPORT = Path(__file__).with_name("results") / f"openvino_kernels_{CPU}.md"
 PRODUCTS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
 RATES = ("launch_us", "gops", "gb_s", "weights_gb_s")
 FLOOR = 10.0  # microseconds
+ELEMENTS = 1_000_000  # that a step has to be seen on
 # Of launches in us, operations and bytes in us each, steps in us an element: what a core can physically do. They
 # keep kinds of which the suite has one shape only from being priced as if size did not matter.
 BOUNDS = {
@@ -242,6 +243,7 @@ class Fit:
         self.columns: dict[tuple[str, str, str], int] = {}
         self.rows: list[dict[int, float]] = []
         self.times: list[float] = []
+        self.elements: dict[str, int] = defaultdict(int)
 
     def add(self, works: Sequence[prices.Work], taken: float) -> None:
         row: dict[int, float] = defaultdict(float)
@@ -254,10 +256,10 @@ class Fit:
             }
             for name, value in amounts.items():
                 row[self._column((work.kind, work.precision, name))] += value
-            for step in work.steps:
-                row[self._column(("step", "", step))] += (
-                    work.elements
-                )  # in float32 registers, whatever is stored
+            for step in (*((work.first,) if work.first else ()), *work.steps):
+                # In float32 registers, whatever is stored.
+                row[self._column(("step", "", step))] += work.elements
+                self.elements[step] += work.elements
         self.rows.append(row)
         self.times.append(taken)
 
@@ -312,12 +314,15 @@ def fit(rows: Sequence[dict[str, Any]], raw: Path) -> None:
             steps[name] = round(value * 1e6, 2)
         elif name == "launch":
             kinds[kind][precision] = coefficients(found, kind, precision)
-    steps["other"] = max(steps.values())
+    # What was seen on small tensors alone could cost anything; it is as slow as the slowest, and so is what is unknown.
+    seen = {name: price for name, price in steps.items() if problem.elements[name] >= ELEMENTS}
+    steps = dict.fromkeys([*steps, "other"], max(seen.values())) | seen
     kinds["quantize"] = {"float32": conversion_rates(rows)}
     complete(kinds)
     table = {
         "device": openvino.Core().get_property("CPU", "FULL_DEVICE_NAME") + f", two cores, {CPU}",
         "kinds": {kind: dict(sorted(known.items())) for kind, known in sorted(kinds.items())},
+        "passes": True,
         "steps_ps": dict(sorted(steps.items())),
         "provenance": {
             "command": f"python -m benchmarks.openvino_kernels fit {raw.name}",

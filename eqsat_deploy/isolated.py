@@ -73,7 +73,7 @@ class Source:
         with torch.no_grad(), interpreted_by(Evaluate()), batch_size(self.batch):
             for (number, node), read in zip(chosen, given, strict=True):
                 before = len(emitter.placed.kernels)
-                emitter.values, emitter.modules = {}, {}
+                emitter.values, emitter.modules, emitter.anchors = {}, {}, {}
                 for operand, placeholder in read.items():
                     emitter.input(operand, placeholder)
                     if self.space.classes[operand].quantized_of is not None:

@@ -68,7 +68,7 @@ class Work:
     `operations` counts multiplications and additions of the anchor, channels padded to whole vectors, and what a
     concatenation copies piece by piece;
     `traffic` bytes of activations, `weights` those of constants; `elements` those of the result; `steps` the
-    fused epilogue's functions.
+    fused epilogue's functions, and `first` what a pass over the data computes before them.
     """
 
     kind: str
@@ -78,6 +78,7 @@ class Work:
     weights: float
     elements: int
     steps: tuple[str, ...] = ()
+    first: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,17 @@ class Rates:
 
 @dataclass(frozen=True)
 class OpenVINOModel:
-    """The price in microseconds of one node of OpenVINO's executed graph."""
+    """The price in microseconds of one node of OpenVINO's executed graph.
+
+    `passes` says whether what a pass computes first is priced as a step like what it computes then, and so is rounding
+    what it writes; else the one is in its rates, and the other priced as a conversion.
+    """
 
     name: str
     int8: bool
     rates: Mapping[str, Mapping[str, Rates]]
     steps: Mapping[str, float]
+    passes: bool = True
     unit: str = "us"
     float_dtype: str = "float32"
 
@@ -139,8 +145,14 @@ class OpenVINOModel:
     def _price(self, work: Work) -> float:
         known = self.rates.get(work.kind) or self.rates["other"]
         rates = known.get(work.precision) or known["float32"]
-        added = sum(self.steps.get(step, self.steps["other"]) for step in work.steps)
-        return rates.price(work) + work.elements * added / 1e6
+        first = (work.first,) if work.first is not None and (self.passes or work.first in JOINS) else ()
+        steps = (*first, *work.steps)
+        price = rates.price(work)
+        if not self.passes and ROUNDED in steps:
+            steps = tuple(step for step in steps if step != ROUNDED)
+            price += self._price(_converted(work.elements))
+        added = sum(self.steps.get(step, self.steps["other"]) for step in steps)
+        return price + work.elements * added / 1e6
 
 
 def _transposed_in_float(kernel: Kernel) -> str | None:
@@ -171,10 +183,8 @@ def launches(kernel: Kernel) -> tuple[Work, ...]:
         + written,
         _weights(kernel),
         output,
-        # What a pass computes first is a step like what it computes then.
-        ((kernel.op,) if kernel.kind is Kind.POINTWISE else ())
-        + tuple(step.op for step in steps)
-        + (() if rest else codes),
+        tuple(step.op for step in steps) + (() if rest else codes),
+        kernel.op if kernel.kind is Kind.POINTWISE else None,
     )
     more: tuple[Work, ...] = ()
     if rest:
@@ -184,8 +194,12 @@ def launches(kernel: Kernel) -> tuple[Work, ...]:
         )
     elif _leaves(kernel) and not codes:
         # From the layout that float products have, too.
-        more = (Work("quantize", "float32", 0.0, 5.0 * output, 0.0, output),)
+        more = (_converted(output),)
     return (own, *more)
+
+
+def _converted(elements: int) -> Work:
+    return Work("quantize", "float32", 0.0, 5.0 * elements, 0.0, elements)
 
 
 def _leaves(kernel: Kernel) -> bool:
@@ -312,7 +326,7 @@ def model(name: str, int8: bool, data: Mapping[str, Any]) -> OpenVINOModel:
         kind: {precision: Rates(**row) for precision, row in rows.items()}
         for kind, rows in data["kinds"].items()
     }
-    return OpenVINOModel(name, int8, rates, data["steps_ps"])
+    return OpenVINOModel(name, int8, rates, data["steps_ps"], data.get("passes", False))
 
 
 def openvino_int8(cpu: str = DEFAULT) -> OpenVINOModel:
