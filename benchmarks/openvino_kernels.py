@@ -251,11 +251,13 @@ class Fit:
             amounts = {
                 "launch": 1.0,
                 "operations": work.operations,
-                "traffic": work.traffic,
+                "traffic": work.traffic - work.widened,
                 "weights": work.weights,
             }
             for name, value in amounts.items():
                 row[self._column((work.kind, work.precision, name))] += value
+            if work.widened:
+                row[self._column(("pointwise", "float32", "traffic"))] += work.widened
             for step in (*((work.first,) if work.first else ()), *work.steps):
                 # In float32 registers, whatever is stored.
                 row[self._column(("step", "", step))] += work.elements

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from math import inf, prod
@@ -68,7 +68,8 @@ class Work:
     `operations` counts multiplications and additions of the anchor, channels padded to whole vectors, and what a
     concatenation copies piece by piece;
     `traffic` bytes of activations, `weights` those of constants; `elements` those of the result; `steps` the
-    fused epilogue's functions, and `first` what a pass over the data computes before them.
+    fused epilogue's functions, and `first` what a pass over the data computes before them;
+    `widened` those bytes of the traffic that a kernel on INT8 writes because its result is in float.
     """
 
     kind: str
@@ -79,6 +80,7 @@ class Work:
     elements: int
     steps: tuple[str, ...] = ()
     first: str | None = None
+    widened: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ class OpenVINOModel:
     """The price in microseconds of one node of OpenVINO's executed graph.
 
     `passes` says whether what a pass computes first is priced as a step like what it computes then, and so is rounding
-    what it writes; else the one is in its rates, and the other priced as a conversion.
+    what it writes; else the one is in its rates, and the other priced as a conversion. It also says whether what is
+    written in float by a kernel on INT8 is as fast as in a pass, or as slow as the kernel's other traffic.
     """
 
     name: str
@@ -148,6 +151,9 @@ class OpenVINOModel:
         first = (work.first,) if work.first is not None and (self.passes or work.first in JOINS) else ()
         steps = (*first, *work.steps)
         price = rates.price(work)
+        if self.passes and work.widened:
+            price = rates.price(replace(work, traffic=work.traffic - work.widened))
+            price += work.widened / (self.rates["pointwise"]["float32"].gb_s * 1e3)
         if not self.passes and ROUNDED in steps:
             steps = tuple(step for step in steps if step != ROUNDED)
             price += self._price(_converted(work.elements))
@@ -185,6 +191,7 @@ def launches(kernel: Kernel) -> tuple[Work, ...]:
         output,
         tuple(step.op for step in steps) + (() if rest else codes),
         kernel.op if kernel.kind is Kind.POINTWISE else None,
+        float(written - output) if precision_of(kernel) == "int8" else 0.0,
     )
     more: tuple[Work, ...] = ()
     if rest:
