@@ -212,10 +212,8 @@ def measure(name: str, size: int) -> list[dict[str, Any]]:
     while rounds < MINIMUM or (time.monotonic() < stop and rounds < ROUNDS):
         rounds += 1
         for (request, data), taken in zip(requests, runs, strict=True):
-            if request is beat:
-                request.infer(
-                    {0: data}
-                )  # a large model leaves it cold caches, which are not the machine's speed
+            if request is beat:  # which a large model leaves cold caches: they are not the machine's speed
+                request.infer({0: data})
             for node, microseconds in node_times(request, data).items():
                 taken[node].append(microseconds)
     *timed, beats = [{node: undisturbed(times) for node, times in taken.items()} for taken in runs]
