@@ -43,7 +43,7 @@ def calibrate(
             for inputs in _read(batches, call):
                 inputs = tuple(value.to(device) for value in inputs)
                 for module in modules:
-                    module.forward(*inputs)
+                    module.forward(*map(channels_last, inputs))
                 held.add(inputs)
                 ranges.add(inputs)
                 count += 1
@@ -57,6 +57,11 @@ def calibrate(
         )
     ranges.warn()
     return held.joined()
+
+
+def channels_last(values: Tensor) -> Tensor:
+    """Images as convolutions are fastest on them."""
+    return values.contiguous(memory_format=torch.channels_last) if values.dim() == 4 else values
 
 
 def _read(batches: Any, call: CallSpec) -> Iterator[tuple[Tensor, ...]]:

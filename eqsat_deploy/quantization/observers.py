@@ -6,7 +6,6 @@ Observers see float activations one batch at a time, keep a bounded summary, and
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -120,11 +119,14 @@ class Extremes(MinMax):
         if values.numel() == 0:
             return
         if self.axis is None:
-            least, greatest = torch.aminmax(values.reshape(len(values) if values.dim() else 1, -1), dim=1)
+            samples = values if values.dim() > 1 else values.reshape(-1, 1)
+            inner = tuple(range(1, samples.dim()))  # twice as fast as `aminmax`, which takes one axis
+            least, greatest = samples.amin(inner), samples.amax(inner)
         else:
-            channels = values.movedim(self.axis, 1).flatten(2) if values.dim() > 2 else values[..., None]
-            self.vectors = self.vectors and channels.shape[2] == 1
-            least, greatest = channels.amin(2).float(), channels.amax(2).float()
+            channels = values.movedim(self.axis, 1) if values.dim() > 2 else values[..., None]
+            inner = tuple(range(2, channels.dim()))
+            self.vectors = self.vectors and channels[0, 0].numel() == 1
+            least, greatest = channels.amin(inner).float(), channels.amax(inner).float()
             self.lows = torch.minimum(least.amin(0), self.lows) if self.samples else least.amin(0)
             self.highs = torch.maximum(greatest.amax(0), self.highs) if self.samples else greatest.amax(0)
             below, above = self.channel_sums
@@ -136,14 +138,6 @@ class Extremes(MinMax):
             self.sums[0] + float(least.double().sum()),
             self.sums[1] + float(greatest.double().sum()),
         )
-
-    def to(self, device: torch.device) -> Extremes:
-        """A copy of what it has seen, on `device`."""
-        moved = copy.copy(self)
-        moved.lows, moved.highs = self.lows.to(device), self.highs.to(device)
-        below, above = self.channel_sums
-        moved.channel_sums = below.to(device), above.to(device)
-        return moved
 
     def grid(self, *, symmetric: bool, unsigned: bool) -> Grid:
         """The range that it may reach."""

@@ -28,7 +28,7 @@ from eqsat_deploy.deployment import (
 from eqsat_deploy.errors import QuantizationError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.noise import Fidelity
-from eqsat_deploy.quantization.calibrate import SAMPLE, calibrate
+from eqsat_deploy.quantization.calibrate import FEW, SAMPLE, calibrate
 from eqsat_deploy.quantization.fake_quantize import (
     FakeQuantize,
     QuantizedConv2d,
@@ -46,7 +46,7 @@ from eqsat_deploy.quantization.precision import (
     with_floats,
     without_float_operands,
 )
-from eqsat_deploy.quantization.reconstruction import Choices, Draft, reconstruct
+from eqsat_deploy.quantization.reconstruction import Choices, Draft, first_range, reconstruct
 from eqsat_deploy.quantization.sensitivity import outputs_of, ranked
 from eqsat_deploy.quantization.tuning import TUNED, tuned
 from eqsat_deploy.stages import Stages
@@ -57,6 +57,10 @@ EFFORTS = ("fast", "balanced", "best")
 
 KEPT = 32 * 2**20
 """Bytes of inputs that are kept with a plain form, which may have to be repaired."""
+
+SHOWING = 8 * 2**20
+"""Bytes of inputs that show as much of a network as more would, if `FEW` samples at least: images have places by the
+thousand (MobileNetV2, EfficientNet-Lite and two sets of data: KL the same with 16 of 224 px as with 32)."""
 
 
 @checked
@@ -88,9 +92,10 @@ def quantize(
             ranges of matrix products, both by the error at the outputs of what reads the tensor, and corrects biases
             (`reconstruction`); `best` then trains scales and biases to give the float outputs on up to
             `tuning.TUNED` samples, keeping what is best on samples left out. `fast` takes the time of two passes over
-            the data, `balanced` that of five passes over `SAMPLE` samples more, or about twelve where the outputs have
-            lost much, `best` of about 20 passes forward and back over its samples more; it leaves out the plain form,
-            which `build` then does not compare with. The plain form is repaired when `build` is to ship it.
+            the data, `balanced` that of one, and of five passes over up to `SAMPLE` samples more, or about twelve where
+            the outputs have lost much, `best` of about 20 passes forward and back over its samples more; it leaves out
+            the plain form, which `build` then does not compare with. The plain form is repaired when `build` is to ship
+            it, on samples that are kept.
         grid: the codes that kernels read, the module's target's when missing (any, where it has no target).
         observer: `minmax`, `percentile`, `entropy`, `mse`, or a function returning a new `Observer`: takes the range
             from it alone. When missing, the range is chosen as `effort` says.
@@ -131,9 +136,12 @@ def quantize(
         )
     keep = TUNED if effort == "best" else SAMPLE
     stages = Stages()
+    # A plain form may never be shipped: where it would see its samples again before, it is only shown a few.
+    repaired = effort != "fast" and observer is None
+    watching = forms[:1] if repaired else forms
     with stages("calibrate"):
-        held = calibrate([form.module for form in forms], call_of(module), batches, keep)
-    sample = samples_of(known.inputs, held, SAMPLE)
+        held = calibrate([form.module for form in watching], call_of(module), batches, keep)
+    sample = samples_of(known.inputs, held, min(max(_fitting(known.inputs, held, SHOWING), FEW), SAMPLE))
     choices: Choices = {}
     first, *rest = forms
     with stages("quantize"):
@@ -145,7 +153,9 @@ def quantize(
         elif better := _economical(first, effort, sample, choices):
             first, *rest = better, *(form.with_floats(better.floats) for form in rest)
             quantized = first.module
-        others = [form.drafted(effort, sample) for form in rest]
+        for unseen in rest if repaired else ():
+            unseen.shown(held)
+        others = [form.drafted(effort, held) for form in rest]
     fidelity = first.fidelity
     if effort == "best":
         with stages("tune"):
@@ -233,41 +243,42 @@ class _Watched:
 
     def quantized(self, effort: str, sample: Sequence[Tensor], choices: Choices) -> fx.GraphModule:
         """The copy, watches replaced by what they have seen; `choices` are what was taken before."""
-        draft = self._rounded(effort, sample)
-        if draft is not None:
-            self.fidelity = reconstruct(self.module, draft.seen, draft.inputs, draft.grid, choices)
+        seen = self._rounded()
+        if effort != "fast":
+            self.fidelity = reconstruct(self.module, seen, sample, self.grid, choices)
         self.module.recompile()
         return self.module
+
+    def shown(self, sample: Sequence[Tensor]) -> None:
+        """Watch a few samples: enough to be raced."""
+        with torch.no_grad():
+            self.module.forward(*samples_of(deployment(self.module).inputs, sample))
 
     def drafted(self, effort: str, sample: Sequence[Tensor]) -> fx.GraphModule:
         """The same as it is fast to have, with what `finished` makes the rest of."""
         inputs = deployment(self.module).inputs
-        few = samples_of(inputs, sample, max(SAMPLES, _fitting(inputs, sample)))
-        record(self.module, draft=self._rounded(effort, few))
+        axes = {target: seen.axis for target, seen in self._rounded().items()}
+        few = samples_of(inputs, sample, max(SAMPLES, _fitting(inputs, sample, KEPT)))
+        record(self.module, draft=None if effort == "fast" else Draft(axes, few, self.grid))
         self.module.recompile()
         return self.module
 
-    def _rounded(self, effort: str, sample: Sequence[Tensor]) -> Draft | None:
-        """Put the observed ranges where the watches stand; what is to be repaired, if anything."""
+    def _rounded(self) -> dict[str, Extremes]:
+        """Put the observed ranges where the watches stand, and round weights; what those saw that may be repaired."""
         observers = {target: watch.checked() for target, watch in self.watches.items()}
         device = device_of(self.module)
         for target, observer in observers.items():
-            # Zero points are worth their price only where the error says so, which `reconstruct` sees.
-            chosen = observer.grid(symmetric=True, unsigned=self.grid.unsigned)
-            setattr(self.module, target, FakeQuantize.of_grid(chosen).to(device))
+            setattr(self.module, target, first_range(observer, self.grid, device))
         for kernel in self.placement.kernels:
             if kernel.precision == "int8":
                 _quantize_weight(self.module, self.nodes[kernel.anchor], kernel.channels)
-        if effort == "fast":
-            return None
-        seen = {target: seen for target, seen in observers.items() if isinstance(seen, Extremes)}
-        return Draft(seen, tuple(sample), self.grid)
+        return {target: seen for target, seen in observers.items() if isinstance(seen, Extremes)}
 
 
-def _fitting(inputs: Sequence[InputSpec], sample: Sequence[Tensor]) -> int:
-    """How many of the samples in a batch take `KEPT` bytes."""
+def _fitting(inputs: Sequence[InputSpec], sample: Sequence[Tensor], size: int) -> int:
+    """How many of the samples in a batch take `size` bytes."""
     count = batch_size(inputs, sample) or 1
-    return count * KEPT // max(sum(values.numel() * values.element_size() for values in sample), 1)
+    return count * size // max(sum(values.numel() * values.element_size() for values in sample), 1)
 
 
 def _learn(module: nn.Module) -> None:

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from eqsat_deploy.deployment import copied, deployment, flat_outputs, record, split
+from eqsat_deploy.deployment import copied, deployment, device_of, flat_outputs, record, split
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.language.pointwise import UNARY
 from eqsat_deploy.noise import Fidelity
 from eqsat_deploy.quantization.absorption import Writer, writer
 from eqsat_deploy.quantization.biases import corrected
+from eqsat_deploy.quantization.calibrate import channels_last
 from eqsat_deploy.quantization.equalization import ChannelScale
 from eqsat_deploy.quantization.fake_quantize import (
     FakeQuantize,
@@ -29,7 +30,7 @@ from eqsat_deploy.quantization.fake_quantize import (
     with_exact_weight,
     with_rounded_weight,
 )
-from eqsat_deploy.quantization.observers import Extremes
+from eqsat_deploy.quantization.observers import Extremes, Observer
 from eqsat_deploy.quantization.rounding import Expected, Readers, Rounding, roundings
 
 POINTWISE = frozenset(UNARY.values())
@@ -46,35 +47,73 @@ Choices = dict[tuple[str, ...], int]
 
 @dataclass(frozen=True)
 class Draft:
-    """What `reconstruct` asks for, kept with a module that may never be needed in earnest."""
+    """What makes a quantized module of a draft, which has ranges to run with and may never be needed in earnest.
 
-    seen: Mapping[str, Extremes]
+    Attributes:
+        axes: the channels' axis, if any, of every quantizer whose range is to be chosen, by its name.
+        inputs: the sample, in the order of the module's placeholders.
+        grid: the codes that the target reads.
+    """
+
+    axes: Mapping[str, int | None]
     inputs: tuple[Tensor, ...]
     grid: IntegerGrid
 
     def to(self, device: torch.device) -> Draft:
         """The same on `device`."""
-        seen = {target: extremes.to(device) for target, extremes in self.seen.items()}
-        return replace(self, seen=seen, inputs=tuple(value.to(device) for value in self.inputs))
+        return replace(self, inputs=tuple(value.to(device) for value in self.inputs))
 
 
 def finished(module: fx.GraphModule) -> fx.GraphModule:
-    """A quantized `module` reconstructed: itself where it is already, else a copy."""
+    """A quantized `module` calibrated and reconstructed: itself where it is already, else a copy."""
     draft = deployment(module).draft
     if draft is None:
         return module
     module = copied(module)
-    fidelity = reconstruct(module, draft.seen, draft.inputs, draft.grid)
+    seen = _observed(module, draft.axes, draft.inputs)
+    for target, extremes in seen.items():
+        module.set_submodule(target, first_range(extremes, draft.grid, device_of(module)))
+    fidelity = reconstruct(module, seen, draft.inputs, draft.grid)
     module.recompile()
     record(module, draft=None, fidelity=fidelity)
     return module
 
 
+def first_range(observer: Observer, grid: IntegerGrid, device: torch.device) -> FakeQuantize:
+    """What is seen, whole: zero points are worth their price only where the error says so, which `reconstruct` sees."""
+    return FakeQuantize.of_grid(observer.grid(symmetric=True, unsigned=grid.unsigned)).to(device)
+
+
+def _observed(
+    module: fx.GraphModule, axes: Mapping[str, int | None], inputs: Sequence[Tensor]
+) -> dict[str, Extremes]:
+    """The extremes in float of what the quantizers named round."""
+    seen = {target: Extremes(axis) for target, axis in axes.items()}
+    with torch.no_grad():
+        for part in _parts(module, inputs):
+            _Observing(module, _exact_layers(module), seen).run(*part)
+    return seen
+
+
+def _parts(module: fx.GraphModule, inputs: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """A sample in parts of `SEARCHED`."""
+    return [tuple(map(channels_last, part)) for part in split(deployment(module).inputs, inputs, SEARCHED)]
+
+
+def _exact_layers(module: fx.GraphModule) -> dict[str, nn.Module]:
+    """The module's quantized layers as they were in float, by their names."""
+    return {
+        name: with_exact_weight(layer) for name, layer in module.named_modules() if isinstance(layer, Layer)
+    }
+
+
 class _Run(fx.Interpreter):
     """Computes nodes of the quantized module, some layers as they are in `layers`."""
 
-    def __init__(self, module: fx.GraphModule, layers: Mapping[str, nn.Module]) -> None:
-        super().__init__(module, garbage_collect_values=False)
+    def __init__(
+        self, module: fx.GraphModule, layers: Mapping[str, nn.Module], *, forgets: bool = False
+    ) -> None:
+        super().__init__(module, garbage_collect_values=forgets)
         self.layers = layers
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -89,6 +128,21 @@ class _FloatRun(_Run):
         return args[0] if rounds else super().call_module(target, args, kwargs)
 
 
+class _Observing(_FloatRun):
+    """Shows what quantizers read to those who have `seen` it."""
+
+    def __init__(
+        self, module: fx.GraphModule, layers: Mapping[str, nn.Module], seen: Mapping[str, Extremes]
+    ) -> None:
+        super().__init__(module, layers, forgets=True)
+        self.seen = seen
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target in self.seen:
+            self.seen[target].update(args[0])
+        return super().call_module(target, args, kwargs)
+
+
 class _Sample:
     """A sample in parts, and what nodes make of each: in float, and with everything up to them rounded.
 
@@ -96,11 +150,7 @@ class _Sample:
     """
 
     def __init__(self, module: fx.GraphModule, parts: Sequence[tuple[Tensor, ...]]) -> None:
-        originals = {
-            name: with_exact_weight(layer)
-            for name, layer in module.named_modules()
-            if isinstance(layer, Layer)
-        }
+        originals = _exact_layers(module)
         self.layers: dict[str, nn.Module] = {}
         self.exact: list[_Run] = [_FloatRun(module, originals) for _ in parts]
         self.rounded = [_Run(module, self.layers) for _ in parts]
@@ -163,7 +213,7 @@ def reconstruct(
         How near the outputs on the sample are to those in float.
     """
     choices = {} if choices is None else choices
-    sample = _Sample(module, split(deployment(module).inputs, inputs, SEARCHED))
+    sample = _Sample(module, _parts(module, inputs))
     calls = Counter(str(node.target) for node in module.graph.nodes if node.op == "call_module")
     with torch.no_grad():
         for node in module.graph.nodes:

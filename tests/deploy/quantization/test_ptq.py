@@ -27,6 +27,7 @@ from eqsat_deploy.errors import InputError, QuantizationError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization import FakeQuantize, MinMax, QuantizedConv2d, QuantizedLinear, ptq, quantize
 from eqsat_deploy.quantization.biases import corrected
+from eqsat_deploy.quantization.calibrate import FEW, SAMPLE, calibrate
 from eqsat_deploy.quantization.reconstruction import finished
 from eqsat_deploy.quantization.rounding import Rounding
 from eqsat_deploy.stages import listening
@@ -581,6 +582,29 @@ def test_the_plain_form_is_repaired_when_it_is_needed(monkeypatch: pytest.Monkey
     assert deployment(done).fidelity == deployment(expected).fidelity
     assert finished(done) is done
     assert fingerprint(deployment(quantized).plain) == fingerprint(plain)
+
+
+def test_the_plain_form_sees_all_data_only_where_it_is_not_to_be_repaired(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    form = int8(traced(Residual(), torch.zeros(1, 3, 32, 32)), WEIGHTED)
+    record(form, plain=copy.deepcopy(form), fingerprint=fingerprint(form))
+    watching: list[int] = []
+    monkeypatch.setattr(
+        ptq, "calibrate", lambda modules, *rest: watching.append(len(modules)) or calibrate(modules, *rest)
+    )
+    for options in ({}, {"effort": "fast"}, {"observer": "mse"}):
+        assert deployment(quantize(form, images(3), **options)).plain is not None
+    assert watching == [1, 2, 2]
+
+
+def test_of_great_images_few_show_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    form = int8(traced(Residual(), torch.zeros(1, 3, 32, 32)), WEIGHTED)
+    for showing, count in ((1, FEW), (20 * 3 * 32 * 32 * 4, 20), (2**30, SAMPLE)):
+        monkeypatch.setattr(ptq, "SHOWING", showing)
+        fidelity = deployment(quantize(form, images(10))).fidelity
+        assert fidelity is not None
+        assert fidelity.samples == count
 
 
 def test_of_great_inputs_few_are_kept_with_the_plain_form(monkeypatch: pytest.MonkeyPatch) -> None:
