@@ -16,6 +16,10 @@ from eqsat_deploy.errors import InputError, QuantizationError
 SAMPLE = 32
 """How many samples are held while quantizing, for what one pass over the data cannot tell."""
 
+GREAT = 2**16
+"""Values in a sample of which half as many show as much: images have places by the thousand (MobileNetV2 and two of
+EfficientNet-Lite, two sets of data each: KL 0.065, 0.060 and 0.038 with all, 0.067, 0.060 and 0.038 with half)."""
+
 FEW = 16
 """Fewer samples than this are said to be few: what they have not shown is clipped."""
 
@@ -57,6 +61,12 @@ def calibrate(
         )
     ranges.warn()
     return held.joined()
+
+
+def enough(count: int, specs: Sequence[InputSpec], inputs: Sequence[Tensor]) -> int:
+    """How many samples, of which `inputs` is a batch, show as much as `count` small ones do."""
+    samples = batch_size(specs, inputs) or 1
+    return count // 2 if max(value.numel() for value in inputs) >= GREAT * samples else count
 
 
 def channels_last(values: Tensor) -> Tensor:

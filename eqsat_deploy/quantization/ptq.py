@@ -28,7 +28,7 @@ from eqsat_deploy.deployment import (
 from eqsat_deploy.errors import QuantizationError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.noise import Fidelity
-from eqsat_deploy.quantization.calibrate import FEW, SAMPLE, calibrate
+from eqsat_deploy.quantization.calibrate import SAMPLE, calibrate, enough
 from eqsat_deploy.quantization.fake_quantize import (
     FakeQuantize,
     QuantizedConv2d,
@@ -57,10 +57,6 @@ EFFORTS = ("fast", "balanced", "best")
 
 KEPT = 32 * 2**20
 """Bytes of inputs that are kept with a plain form, which may have to be repaired."""
-
-SHOWING = 8 * 2**20
-"""Bytes of inputs that show as much of a network as more would, if `FEW` samples at least: images have places by the
-thousand (MobileNetV2, EfficientNet-Lite and two sets of data: KL the same with 16 of 224 px as with 32)."""
 
 
 @checked
@@ -92,10 +88,10 @@ def quantize(
             ranges of matrix products, both by the error at the outputs of what reads the tensor, and corrects biases
             (`reconstruction`); `best` then trains scales and biases to give the float outputs on up to
             `tuning.TUNED` samples, keeping what is best on samples left out. `fast` takes the time of two passes over
-            the data, `balanced` that of one, and of five passes over up to `SAMPLE` samples more, or about twelve where
-            the outputs have lost much, `best` of about 20 passes forward and back over its samples more; it leaves out
-            the plain form, which `build` then does not compare with. The plain form is repaired when `build` is to ship
-            it, on samples that are kept.
+            the data, `balanced` that of one, and of five passes over `SAMPLE` samples more (half as many images, where
+            they are great), or about ten where the outputs have lost much, `best` of about 20 passes forward and back
+            over its samples more; it leaves out the plain form, which `build` then does not compare with. The plain
+            form is repaired when `build` is to ship it, on samples that are kept.
         grid: the codes that kernels read, the module's target's when missing (any, where it has no target).
         observer: `minmax`, `percentile`, `entropy`, `mse`, or a function returning a new `Observer`: takes the range
             from it alone. When missing, the range is chosen as `effort` says.
@@ -141,7 +137,7 @@ def quantize(
     watching = forms[:1] if repaired else forms
     with stages("calibrate"):
         held = calibrate([form.module for form in watching], call_of(module), batches, keep)
-    sample = samples_of(known.inputs, held, min(max(_fitting(known.inputs, held, SHOWING), FEW), SAMPLE))
+    sample = samples_of(known.inputs, held, enough(SAMPLE, known.inputs, held))
     choices: Choices = {}
     first, *rest = forms
     with stages("quantize"):
@@ -187,7 +183,8 @@ def _economical(form: _Watched, effort: str, sample: Sequence[Tensor], choices: 
     win by that what it is worth: what a kernel does to them is known to first order only, so it is tried."""
     if form.fidelity is None or form.fidelity.sqnr >= Fidelity.EXPECTED_SQNR:
         return None
-    floats, gain = economical(ranked(form.module, [sample], form.fidelity.sqnr))
+    few = samples_of(deployment(form.module).inputs, sample)
+    floats, gain = economical(ranked(form.module, [few], form.fidelity.sqnr))
     if not floats:
         return None
     other = form.with_floats(floats)
@@ -258,7 +255,7 @@ class _Watched:
         """The same as it is fast to have, with what `finished` makes the rest of."""
         inputs = deployment(self.module).inputs
         axes = {target: seen.axis for target, seen in self._rounded().items()}
-        few = samples_of(inputs, sample, max(SAMPLES, _fitting(inputs, sample, KEPT)))
+        few = samples_of(inputs, sample, max(SAMPLES, _fitting(inputs, sample)))
         record(self.module, draft=None if effort == "fast" else Draft(axes, few, self.grid))
         self.module.recompile()
         return self.module
@@ -275,10 +272,10 @@ class _Watched:
         return {target: seen for target, seen in observers.items() if isinstance(seen, Extremes)}
 
 
-def _fitting(inputs: Sequence[InputSpec], sample: Sequence[Tensor], size: int) -> int:
-    """How many of the samples in a batch take `size` bytes."""
+def _fitting(inputs: Sequence[InputSpec], sample: Sequence[Tensor]) -> int:
+    """How many of the samples in a batch take `KEPT` bytes."""
     count = batch_size(inputs, sample) or 1
-    return count * size // max(sum(values.numel() * values.element_size() for values in sample), 1)
+    return count * KEPT // max(sum(values.numel() * values.element_size() for values in sample), 1)
 
 
 def _learn(module: nn.Module) -> None:

@@ -27,7 +27,7 @@ from eqsat_deploy.errors import InputError, QuantizationError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization import FakeQuantize, MinMax, QuantizedConv2d, QuantizedLinear, ptq, quantize
 from eqsat_deploy.quantization.biases import corrected
-from eqsat_deploy.quantization.calibrate import FEW, SAMPLE, calibrate
+from eqsat_deploy.quantization.calibrate import SAMPLE, calibrate
 from eqsat_deploy.quantization.reconstruction import finished
 from eqsat_deploy.quantization.rounding import Rounding
 from eqsat_deploy.stages import listening
@@ -600,8 +600,8 @@ def test_the_plain_form_sees_all_data_only_where_it_is_not_to_be_repaired(
 
 def test_of_great_images_few_show_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
     form = int8(traced(Residual(), torch.zeros(1, 3, 32, 32)), WEIGHTED)
-    for showing, count in ((1, FEW), (20 * 3 * 32 * 32 * 4, 20), (2**30, SAMPLE)):
-        monkeypatch.setattr(ptq, "SHOWING", showing)
+    for great, count in ((3 * 32 * 32, SAMPLE // 2), (3 * 32 * 32 + 1, SAMPLE)):
+        monkeypatch.setattr("eqsat_deploy.quantization.calibrate.GREAT", great)
         fidelity = deployment(quantize(form, images(10))).fidelity
         assert fidelity is not None
         assert fidelity.samples == count
