@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.fx.traceback
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -19,6 +21,7 @@ from torch.fx.graph import CodeGen
 
 from eqsat_deploy.deployment import HALVES, Batch, InputSpec, Signature, copied, flat_outputs
 from eqsat_deploy.errors import EngineError
+from eqsat_deploy.language.shapes import BATCH
 
 
 def export_program(module: fx.GraphModule, signature: Signature) -> ExportedProgram:
@@ -44,25 +47,44 @@ def export_program(module: fx.GraphModule, signature: Signature) -> ExportedProg
 def traced(
     module: fx.GraphModule, signature: Signature, decompositions: Mapping[Any, Callable[..., Any]]
 ) -> fx.GraphModule:
-    """`module` as a graph of aten operators, those in `decompositions` taken apart, with a symbolic batch.
+    """`module` as a graph of aten operators, those in `decompositions` taken apart, for every batch size.
 
     It returns the tuple of its `flat_outputs`; see `node_origins`. Parameters are shared with `module`. What
     `torch.export` and its decompositions come to for a module without state, in one tracing instead of three.
     Raises whatever an operator's tracing raises, and what changes tensors in place is refused.
+
+    The batch is a symbol where something reads its size. Elsewhere that would take two to three times as long: it is a
+    size that no model has, which nothing in the graph may come of.
     """
-    # Here, and not above: they take seconds, and what loads an engine traces nothing.
-    from torch._dynamo.source import ConstantSource
+    root = _Interpreted(_marked_nodes(module))
+    reading = any(node.op == "call_method" and node.target == "size" for node in root.module.graph.nodes)
+    if not reading:
+        graph = _traced(root, signature, decompositions, symbolic=False)
+        if not any(map(_is_of_batch, graph.graph.nodes)):
+            return graph
+    return _traced(root, signature, decompositions, symbolic=True)
+
+
+def _is_of_batch(node: fx.Node) -> bool:
+    """Whether an argument may come of `BATCH`: half of it, or one less, is great too."""
+    numbers = (leaf for leaf in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(leaf, int))
+    return any(BATCH // 64 < abs(number) < sys.maxsize for number in numbers)
+
+
+def _traced(
+    root: _Interpreted,
+    signature: Signature,
+    decompositions: Mapping[Any, Callable[..., Any]],
+    *,
+    symbolic: bool,
+) -> fx.GraphModule:
+    # Here, and not above: it takes seconds, and what loads an engine traces nothing.
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    root = _Interpreted(_marked_nodes(module))
-    fakes = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    fakes = FakeTensorMode(shape_env=ShapeEnv() if symbolic else None, allow_non_fake_inputs=True)
     state = {**dict(root.named_parameters()), **dict(root.named_buffers())}
     held = [fakes.from_tensor(value.detach(), static_shapes=True) for value in state.values()]
-    # Two: torch specializes a dimension whose example is 0 or 1.
-    examples = [
-        fakes.from_tensor(value, source=ConstantSource(spec.name), symbolic_context=_sizes(spec))
-        for spec, value in zip(signature.inputs, signature.zeros(2), strict=True)
-    ]
+    examples = _symbolic(fakes, signature) if symbolic else _great(fakes, signature)
 
     def call(held: Sequence[Tensor], examples: Sequence[Tensor]) -> Any:
         return torch.func.functional_call(root, dict(zip(state, held, strict=True)), tuple(examples))
@@ -76,6 +98,26 @@ def traced(
             raise EngineError(f"{node.name!r} changes a tensor in place")
     _hold(graph, state)
     return graph
+
+
+def _symbolic(fakes: FakeTensorMode, signature: Signature) -> list[Tensor]:
+    """Inputs whose batch is a symbol."""
+    from torch._dynamo.source import ConstantSource
+
+    return [
+        # Two: torch specializes a dimension whose example is 0 or 1.
+        fakes.from_tensor(value, source=ConstantSource(spec.name), symbolic_context=_sizes(spec))
+        for spec, value in zip(signature.inputs, signature.zeros(2), strict=True)
+    ]
+
+
+def _great(fakes: FakeTensorMode, signature: Signature) -> list[Tensor]:
+    """Inputs whose batch is `BATCH`; they have no values, and take no memory."""
+    with fakes:
+        return [
+            torch.empty([BATCH if size is None else size for size in spec.shape], dtype=spec.dtype)
+            for spec in signature.inputs
+        ]
 
 
 def composites(kept: Iterable[OpOverload]) -> dict[OpOverload, Callable[..., Any]]:
