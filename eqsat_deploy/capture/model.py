@@ -15,6 +15,7 @@ from eqsat_deploy.attention import keep_attention_whole
 from eqsat_deploy.calling import Arguments, plain_signature
 from eqsat_deploy.capture.copying import CPU, check_model, run, shared_copy
 from eqsat_deploy.capture.exporting import exported
+from eqsat_deploy.capture.filled import filled
 from eqsat_deploy.capture.functional import functional
 from eqsat_deploy.capture.graph import Captured
 from eqsat_deploy.capture.simplify import inlined, read_each_sample
@@ -47,7 +48,7 @@ def capture(
     run(module, *example)
     program = exported(module, example, dynamic_shapes)
     read_each_sample(program.graph)
-    return Captured.of(functional(inlined(program)), module, example)
+    return Captured.of(functional(filled(inlined(program))), module, example)
 
 
 def _bound(module: nn.Module, arguments: Arguments) -> Arguments:
@@ -100,7 +101,7 @@ def _of_program(program: ExportedProgram, example: Arguments, dynamic_shapes: An
             f"example_inputs: the program was exported for arguments nested as {program.call_spec.in_spec}, "
             f"not {structure}"
         )
-    captured = Captured.of(functional(inlined(own)), module, example)
+    captured = Captured.of(functional(filled(inlined(own))), module, example)
     _ = captured.tensors  # that they fit
     return captured
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from eqsat_deploy.capture import capture, shared_copy
+from eqsat_deploy.capture.functional import is_mutable
 from eqsat_deploy.errors import CaptureError, InputError
 from tests.support.models import (
     Attends,
@@ -406,6 +407,48 @@ def test_writes_that_torch_loses_are_refused(view, words):
 def test_in_place_operators_on_fresh_tensors(function):
     model = Calls(function)
     assert_same(model, optimized(model, (image(2, 4),)), image(3, 4, seed=1), tolerance=1e-3)
+
+
+def window_mask(x: Tensor, w: Tensor) -> Tensor:
+    """Numbers of windows, as torchvision's Swin writes them."""
+    mask = x.new_zeros((4, 4))
+    for i, rows in enumerate((slice(0, 2), slice(2, None))):
+        for j, columns in enumerate((slice(0, 1), slice(1, None))):
+            mask[rows, columns] = 2 * i + j
+    mask[0].add_(0.5)
+    return x @ (w * mask.masked_fill(mask != 0, 3.0) + mask)
+
+
+def one_of_two(x: Tensor, w: Tensor) -> Tensor:
+    ones, zeros = torch.ones(4), torch.zeros(4)
+    ones[1:].mul_(3.0)
+    zeros[0] = w[0]
+    return x * ones + zeros
+
+
+MASKS = {
+    "window": (window_mask, True),
+    "out of order": (lambda x, w: (lambda m: (x * m, m.add_(1.0), m)[0] + m)(torch.ones(4)), False),
+    "read by a constant": (lambda x, w: (lambda m: (m + 1, m.add_(1.0))[0] * x + m)(torch.ones(4)), False),
+    "by data": (lambda x, w: (lambda m: m.copy_(w) * x)(torch.zeros(4)), False),
+    "two": (one_of_two, False),
+    "chosen by a constant": (
+        lambda x, w: x * torch.zeros(4).index_put_((torch.tensor([0, 2]),), torch.tensor([5.0, 6.0])) + w,
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_tensors_filled_with_numbers_are_constants(name, monkeypatch):
+    function, whole = MASKS[name]
+    model = Calls(function)
+    assert_same(model, optimized(model, (image(2, 4),)), image(3, 4, seed=1))
+    monkeypatch.setattr("eqsat_deploy.capture.model.functional", lambda program: program)
+    graph = captured(model, (image(2, 4),)).graph
+    written = [node for node in graph.nodes if is_mutable(node)]
+    assert bool(written) is not whole
+    assert name != "two" or "aten.ones" not in str(graph)
 
 
 # -- what cannot be captured says why ------------------------------------------------------------------------------
