@@ -62,7 +62,7 @@ MEASURED = ("timm:convnext_atto", "torchvision:mobilenet_v3_small", "torchvision
 CLASSICS = {"torchvision:alexnet": 224, "torchvision:vgg11": 224, "torchvision:vit_b_16": 224}
 """Models with several of the founding conversions, at the side of images where these apply."""
 SIDE, ORDERS, FORMS, NODES = 64, 12, 10, 20_000
-WORK = 10_000
+WORK = 400_000
 """Units of an extraction: counted and not timed, so that rows do not depend on what else the machine does."""
 MEMORY = 8 << 30
 """Bytes of address space of a job: an e-graph that asks for more ends the job, and not the machine."""
