@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torch.utils._pytree as pytree
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from eqsat_deploy import artifact
 from eqsat_deploy.artifact import BUCKETS
+from eqsat_deploy.calling import array_of, holds_arrays, tensor_of
 from eqsat_deploy.deployment import InputSpec
 from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.errors import ArtifactError, InputError
@@ -106,13 +108,14 @@ class BucketedEngine:
         _share(engines)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Called as the model is, with inputs of any length up to the largest.
+        """Called as the model is, with inputs of any length up to the largest; arrays are answered with arrays.
 
         Raises:
             InputError: they are longer, or do not fit.
         """
-        signature = next(iter(self.engines.values())).signature.call.signature
-        return called(signature, self.padding, self.engines, args, kwargs)
+        signature = self.longest.signature.call.signature
+        found = called(signature, self.padding, self.engines, args, kwargs)
+        return pytree.tree_map_only(Tensor, array_of, found) if holds_arrays((args, kwargs)) else found
 
     @property
     def longest(self) -> Engine:
@@ -216,6 +219,7 @@ def called(
     Raises:
         InputError: they are longer than any, or do not fit the signature.
     """
+    args, kwargs = pytree.tree_map_only(np.ndarray, tensor_of, (args, dict(kwargs)))
     given = named(signature, args, kwargs)
     length = padding.length(given)
     size = padding.size(length)

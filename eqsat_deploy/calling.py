@@ -245,25 +245,38 @@ def _restored(signature: inspect.Signature, arguments: list[Any], outputs: Any) 
 
 
 def arguments(given: Any, what: str = "example_inputs") -> Arguments:
-    """Positional and keyword arguments out of a tensor, a tuple or list of arguments, or a dict of them by name; arrays
-    among them as tensors.
+    """Positional and keyword arguments as `call_arguments` reads them, arrays among them as tensors.
+
+    Raises:
+        InputError: `given`, which the message calls `what`, is none of these.
+    """
+    args, kwargs = call_arguments(given, what)
+    return pytree.tree_map_only(np.ndarray, tensor_of, args), pytree.tree_map_only(np.ndarray, tensor_of, kwargs)
+
+
+def call_arguments(given: Any, what: str) -> Arguments:
+    """Positional and keyword arguments out of a tensor, an array, a tuple or list of arguments, or a dict of them by
+    name.
 
     Raises:
         InputError: `given`, which the message calls `what`, is none of these.
     """
     match given:
-        case Tensor():
+        case Tensor() | np.ndarray():
             return (given,), {}
-        case np.ndarray():
-            return (tensor_of(given),), {}
         case Mapping() if all(isinstance(name, str) for name in given):
-            return (), pytree.tree_map_only(np.ndarray, tensor_of, dict(given))
+            return (), dict(given)
         case tuple() | list():
-            return pytree.tree_map_only(np.ndarray, tensor_of, tuple(given)), {}
+            return tuple(given), {}
     raise InputError(
-        f"{what} must be a tensor, a tuple of arguments or a dict of keyword arguments, "
+        f"{what} must be a tensor, an array, a tuple of arguments or a dict of keyword arguments, "
         f"not {type(given).__name__}"
     )
+
+
+def holds_arrays(given: Any) -> bool:
+    """Whether there are arrays among arguments, which are then answered with arrays."""
+    return any(isinstance(value, np.ndarray) for value in pytree.tree_leaves(given))
 
 
 def tensor_of(array: np.ndarray[Any, Any]) -> Tensor:

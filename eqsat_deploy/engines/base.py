@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import numpy as np
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from eqsat_deploy import artifact
-from eqsat_deploy.calling import array_of
+from eqsat_deploy.calling import array_of, holds_arrays
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, PlacedKernel, Signature
 from eqsat_deploy.engines import measure
 from eqsat_deploy.errors import EngineError, EqsatError, UnknownNameError
@@ -178,7 +176,7 @@ class Engine(ABC):
                 self._kinds = {}
             self._kinds[kind] = batch
         found: Sequence[Any] = self._flat(inputs, batch)
-        if any(isinstance(value, np.ndarray) for value in pytree.tree_leaves((args, kwargs))):
+        if holds_arrays((args, kwargs)):
             found = list(map(array_of, found))
         return self.signature.pack(found)
 

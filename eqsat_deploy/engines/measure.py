@@ -13,7 +13,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from eqsat_deploy.calling import Arguments, arguments
+from eqsat_deploy.calling import Arguments, arguments, call_arguments
 from eqsat_deploy.errors import InputError
 from eqsat_deploy.noise import decibels
 from eqsat_extraction import arguments as checked
@@ -194,9 +194,9 @@ def _row(kernels: Sequence[Any], layers: Sequence[Layer]) -> Profiled:
 def call_of(engine: Engine, batch: Any) -> Arguments:
     """A call of the engine: of zeros where `batch` is a size, or None for the typical one."""
     if batch is not None and not isinstance(batch, int):
-        return arguments(batch, "the batch")
+        return call_arguments(batch, "the batch")
     size = engine.signature.batch.typical if batch is None else checked.whole("batch", batch)
-    return arguments(engine.signature.call.batch(engine.signature.zeros(size)))
+    return call_arguments(engine.signature.call.batch(engine.signature.zeros(size)), "the batch")
 
 
 def _agreement(name: str, expected: Tensor, found: Tensor) -> Agreement:

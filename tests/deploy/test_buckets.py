@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -89,6 +90,14 @@ def test_inputs_of_every_length_are_computed(
         mask = torch.ones_like(ids)
         mask[0, length // 2 + 1 :] = 0
         assert_like(model(ids, mask), engine(input_ids=ids, attention_mask=mask))
+
+
+def test_arrays_are_answered_with_arrays(engine: BucketedEngine) -> None:
+    ids = tokens(5)
+    expected, found = engine(ids), engine(ids.numpy())
+    for name, value in expected.items():
+        assert isinstance(found[name], np.ndarray)
+        assert np.array_equal(found[name], value.numpy())
 
 
 def test_the_shortest_that_fits_runs(engine: BucketedEngine, monkeypatch: pytest.MonkeyPatch) -> None:

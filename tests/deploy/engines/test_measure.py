@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,21 @@ def built() -> tuple[nn.Module, Engine]:
 @pytest.fixture
 def fake() -> Fake:
     return Fake.build(traced(Double(), torch.zeros(1, 3)), batch=Batch(1, 2, 8))
+
+
+def test_batches_of_arrays_are_answered_with_arrays(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.ones((2, 3), np.float32)
+    *arrays, tensor = (found[0] for found in fake.map([x, (x,), {"x": x}, torch.from_numpy(x)]))
+    assert all(isinstance(array, np.ndarray) and np.array_equal(array, 2 * x) for array in arrays)
+    assert isinstance(tensor, Tensor)
+    sizes = []
+    run = Fake.run
+    monkeypatch.setattr(
+        Fake, "run", lambda self, given, batch: sizes.append(batch) or run(self, given, batch)
+    )
+    fake.warm([x, 3])
+    assert sizes == [2, 3]
+    assert fake.benchmark(x, seconds=0.01).batch == 2
 
 
 def test_a_benchmark_counts_every_call(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
