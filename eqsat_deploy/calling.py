@@ -250,8 +250,8 @@ def arguments(given: Any, what: str = "example_inputs") -> Arguments:
     Raises:
         InputError: `given`, which the message calls `what`, is none of these.
     """
-    args, kwargs = call_arguments(given, what)
-    return pytree.tree_map_only(np.ndarray, tensor_of, args), pytree.tree_map_only(np.ndarray, tensor_of, kwargs)
+    found: Arguments = pytree.tree_map_only(np.ndarray, tensor_of, call_arguments(given, what))
+    return found
 
 
 def call_arguments(given: Any, what: str) -> Arguments:

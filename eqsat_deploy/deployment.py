@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -221,7 +221,8 @@ class Signature:
 class Deployment:
     """The record of a rebuilt module.
 
-    `call` is how it is called in the original's own structure, None where that is with its `inputs`.
+    `call` is how it is called in the original's own structure, None where that is with its `inputs`. `modules` has the
+    path of a module of the original for the graph nodes that are from one.
     `target` names what it was optimized for and `grid` the codes that its kernels read, None where its prices are of no
     target. `samples` are a few real inputs in the order of `inputs`, which an engine is compared with the module on.
     `plain` is the form that an engine reaches by itself, for comparison, and `fingerprint` that of the module's weights
@@ -233,6 +234,7 @@ class Deployment:
     inputs: tuple[InputSpec, ...]
     placement: Placement = Placement()
     call: CallSpec | None = None
+    modules: Mapping[str, str] = field(default_factory=dict)
     target: str | None = None
     grid: IntegerGrid | None = None
     samples: tuple[Tensor, ...] = ()

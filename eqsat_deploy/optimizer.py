@@ -141,7 +141,8 @@ def _module(found: Search, name: str, placed: Mapping[str, Any]) -> OptimizedMod
     rebuilt = rebuild(found)
     module = OptimizedModule(rebuilt.root, rebuilt.graph, f"Optimized{name}")
     call = found.lowered.captured.call
-    record(module, inputs=rebuilt.inputs, placement=rebuilt.placement, call=call, **placed)
+    found_in = {"placement": rebuilt.placement, "modules": rebuilt.modules}
+    record(module, inputs=rebuilt.inputs, call=call, **found_in, **placed)
     return module.eval()
 
 

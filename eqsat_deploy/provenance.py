@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from eqsat_deploy.freeze import Member
+from eqsat_deploy.freeze import Member, Space
 from eqsat_deploy.kernels import ENode
 from eqsat_deploy.language import binary, concat, concat_all, unary
 from eqsat_deploy.search import Search, exact_anchor
@@ -72,20 +72,18 @@ def _constant_terms(found: Search, read: list[int]) -> set[int]:
     return terms
 
 
-def computed(found: Search, index: int) -> list[Member]:
+def computed(space: Space, choice: Member) -> list[Member]:
     """The e-nodes of the language that a choice computes, one on the result of another, its anchor first."""
-    space = found.space
-    number, node = space.choices[index]
+    number, node = choice
     if node.is_leaf:
         return []
     final = space.exact(number)
     if final != number and not node.integer and node.operands == (final,):  # a conversion
         return []
-    return [(space.owner.get(one, final), one) for one in _applications(found, node)]
+    return [(space.owner.get(one, final), one) for one in _applications(space, node)]
 
 
-def _applications(found: Search, node: ENode) -> Iterator[ENode]:
-    space = found.space
+def _applications(space: Space, node: ENode) -> Iterator[ENode]:
     exact = exact_anchor(space, node)
     if exact.operator is concat_all:
         first, *rest = exact.operands
@@ -110,7 +108,7 @@ def _applications(found: Search, node: ENode) -> Iterator[ENode]:
 
 def inside_of(found: Search) -> dict[int, int]:
     """The kernel, as a choice, that computes an e-class on the way to its result, where a chosen one does."""
-    launches = [(index, computed(found, index)) for index in found.launches]
+    launches = [(index, computed(found.space, found.space.choices[index])) for index in found.launches]
     return {number: index for index, members in reversed(launches) for number, _ in members[:-1]}
 
 

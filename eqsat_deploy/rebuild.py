@@ -26,17 +26,20 @@ from eqsat_deploy.language.shapes import BATCH, batch_size
 from eqsat_deploy.lower import Call, Hole, Lowered, Term
 from eqsat_deploy.names import Tree
 from eqsat_deploy.price import kernel_of, specs_of
+from eqsat_deploy.provenance import computed
 from eqsat_deploy.search import Search
 from eqsat_extraction.kernel import CostModel
 
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """The chosen form: its graph over a root module, and where INT8 is placed in it."""
+    """The chosen form: its graph over a root module, where INT8 is placed in it, and for nodes that are from a module
+    of the original, the path of that."""
 
     root: nn.Module
     graph: fx.Graph
     placement: Placement
+    modules: Mapping[str, str]
     inputs: tuple[InputSpec, ...]
 
 
@@ -56,7 +59,7 @@ def rebuild(found: Search) -> Rebuilt:
     for emitted in reversed(list(graph.nodes)):
         if not emitted.users and emitted.op not in ("placeholder", "output"):
             graph.erase_node(emitted)
-    return Rebuilt(emitter.tree.root, graph, emitter.placed.placement(graph), inputs)
+    return Rebuilt(emitter.tree.root, graph, emitter.placed.placement(graph), emitter.paths, inputs)
 
 
 class _Proxy(fx.Proxy):
@@ -129,6 +132,7 @@ class Emitter:
         self.placed = _Placed()
         self.values: dict[int, _Proxy] = {}
         self.modules: dict[Any, str] = {}
+        self.paths: dict[str, str] = {}
         self.anchors: dict[Any, _Proxy] = {}
         self.size: fx.Proxy | None = None
         self.batched: tuple[fx.Proxy, int] | None = None
@@ -198,10 +202,13 @@ class Emitter:
             self.placed.quantize(number, self.values[number].node)
             return
         names: list[str] = []
-        last: fx.Node | None = None
-        for step, value in realized(node, self._value_or_number, lambda _: self._shared(number, node)):
+        last = next(iter(reversed(self.graph.nodes)), None)
+        values = realized(node, self._value_or_number, lambda _: self._shared(number, node))
+        tensors = (computed(self.space, (number, node)) or [(number, node)])[-1 - len(node.steps) :]
+        for (step, value), (tensor, _) in zip(values, tensors, strict=True):
             written = value.node
-            names += self._written_after(last) if step else [written.name]
+            self._note_modules(last, tensor)
+            names += [new.name for new in self._written_after(last)] if step else [written.name]
             last = next(iter(reversed(self.graph.nodes)))
             if _homogeneous(node, step):
                 self.placed.homogeneous[written.name] = None
@@ -226,10 +233,20 @@ class Emitter:
         cost = self.model.price(kernel_of(self.specs, number, node).floating(self.floating))
         return float(cost) if isfinite(cost) else None
 
-    def _written_after(self, last: fx.Node | None) -> list[str]:
+    def _written_after(self, last: fx.Node | None) -> list[fx.Node]:
         """What a step wrote: its result, after what else a function of several operators takes."""
         new = takewhile(lambda node: node is not last, reversed(self.graph.nodes))
-        return [node.name for node in new if node.op != "get_attr"][::-1]
+        return [node for node in new if node.op != "get_attr"][::-1]
+
+    def _note_modules(self, last: fx.Node | None, tensor: int) -> None:
+        """Note which modules of the original the nodes after `last` are from, which compute the e-class `tensor`."""
+        origin = self.space.classes[tensor].origin
+        for node in self._written_after(last):
+            target = str(node.target)
+            if node.op == "call_module" and [*self.tree.root.get_submodule(target).parameters()]:
+                self.paths[node.name] = target  # its parameters are where the original has them
+            elif origin is not None:
+                self.paths[node.name] = origin[1]
 
     def _shared(self, number: int, node: ENode) -> _Proxy:
         """The anchor's value, which kernels that differ in what they do with it have in common: an engine computes once

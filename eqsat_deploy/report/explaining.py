@@ -125,7 +125,8 @@ def _explained(derivation: Derivation, number: int) -> Explained:
     if top is None:
         return Explained(found, name, (), (), why)
     chosen = list(_below(found, top))
-    members = {member: None for index in reversed(chosen) for member in computed(found, index)}
+    choices = [found.space.choices[index] for index in reversed(chosen)]
+    members = {member: None for choice in choices for member in computed(found.space, choice)}
     constants = {
         c
         for index in chosen

@@ -96,7 +96,7 @@ def egraph_data(found: Search, derivation: Derivation | None = None) -> dict[str
     nodes = []
     for index, (number, node) in members(found):
         priced = index < len(space.choices)
-        parts = computed(found, index) if priced else [(number, node)]
+        parts = computed(space, (number, node)) if priced else [(number, node)]
         rules = [
             derivation.found.saturation.rules[derivation.made[p]].name for p in parts if p in derivation.made
         ]

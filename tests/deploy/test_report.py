@@ -83,7 +83,7 @@ def test_the_kernels_of_a_form_compute_what_they_write(any_report):
     found = any_report.searches.found
     for index in found.chosen:
         number, node = found.space.choices[index]
-        members = computed(found, index)
+        members = computed(found.space, found.space.choices[index])
         assert all(found.space.owner[node] == owner for owner, node in members)
         own = found.space.classes[number].quantized_of
         assert not members or members[-1][0] == (number if own is None else own)

@@ -1,8 +1,9 @@
 """ONNX export: one module, one file per lane, because runtimes disagree on how INT8 is written.
 
 The module is exported once in float32, with a marker wherever it rounds an activation, and turned into the lane's
-encoding afterwards, on the ONNX graph. Weights are stored as int8. ONNX nodes carry the names of the graph nodes
-they come from (`conv1`, `conv1:1`).
+encoding afterwards, on the ONNX graph. Weights are stored as int8. ONNX nodes carry the path of the original's module
+that they are from, and lead back to the graph node: `layer1.0.conv1` is of `layer1_0_conv1`, `layer1.0.relu/relu_3` of
+`relu_3`. Several of one graph node carry their kind as well: `fc:MatMul`, `fc:Add`, and `fc:Add:1` where there are two.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib.util
 import re
 import tempfile
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx, nn
 
-from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature, flat_outputs
+from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature, deployment, flat_outputs
 from eqsat_deploy.engines.onnx.graph import DOMAIN, Exported, all_values
 from eqsat_deploy.engines.onnx.lane import Lane
 from eqsat_deploy.engines.onnx.qdq import absorb_weight_transposes
@@ -34,6 +36,8 @@ from eqsat_deploy.quantization import (
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+# A graph node's, under the path of a module or of a module whose only node it is.
+NAME = re.compile(r"[\w.]+(/\w+)?")
 PRODUCER = "eqsat-deploy"
 MARKER = "FakeQuantize"
 # Before opset 23 the exporter writes attention as MatMul, Softmax, MatMul with the scale on query and key,
@@ -153,9 +157,10 @@ def nodes_of(layer: str) -> tuple[str, ...]:
     and of layers that the runtime made up are left out.
     """
     pieces = re.split(r" \+ |[\[\],\x1e]|ONNX Layer: ", layer)
-    names = (re.sub(r"(_token_\d+|/duplicated|:\w+)+$", "", piece.strip()) for piece in pieces)
+    names = (re.sub(r"(_token_\d+|/duplicated)+$", "", piece.strip()) for piece in pieces)
     conversion = ("_quantize", "_dequantize", "_half", "_float")
-    found = (name for name in names if name.isidentifier() and not name.endswith(conversion))
+    computing = (re.sub(r"(:\w+)+$", "", name) for name in names if not name.endswith(conversion))
+    found = (name.rpartition("/")[2].replace(".", "_") for name in computing if NAME.fullmatch(name))
     return tuple(dict.fromkeys(found))
 
 
@@ -181,10 +186,10 @@ class _Marker(nn.Module):
 def _export_float(graph: fx.GraphModule, signature: Signature, opset: int) -> Exported:
     activations, weights = _replace_quantizers(graph)
     program = export_program(graph, signature)
-    origins = node_origins(program.graph)
+    origins, names = node_origins(program.graph), _names(graph)
     for node in program.graph.nodes:
         # The ONNX exporter keeps a node's stack trace, and nothing else that is ours to set.
-        node.meta["stack_trace"] = origins.get(node.name, "")
+        node.meta["stack_trace"] = names.get(origins.get(node.name, ""), "")
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -238,6 +243,22 @@ def _replace_quantizers(graph: fx.GraphModule) -> tuple[list[FakeQuantize], dict
     return activations, weights
 
 
+def _names(graph: fx.GraphModule) -> dict[str, str]:
+    """What to call the graph nodes, as `nodes_of` reads it: the path of the original's module, and of the node itself
+    what that does not say. What is from no module is under that of the last of its operands."""
+    modules = deployment(graph).modules
+    order = {node: position for position, node in enumerate(graph.graph.nodes)}
+    paths: dict[str, str] = {}
+    for node in order:
+        last = max(node.all_input_nodes, key=order.__getitem__, default=None)
+        path = modules.get(node.name, "" if last is None else paths[last.name])
+        paths[node.name] = re.sub(r"[^\w.]", "_", path)
+    return {
+        name: path if path.replace(".", "_") == name else f"{path}/{name}".removeprefix("/")
+        for name, path in paths.items()
+    }
+
+
 def _name(model: ir.Model, inputs: list[str]) -> None:
     """Names nodes after their graph nodes and the batch size `batch`; drops metadata, which has paths."""
     import onnx_ir as ir
@@ -245,12 +266,19 @@ def _name(model: ir.Model, inputs: list[str]) -> None:
     for value, name in zip(model.graph.inputs, inputs, strict=True):
         value.name = name  # exporter and optimizer rename an input that is an output, too
     public = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
-    counts: dict[str, int] = {}
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        source = node.metadata_props.get("pkg.torch.onnx.stack_trace") or node.op_type
-        source = source if source.isidentifier() else node.op_type
-        count = counts[source] = counts.get(source, -1) + 1
-        node.name = f"{source}:{count}" if count else source
+    nodes = list(ir.traversal.RecursiveGraphIterator(model.graph))
+    sources = [node.metadata_props.get("pkg.torch.onnx.stack_trace", "") for node in nodes]
+    several = Counter(sources)
+    counts: Counter[str] = Counter()
+    for node, source in zip(nodes, sources, strict=True):
+        if not NAME.fullmatch(source):
+            name = node.op_type
+        elif several[source] > 1:
+            name = f"{source}:{node.op_type}"
+        else:
+            name = source
+        node.name = f"{name}:{counts[name]}" if counts[name] else name
+        counts[name] += 1
         node.metadata_props.clear()
         node.doc_string = None
         for index, value in enumerate(node.outputs):
@@ -278,6 +306,12 @@ def _fold_constants(model: ir.Model) -> None:
     """Evaluates what depends on constants alone: small results, and transposed float weights."""
     from onnxscript import optimizer
 
+    named = set(model.graph.initializers)
+    for node in model.graph:
+        weight = node.inputs[0] if node.op_type == "Transpose" else None
+        if weight is not None and weight.is_initializer() and (name := f"{weight.name}_transposed") not in named:
+            node.outputs[0].name = name
+            named.add(name)
     optimizer.optimize_ir(
         model,
         onnx_shape_inference=False,

@@ -69,9 +69,9 @@ def _split_bias(exported: Exported) -> None:
         for node in [reader for reader in weight.consumers() if reader.op_type == "Gemm"]:
             # The exporter writes x @ w.T + b, with alpha and beta 1.
             stored = transposed(exported, name, [1, 0])
-            result = insert(graph, node, "MatMul", [node.inputs[0], stored], f"{node.name}:matmul")
+            result = insert(graph, node, "MatMul", [node.inputs[0], stored], f"{node.name}:MatMul")
             if len(node.inputs) > 2:
-                result = insert(graph, node, "Add", [result, node.inputs[2]], f"{node.name}:bias")
+                result = insert(graph, node, "Add", [result, node.inputs[2]], f"{node.name}:Add")
             replace(node, result)
 
 

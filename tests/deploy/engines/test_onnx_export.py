@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,8 @@ from eqsat_deploy.errors import EngineError
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization import FakeQuantize, QuantizedConv2d, quantize
 from tests.deploy.placing import ADDS, WEIGHTED, Attention, Residual, images, int8, traced
+from tests.support.models import image, randomized
+from tests.support.stages import optimized
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -285,6 +288,59 @@ def test_nodes_and_values_are_named_after_graph_nodes() -> None:
     assert file.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
+class Branches(nn.Module):
+    """Two blocks, and operators of the model's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            [nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()) for _ in range(2)]
+        )
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.blocks[0](x)
+        return self.head(self.blocks[1](y) + y)
+
+
+@pytest.mark.parametrize("lane", LANES)
+def test_nodes_carry_the_path_of_the_models_module(lane: str) -> None:
+    form = optimized(randomized(Branches()), image(2, 3, 8, 8), cost="kernels")
+    file = parsed(pickle.loads(pickle.dumps(form)), lane)
+    assert [(node.op_type, node.name) for node in file.graph.node if node.op_type != "Cast"] == [
+        ("Conv", "blocks.0.0"), ("Relu", "blocks.0.1/relu"), ("Conv", "blocks.1.0"), ("Relu", "blocks.1.1/relu_1"),
+        ("Add", "add"), ("MatMul", "head:MatMul"), ("Add", "head:Add"),
+    ]  # fmt: skip
+    found = [name for node in file.graph.node if node.op_type != "Cast" for name in nodes_of(node.name)]
+    assert found == ["blocks_0_0", "relu", "blocks_1_0", "relu_1", "add", "head", "head"]
+    assert set(found) <= {node.name for node in form.graph.nodes}
+    assert "head.weight_transposed" in constants(file)
+
+
+class Oddly(nn.Module):
+    """Modules of names that no graph node can have, one of them called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_module("1-a", nn.Conv2d(3, 3, 1))
+        self.Second = nn.Sequential(nn.Conv2d(3, 3, 1))
+        self.x = nn.Conv2d(3, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.get_submodule("1-a")
+        return self.x(first(self.Second(first(x).sigmoid()).sigmoid()).tanh())
+
+
+def test_names_that_differ_from_graph_nodes_lead_back_to_them() -> None:
+    form = optimized(randomized(Oddly()), image(2, 3, 8, 8), cost="kernels")
+    called = [node.name for node in form.graph.nodes if node.op == "call_module"]
+    file = parsed(form, "onnxruntime")
+    convolutions = [node.name for node in nodes(file, "Conv")]
+    assert [name.partition("/")[0] for name in convolutions] == ["1_a", "Second.0", "1_a", "x"]
+    assert len(set(convolutions)) == 4
+    assert [found for name in convolutions for found in nodes_of(name)] == called
+
+
 @pytest.mark.parametrize(
     ("layer", "expected"),
     [
@@ -292,9 +348,13 @@ def test_nodes_and_values_are_named_after_graph_nodes() -> None:
         ("stem_token_24", ("stem",)),
         ("x_quantize", ()),
         ("layer4_0_relu_1_dequantize/duplicated", ()),
-        ("head:matmul", ("head",)),
-        ("stem.weight_dequantize + stem:1", ("stem",)),
-        ("__myl_Fc\x1e[ONNX Layer: up]\x1f[ONNX Layer: gelu:2]", ("__myl_Fc", "up", "gelu")),
+        ("head:MatMul", ("head",)),
+        ("stem.weight_dequantize + stem:Add:1", ("stem",)),
+        ("head:Add_quantize", ()),
+        ("layer1.0.conv1 + layer1.0/add_3", ("layer1_0_conv1", "add_3")),
+        ("blocks.0.attn.qkv:MatMul_token_7", ("blocks_0_attn_qkv",)),
+        ("Reformatting CopyNode for Input Tensor 0 to layer1.0/add_3", ()),
+        ("__myl_Fc\x1e[ONNX Layer: up]\x1f[ONNX Layer: mlp.act/gelu:Mul]", ("__myl_Fc", "up", "gelu")),
     ],
 )
 def test_layer_names_lead_back_to_graph_nodes(layer: str, expected: tuple[str, ...]) -> None:
