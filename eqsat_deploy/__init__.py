@@ -14,7 +14,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eqsat_deploy.buckets import optimize_buckets
     from eqsat_deploy.errors import EqsatError
     from eqsat_deploy.loading import load
     from eqsat_deploy.module import OptimizedModule
@@ -36,13 +35,12 @@ _HOMES = {
     # Where torch is not installed, an artifact is loaded without it, to be called with NumPy arrays.
     "load": "loading" if find_spec("torch") is not None else "torchless",
     "optimize": "optimizer",
-    "optimize_buckets": "buckets",
     "rule": "rules",
 }
 
 __all__ = [
     "Budget", "EqsatError", "OptimizedModule", "Report", "__version__", "check_egraph", "load",
-    "optimize", "optimize_buckets", "rule",
+    "optimize", "rule",
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ error.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,15 +20,16 @@ from eqsat_deploy.capture import run, shared_copy
 from eqsat_deploy.errors import InputError, VerificationError
 from eqsat_deploy.inputs import example_arguments
 from eqsat_deploy.module import OptimizedModule
-from eqsat_deploy.optimizer import optimize
 from eqsat_deploy.quantization.calibrate import readings
 from eqsat_deploy.verify import TOLERANCE, relative_errors
-from eqsat_extraction.arguments import checked, whole
+from eqsat_extraction.arguments import whole
+
+SEQUENCE = "sequence"
 
 
 @dataclass(frozen=True)
 class BucketedModule:
-    """A form of the model for each length; what `optimize` returns for one."""
+    """A form of the model for each length: what `optimize` returns for `buckets`."""
 
     signature: inspect.Signature
     padding: Padding
@@ -70,38 +71,28 @@ class BucketedModule:
         return BucketedEngine(self.padding, engines)
 
 
-@checked
-def optimize_buckets(
-    model: nn.Module,
+def bucketed(
+    model: Any,
     example_inputs: Any,
-    sizes: Sequence[int],
-    *,
-    padding: Mapping[str, float] | None = None,
-    **options: Any,
+    buckets: Mapping[str, Sequence[int]],
+    padding: Mapping[str, float],
+    form: Callable[[Named], OptimizedModule],
 ) -> BucketedModule:
-    """A form of `model` for each of `sizes`, the lengths of its inputs along axis 1.
-
-    Tokens are padded with the model's own (`config.pad_token_id`), everything else with zeros, the mask too. A model
-    whose forward takes an `attention_mask` gets one, of ones, wherever the caller gives none.
-
-    Args:
-        model: see `optimize`.
-        example_inputs: real ones of one length; a tensor, a tuple of arguments or a dict of them. None to infer them.
-        sizes: lengths; inputs longer than the largest are refused.
-        padding: other values to pad with, by the names of forward's parameters.
-        options: of `optimize`.
+    """What `form` makes of inputs of each length in `buckets`; see `optimize`.
 
     Raises:
-        InputError: no sizes, inputs without axis 1 or of several lengths, or a name in `padding` that is none.
+        InputError: no lengths, inputs without axis 1 or of several lengths, or a name in `padding` that is none.
         VerificationError: the model computes something else on inputs that were padded.
     """
-    known = tuple(sorted({whole("sizes", size) for size in sizes}))
-    if not known:
-        raise InputError("sizes=[]: lengths are expected, such as [32, 64, 128]")
+    known = _lengths(buckets)
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"buckets: the sizes of this {type(model).__name__} are fixed; give the module that it is of"
+        )
     signature = inspect.signature(model.forward)
     args, kwargs = example_arguments(model, example_inputs)
     given = named(signature, args, kwargs)
-    values = _values(model, given, padding or {})
+    values = _values(model, given, padding)
     masked = MASK in signature.parameters and MASK not in values
     if masked:
         values[MASK] = 0.0
@@ -113,8 +104,18 @@ def optimize_buckets(
     found = Padding(known, values, outputs, masked)
     for cut, size in _trials(known, length):
         _check(copied, found, found.resized(given, cut), cut, size)
-    forms = {size: optimize(model, found.resized(given, size), **options) for size in known}
+    forms = {size: form(found.resized(given, size)) for size in known}
     return BucketedModule(signature, found, frozenset(given) | found.values.keys(), forms)
+
+
+def _lengths(buckets: Any) -> tuple[int, ...]:
+    """The lengths from the shortest on."""
+    sizes = buckets.get(SEQUENCE) if isinstance(buckets, Mapping) and set(buckets) == {SEQUENCE} else None
+    if not isinstance(sizes, Iterable) or isinstance(sizes, str) or not (listed := list(sizes)):
+        raise InputError(
+            f'buckets={buckets!r}: lengths are expected, such as {{"{SEQUENCE}": [32, 64, 128]}}'
+        )
+    return tuple(sorted({whole("buckets", size) for size in listed}))
 
 
 def _values(model: nn.Module, given: Named, padding: Mapping[str, float]) -> dict[str, float]:

@@ -128,7 +128,7 @@ class Signature:
             if spec.shape.count(None) > 1:
                 raise InputError(
                     f"input {spec.name!r} has free sizes besides the batch, {list(spec.shape)}: engines need them fixed"
-                    "; for lengths of sequences, eqsat_deploy.optimize_buckets() makes an engine for each of a few"
+                    "; for lengths of sequences, optimize(..., buckets=...) makes an engine for each of a few"
                 )
         position = {node: index for index, node in enumerate(flat_outputs(module))}
         leaves = pytree.tree_leaves(module.graph.output_node().args[0])

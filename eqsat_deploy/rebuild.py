@@ -160,7 +160,7 @@ class Emitter:
             if self.batched is None:  # which is of no input whose other sizes are fixed
                 raise InputError(
                     "dynamic_shapes: the model reads the size of the batch, which no input with otherwise fixed sizes "
-                    "has: free the batch alone; for lengths of sequences, use eqsat_deploy.optimize_buckets()"
+                    "has: free the batch alone; for lengths of sequences, use buckets="
                 )
             proxy, position = self.batched
             with self.graph.inserting_after(proxy.node):

@@ -19,6 +19,7 @@ from eqsat_deploy.errors import (
 )
 
 if TYPE_CHECKING:
+    from eqsat_deploy.buckets import BucketedModule
     from eqsat_deploy.data import Reading
     from eqsat_deploy.rules import EgglogRule
 
@@ -29,9 +30,9 @@ def optimize(args: argparse.Namespace) -> int:
     if wants_engine:
         _check_build(args)
     model, inputs = _load(args)
-    if args.buckets is not None:
-        return _bucketed(args, model, inputs, wants_engine)
     optimized = _optimize(args, model, inputs)
+    if args.buckets is not None:
+        return _bucketed(args, model, optimized, wants_engine)
     report = optimized.report
     result = report.to_dict()
     if wants_engine:
@@ -50,11 +51,8 @@ def optimize(args: argparse.Namespace) -> int:
     return OK
 
 
-def _bucketed(args: argparse.Namespace, model: Any, inputs: Any, wants_engine: bool) -> int:
-    """`optimize` for inputs of several lengths."""
-    from eqsat_deploy.buckets import optimize_buckets
-
-    made = optimize_buckets(model, inputs, args.buckets, **_searched(args))
+def _bucketed(args: argparse.Namespace, model: Any, made: BucketedModule, wants_engine: bool) -> int:
+    """The rest of `optimize` for inputs of several lengths."""
     longest = made.forms[max(made.forms)]
     reports = {size: form.report for size, form in made.forms.items()}
     if wants_engine:
@@ -292,7 +290,7 @@ def _reading(args: argparse.Namespace) -> Reading:
 def _optimize(args: argparse.Namespace, model: Any, inputs: Any) -> Any:
     from eqsat_deploy.optimizer import optimize
 
-    return optimize(model, inputs, **_searched(args), tune=args.tune)
+    return optimize(model, inputs, **_searched(args), tune=args.tune, buckets=getattr(args, "buckets", None))
 
 
 def _searched(args: argparse.Namespace) -> dict[str, Any]:

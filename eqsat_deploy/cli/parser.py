@@ -375,11 +375,11 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _buckets(text: str) -> list[int]:
+def _buckets(text: str) -> dict[str, list[int]]:
     name, _, sizes = text.partition("=")
     if name != "sequence" or not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", sizes):
         raise argparse.ArgumentTypeError(f"lengths are expected, such as sequence=32,64,128, not {text!r}")
-    return list(map(int, sizes.split(",")))
+    return {name: list(map(int, sizes.split(",")))}
 
 
 def _option(text: str) -> tuple[str, str | int]:

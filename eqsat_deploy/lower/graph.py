@@ -101,7 +101,7 @@ class _Lowering:
         if meta is None:
             self.opaque.warnings.append(
                 f"input {node.name!r} has free sizes besides the batch: what depends on them stays as it is, in float, "
-                "and no engine can be built. For lengths of sequences, optimize_buckets() makes a form for each"
+                "and no engine can be built. For lengths of sequences, buckets= makes a form for each"
             )
         return self.rows.add(Row(input_, (self.captured.inputs.index(node.name),)), meta, constant=False)
 

@@ -48,7 +48,7 @@ PATH = ("xyz?",)
 
 
 @pytest.mark.parametrize(
-    "name", ["batch", "time_limit", "work_limit", "budget", "extractor", "rules", "seed"]
+    "name", ["batch", "time_limit", "work_limit", "budget", "extractor", "rules", "seed", "buckets"]
 )
 @settings(max_examples=25, deadline=None)
 @given(value=WRONG)

@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 import benchmarks._models  # noqa: F401  (makes torchvision importable)
 import eqsat_deploy
-from eqsat_deploy import cli, load
+from eqsat_deploy import cli, load, optimize
 from eqsat_deploy.bucketed import BucketedEngine
-from eqsat_deploy.buckets import BucketedModule, optimize_buckets
+from eqsat_deploy.buckets import BucketedModule
 from eqsat_deploy.errors import ArtifactError, InputError, VerificationError
 from tests.support.models import randomized
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 SIZES = [4, 8]
+BUCKETS = {"sequence": SIZES}
 
 
 class Attending(nn.Module):
@@ -70,7 +71,7 @@ def model() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def forms(model: nn.Module) -> BucketedModule:
-    return optimize_buckets(model, tokens(6), SIZES, cost="openvino_int8")
+    return optimize(model, tokens(6), buckets=BUCKETS, cost="openvino_int8")
 
 
 @pytest.fixture(scope="module")
@@ -164,25 +165,51 @@ def test_a_saved_one_loads(model: nn.Module, engine: BucketedEngine, tmp_path: P
 def test_what_padding_changes_is_refused() -> None:
     model = randomized(Unmasked())
     with pytest.raises(VerificationError, match=r"change what the model computes.*needs a mask"):
-        optimize_buckets(model, torch.randn(2, 6, 5), SIZES, cost="flops")
+        optimize(model, torch.randn(2, 6, 5), buckets=BUCKETS, cost="flops")
     each = randomized(nn.Sequential(nn.Linear(5, 4), nn.ReLU()))
     x = torch.randn(2, 3, 5)
-    torch.testing.assert_close(optimize_buckets(each, torch.randn(2, 6, 5), SIZES, cost="flops")(x), each(x))
+    found = optimize(each, torch.randn(2, 6, 5), buckets=BUCKETS, cost="flops")
+    torch.testing.assert_close(found(x), each(x))
 
 
 @pytest.mark.parametrize(
-    ("example", "sizes", "padding", "says"),
+    ("example", "buckets", "more", "says"),
     [
-        (torch.randn(2, 6, 5), [], None, "lengths are expected"),
-        (torch.randn(2, 6, 5), [0], None, "a whole number"),
-        (torch.randn(6), [4], None, "an axis behind the batch"),
-        (torch.randn(2, 1, 5), [4], None, "length 1"),
-        (torch.randn(2, 6, 5), [4], {"y": 0.0}, "'y' is none of the inputs input"),
+        (torch.randn(2, 6, 5), {"sequence": []}, {}, "lengths are expected, such as"),
+        (torch.randn(2, 6, 5), {"height": [4]}, {}, "lengths are expected, such as"),
+        (torch.randn(2, 6, 5), {"sequence": [4], "height": [4]}, {}, "lengths are expected, such as"),
+        (torch.randn(2, 6, 5), [4], {}, "lengths are expected, such as"),
+        (torch.randn(2, 6, 5), {"sequence": 4}, {}, "lengths are expected, such as"),
+        (torch.randn(2, 6, 5), {"sequence": [0]}, {}, "a whole number"),
+        (torch.randn(6), {"sequence": [4]}, {}, "an axis behind the batch"),
+        (torch.randn(2, 1, 5), {"sequence": [4]}, {}, "length 1"),
+        (torch.randn(2, 6, 5), {"sequence": [4]}, {"padding": {"y": 0.0}}, "'y' is none of the inputs input"),
+        (
+            torch.randn(2, 6, 5),
+            {"sequence": [4]},
+            {"dynamic_shapes": ({0: "n"},)},
+            "leave dynamic_shapes= out",
+        ),
+        (torch.randn(2, 6, 5), None, {"padding": {"input": 0.0}}, "it is for buckets="),
     ],
 )
-def test_what_cannot_be_is_said(example: Tensor, sizes: list[int], padding: Any, says: str) -> None:
+def test_what_cannot_be_is_said(example: Tensor, buckets: Any, more: Any, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        optimize_buckets(nn.Linear(5, 4).eval(), example, sizes, padding=padding)
+        optimize(nn.Linear(5, 4).eval(), example, buckets=buckets, cost="flops", **more)
+
+
+def test_an_exported_program_has_no_buckets() -> None:
+    program = torch.export.export(nn.Linear(5, 4).eval(), (torch.randn(2, 6, 5),))
+    with pytest.raises(InputError, match="the sizes of this ExportedProgram are fixed"):
+        optimize(program, buckets=BUCKETS, cost="flops")
+
+
+def test_calibration_is_of_any_length(model: nn.Module) -> None:
+    """Data in the call is what `quantize` takes."""
+    batches = [tokens(length) for length in (2, 4, 7)]
+    with torch.no_grad():
+        found = optimize(model, tokens(6), buckets=BUCKETS, cost="openvino_int8", calibration=batches)
+        assert_like(model(tokens(5)), found(tokens(5)), tolerance=0.1)
 
 
 @pytest.mark.slow
@@ -194,7 +221,7 @@ def test_a_model_of_transformers_with_and_without_a_mask(tmp_path: Path) -> None
         max_position_embeddings=16, pad_token_id=7,
     )  # fmt: skip
     model = randomized(transformers.BertModel(configuration))
-    forms = eqsat_deploy.optimize_buckets(model, {"input_ids": tokens(6)}, SIZES, cost="openvino_int8")
+    forms = optimize(model, {"input_ids": tokens(6)}, buckets=BUCKETS, cost="openvino_int8")
     assert forms.padding.values == {"input_ids": 7.0, "attention_mask": 0.0}
     forms.build("openvino", baseline=False).save(tmp_path / "bert")
     engine = eqsat_deploy.load(tmp_path / "bert")

@@ -309,7 +309,11 @@ def _fold_constants(model: ir.Model) -> None:
     named = set(model.graph.initializers)
     for node in model.graph:
         weight = node.inputs[0] if node.op_type == "Transpose" else None
-        if weight is not None and weight.is_initializer() and (name := f"{weight.name}_transposed") not in named:
+        if (
+            weight is not None
+            and weight.is_initializer()
+            and (name := f"{weight.name}_transposed") not in named
+        ):
             node.outputs[0].name = name
             named.add(name)
     optimizer.optimize_ir(
