@@ -51,7 +51,7 @@ class InputSpec:
         if isinstance(value, np.ndarray):
             value = tensor_of(value)
         if not isinstance(value, Tensor):
-            raise InputError(f"input {self.name!r}: a tensor is expected, not {_shown(value)}")
+            raise InputError(f"input {self.name!r}: a tensor is expected, not {_shown(value)}: {self}")
         fits = len(value.shape) == len(self.shape) and all(
             expected is None or isinstance(size, torch.SymInt) or expected == size
             for expected, size in zip(self.shape, value.shape, strict=True)

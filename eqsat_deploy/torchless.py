@@ -55,12 +55,14 @@ class ArrayEngine:
         try:
             given = self._signature.bind(*args, **kwargs).arguments
         except TypeError as error:
-            raise InputError(f"{error}: call it as forward{self._signature}") from error
+            raise InputError(
+                f"{error}: call it as forward{self._signature}, with {self._expected()}"
+            ) from error
         arrays: list[Array] = []
         for argument in self.manifest.signature.call.arguments:
             if argument.name not in given:
                 if missing := [leaf.name for leaf in argument.leaves if isinstance(leaf.shape, list)]:
-                    raise InputError(f"input {missing[0]!r} is missing")
+                    raise InputError(f"input {missing[0]!r} is missing: call it with {self._expected()}")
                 continue
             values = _leaves(argument.structure, given[argument.name], argument.name)
             for leaf, value in zip(argument.leaves, values, strict=True):
@@ -69,6 +71,9 @@ class ArrayEngine:
                 elif isinstance(leaf.value, Written) or leaf.value != value:
                     raise InputError(f"argument {leaf.name!r} is always what it was built for: leave it out")
         return self._pack(self.flat(arrays))
+
+    def _expected(self) -> str:
+        return ", ".join(f"{leaf.name} {_wanted(leaf)}" for leaf in self.inputs)
 
     def flat(self, arrays: Sequence[Array]) -> list[Array]:
         """Flat outputs for arrays in the order of `inputs`; raises as a call does."""
@@ -243,17 +248,24 @@ def _shape(leaf: Leaf) -> list[int | None]:
 
 
 def _array(leaf: Leaf, value: Any) -> Array:
-    array = np.asarray(value)
-    shape, dtype = _shape(leaf), "float32" if leaf.dtype == "bfloat16" else str(leaf.dtype)
+    array, shape = np.asarray(value), _shape(leaf)
     fits = len(array.shape) == len(shape) and all(
         n is None or n == m for n, m in zip(shape, array.shape, strict=True)
     )
-    if not fits or array.dtype.name != dtype:
-        wanted = ", ".join("batch" if n is None else str(n) for n in shape)
+    if not fits or array.dtype.name != _dtype(leaf):
         raise InputError(
-            f"input {leaf.name!r}: [{wanted}] {dtype} is expected, not {list(array.shape)} {array.dtype.name}"
+            f"input {leaf.name!r}: {_wanted(leaf)} is expected, not {list(array.shape)} {array.dtype.name}"
         )
     return array
+
+
+def _wanted(leaf: Leaf) -> str:
+    return f"[{', '.join('batch' if n is None else str(n) for n in _shape(leaf))}] {_dtype(leaf)}"
+
+
+def _dtype(leaf: Leaf) -> str:
+    """NumPy's name, which has no bfloat16."""
+    return "float32" if leaf.dtype == "bfloat16" else str(leaf.dtype)
 
 
 def _wide(array: Array) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from inspect import Parameter
 from typing import Any
 
 import torch.utils._pytree as pytree
@@ -44,11 +45,28 @@ def capture(
     module = shared_copy(model)
     module.eval()  # whose result is None where a model's own `train` forgets to return it
     keep_attention_whole(module)
+    _name_keywords(module, arguments[1])
     example = pytree.tree_map(_at_least_two, _bound(module, arguments))
     run(module, *example)
     program = exported(module, example, dynamic_shapes)
     read_each_sample(program.graph)
     return Captured.of(functional(filled(inlined(program))), module, example)
+
+
+def _name_keywords(module: nn.Module, given: Mapping[str, Any]) -> None:
+    """Let `forward`, where it takes any keywords, take those `given` and no others: `torch.export` frees no size of
+    what is in `**kwargs`, and whoever misspells one is told so."""
+    forward, signature = module.forward, plain_signature(module.forward)
+    known = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    if len(known) == len(signature.parameters):
+        return
+    more = [Parameter(name, Parameter.KEYWORD_ONLY) for name in given if name not in signature.parameters]
+
+    def named(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    named.__signature__ = signature.replace(parameters=[*known, *more])  # type: ignore[attr-defined]
+    module.forward = named
 
 
 def _bound(module: nn.Module, arguments: Arguments) -> Arguments:

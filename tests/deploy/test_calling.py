@@ -60,7 +60,7 @@ pytree.register_dataclass(Result)
         ({"x": image(2, 4), "options": (1, 2)}, ((image(2, 4),), {"options": (1, 3)}), "specialized to 2, not 3"),
         ({"x": image(2, 4), "options": (1, 2)}, ((image(2, 4),), {"options": (1,)}), "'options'.*nested otherwise"),
         ({"x": image(2, 4), "options": [1]}, ((image(2, 4),), {"options": (1,)}), "'options'.*nested otherwise"),
-        ((image(2, 4),), (([image(2, 4)],), {}), "'x': a tensor is expected, not"),
+        ((image(2, 4),), (([image(2, 4)],), {}), r"'x': a tensor is expected, not .*: x \[batch, 4\] float32"),
     ],
 )  # fmt: skip
 def test_another_value_than_it_was_specialized_to_is_an_error(example, other, words):
@@ -69,6 +69,31 @@ def test_another_value_than_it_was_specialized_to_is_an_error(example, other, wo
     args, kwargs = other
     with pytest.raises(InputError, match=words):
         result(*args, **kwargs)
+
+
+class Keywords(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor | None = None, **more: Any) -> Tensor:
+        y = x.relu() * more.get("scale", 1.0)
+        return y + more["shift"] if "shift" in more else y
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"scale": 2.0}, {"shift": image(2, 4)}, {"mask": image(2, 4), "shift": image(2, 4), "scale": 2.0}]
+)  # fmt: skip
+def test_keywords_of_any_name_are_those_of_the_example(more: dict[str, Any]) -> None:
+    example = {"x": image(2, 4), **more}
+    result = optimized(Keywords(), example, cost="kernels")
+    three = {name: image(3, 4) if isinstance(value, Tensor) else value for name, value in example.items()}
+    for given in (example, three):
+        assert_same(Keywords(), result, **given)
+    for wrong in ({**example, "return_dict": False}, {"X": image(2, 4), **example}):
+        with pytest.raises(
+            InputError, match=r"'(return_dict|X)'.*: call it as .*, with x \[batch, 4\] float32"
+        ):
+            result(**wrong)
+    if "shift" in more:
+        with pytest.raises(InputError, match=r"missing a required.*'shift'"):
+            result(x=example["x"])
 
 
 @pytest.mark.parametrize(
