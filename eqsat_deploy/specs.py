@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
+from textwrap import shorten
 from types import ModuleType
 from typing import Any
 
@@ -247,8 +248,16 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
         model.load_state_dict(state)
-    except (OSError, RuntimeError, TypeError, pickle.UnpicklingError, SafetensorError) as error:
-        raise InputError(f"weights {path}: {_first_line(error)}") from error
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"weights {path}: it holds more than tensors by name; save model.state_dict()"
+        ) from error
+    except (OSError, RuntimeError, TypeError, SafetensorError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        said = lines[1:] if "loading state_dict" in lines[0] else lines[:1]  # what does not fit, a line each
+        reasons = "; ".join(shorten(line, 240, placeholder=" ...") for line in said[:3])
+        more = f"; and {len(said) - 3} more" if len(said) > 3 else ""
+        raise InputError(f"weights {path}: {reasons}{more}") from error
 
 
 def _located(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from eqsat_deploy.cli.codes import CODES, OK, USAGE
@@ -276,7 +277,18 @@ def _load(args: argparse.Namespace) -> tuple[Any, Any]:
         model = load_model(args.spec, pretrained=args.pretrained, weights=args.weights)
         if args.inputs is not None:
             return model, example_batch(args.inputs, model, _reading(args))
-    return model, draw_inputs(model, given) if given else None
+        if given:
+            return model, draw_inputs(model, given)
+        if (real := _real_data(args)) is not None:
+            with suppress(InputError):  # images of a size that only the model's own examples tell
+                return model, example_batch(real, model, _reading(args))
+    return model, None
+
+
+def _real_data(args: argparse.Namespace) -> str | None:
+    """What `--calibration` reads, where that is data: real inputs show more than invented ones."""
+    found: str | None = getattr(args, "calibration", None)
+    return None if found is None or found.partition(":")[0] == "random" else found
 
 
 def _reading(args: argparse.Namespace) -> Reading:

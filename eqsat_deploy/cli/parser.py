@@ -195,7 +195,8 @@ def _model(parser: Parser, name: str = "spec", **options: Any) -> None:
     given = group.add_mutually_exclusive_group()
     given.add_argument("--input", action="append", default=[], metavar="SHAPE[:DTYPE]",
                        help="a random example input, batch first, such as 2x3x224x224; repeatable")  # fmt: skip
-    given.add_argument("--inputs", metavar="DATA", help="real example inputs, from where --calibration reads")
+    given.add_argument("--inputs", metavar="DATA",
+                       help="real example inputs, of --calibration's forms (default: what that reads)")  # fmt: skip
     _reading(parser)
 
 

@@ -326,6 +326,20 @@ def test_real_inputs_and_data_of_ones_own(models: Path, capsys: pytest.CaptureFi
     known = ("models.py:net", "--cost", "openvino_int8", "--inputs", "data.py:batches")
     assert cli.main(["optimize", *known, "--calibration", "data.py:batches", "--no-baseline", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["engine"]["name"]
+    own = (
+        "optimize",
+        "models.py:net",
+        "--cost",
+        "openvino_int8",
+        "--calibration",
+        "data.py:batches",
+        "--no-baseline",
+    )
+    assert cli.main([*own, "--out", "net.eqsat"]) == 0
+    assert load("net.eqsat").signature.inputs[0].shape == (None, 3, 8, 8)
+    assert cli.main([*own[:4], "--calibration", "random:8", "--input", "2x3x6x6", "--out", "net.eqsat"]) == 0
+    assert load("net.eqsat").signature.inputs[0].shape == (None, 3, 6, 6)
+    capsys.readouterr()
     code, message = failure(capsys, "optimize", *known, "--input", "2x3x8x8")
     assert (code, "not allowed with" in message) == (2, True)
     code, message = failure(

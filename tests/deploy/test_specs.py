@@ -84,3 +84,16 @@ def test_weights_of_a_file(tmp_path: Path, suffix: str) -> None:
     assert torch.equal(model.state_dict()["weight"], state["weight"])
     with pytest.raises(InputError, match="weights"):
         load_model(f"{tmp_path / 'net.py'}:make", weights=tmp_path / f"none{suffix}")
+    other = {"weight": torch.zeros(5, 4), "bias": torch.zeros(3), "head.bias": torch.zeros(3)}
+    save_file(other, path) if suffix == ".safetensors" else torch.save(other, path)
+    with pytest.raises(InputError, match=r'"head\.bias".*; size mismatch for weight: .*\[5, 4\].*\[3, 4\]'):
+        load_model(f"{tmp_path / 'net.py'}:make", weights=path)
+    many = {f"{index}": torch.zeros(1) for index in range(99)} | {"weight": torch.zeros(5)}
+    save_file(many, path) if suffix == ".safetensors" else torch.save(many, path)
+    with pytest.raises(InputError, match="weights") as found:
+        load_model(f"{tmp_path / 'net.py'}:make", weights=path)
+    assert len(str(found.value)) < 1000
+    path = path.with_suffix(".pt")
+    torch.save(nn.Linear(4, 3), path)
+    with pytest.raises(InputError, match=r"save model\.state_dict\(\)"):
+        load_model(f"{tmp_path / 'net.py'}:make", weights=path)
