@@ -107,6 +107,9 @@ def save(engine: Saved, path: str | Path, files: Path | None = None) -> None:
         text = encode(manifest, path / MANIFEST)
         (folder / MANIFEST).write_bytes(text)
         (folder / SUM).write_text(_sum(text))
+        for file in folder.rglob("*"):
+            if file.is_file():  # safetensors, for one, lets nobody else read what it writes
+                shutil.copymode(folder / SUM, file)
 
 
 def check_target(path: Path) -> None:

@@ -342,6 +342,10 @@ def test_others_may_read_what_the_umask_lets_them(saved: Path) -> None:
     plain = saved.parent / "plain"
     plain.mkdir()
     assert stat.S_IMODE(saved.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+    (plain / "file").touch()
+    files = [file for file in saved.rglob("*") if file.is_file()]
+    assert len(files) == 4
+    assert {file.stat().st_mode for file in files} == {(plain / "file").stat().st_mode}
 
 
 def test_an_openvino_engine_survives_the_way_to_disk(tmp_path: Path) -> None:
