@@ -38,12 +38,13 @@ def check(target: Target, batch: Batch) -> Triton:
 
 
 def version_folder(folder: Path) -> Path:
-    """The folder of the one version there is, made where it is missing.
+    """The folder of the one version there is, made where it is missing, as the repository is that it is in.
 
     Raises:
         EngineError: it cannot be made.
     """
     try:
+        folder.parent.mkdir(exist_ok=True)
         folder.mkdir(exist_ok=True)
         (folder / VERSION).mkdir(exist_ok=True)
     except OSError as error:

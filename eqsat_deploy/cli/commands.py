@@ -78,8 +78,11 @@ def export(args: argparse.Namespace) -> int:
 
     _check_calibration(args)
     target = find_target(args.target)
-    if not args.out.parent.is_dir():
-        raise InputError(f"--out {args.out}: there is no folder {args.out.parent}")
+    place = (
+        args.out.parent.parent if args.triton else args.out.parent
+    )  # a repository is made with its first model
+    if not place.is_dir():
+        raise InputError(f"--out {args.out}: there is no folder {place}")
     if args.cost == "auto":
         args.cost = target.cost_models[0]
     model, inputs = _load(args)

@@ -132,12 +132,14 @@ def test_export_writes_a_file_and_the_command(artifact: Path, capsys: pytest.Cap
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("wrote net.onnx: ")
     assert f"  {found['command']}" in said
-    found = printed(capsys, *words, "--out", "net", "--target", "openvino", "--triton")
-    assert found["files"] == ["net/1/model.bin", "net/1/model.xml", "net/config.pbtxt"]
+    found = printed(capsys, *words, "--out", "models/net", "--target", "openvino", "--triton")
+    assert found["files"] == ["models/net/1/model.bin", "models/net/1/model.xml", "models/net/config.pbtxt"]
     assert found["command"] is None
     error = printed(capsys, *words, "--out", "net.onnx", "--target", "openvino", code=2)["error"]
     assert "reads no ONNX file" in error["message"]
     error = printed(capsys, *words, "--out", "nowhere/net.onnx", code=2)["error"]
+    assert "there is no folder nowhere" in error["message"]
+    error = printed(capsys, *words, "--out", "nowhere/models/net", "--triton", code=2)["error"]
     assert "there is no folder nowhere" in error["message"]
     error = printed(capsys, *words, "--out", "net.onnx", "--target", "tensort", code=2)["error"]
     assert "tensorrt" in error["message"]

@@ -186,7 +186,7 @@ def test_what_triton_does_not_serve_is_said(
     with pytest.raises(InputError, match="minimum has to be 1"):
         export(module, tmp_path / "net", "onnxruntime", batch=Batch(2, 2, 8), triton=True)
     with pytest.raises(EngineError, match=r"cannot write .*nowhere"):
-        export(module, tmp_path / "nowhere" / "net", "onnxruntime", triton=True)
+        export(module, tmp_path / "nowhere" / "models" / "net", "onnxruntime", triton=True)
     register(other=target("other"))
     with pytest.raises(InputError, match="'other' does not say how Triton serves it"):
         export(module, tmp_path / "net", "other", triton=True)
