@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from eqsat_deploy.buckets import BucketedModule
     from eqsat_deploy.errors import EqsatError
     from eqsat_deploy.loading import load
     from eqsat_deploy.module import OptimizedModule
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 
 # Loaded on first use, so that importing the package costs little and no stage imports another for nothing.
 _HOMES = {
+    "BucketedModule": "buckets",
     "Budget": "saturate",
     "EqsatError": "errors",
     "OptimizedModule": "module",
@@ -39,7 +41,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "Budget", "EqsatError", "OptimizedModule", "Report", "__version__", "check_egraph", "load",
+    "BucketedModule", "Budget", "EqsatError", "OptimizedModule", "Report", "__version__", "check_egraph", "load",
     "optimize", "rule",
 ]  # fmt: skip
 

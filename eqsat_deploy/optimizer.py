@@ -106,7 +106,7 @@ def optimize(
         rules: `conversions` for the founding conversions alone, applied wherever they match, whatever they cost;
             else names of families or rules, or rule objects, `all` among them for every rule that is registered; all
             rules when missing. The target's kernels and quantization are always among them.
-        extractor: name of an extractor; `time_limit` (seconds) and `work_limit` bound it.
+        extractor: name of an extractor; `time_limit` (5 seconds unless given) and `work_limit` bound it.
         budget: limits on saturation.
         batch: the batch size that kernels are priced at.
         dynamic_shapes: as for `torch.export`; the batch is axis 0 of every input when missing.
