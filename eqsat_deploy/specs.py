@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from eqsat_deploy.errors import InputError, UnknownNameError
+from eqsat_deploy.errors import EqsatError, InputError, UnknownNameError
 
 Model = nn.Module | ExportedProgram
 FORMS = "torchvision:NAME, timm:NAME, transformers:NAME, package.module:factory, path/to/file.py:factory or file.pt2"
@@ -52,7 +52,7 @@ def load_model(spec: str, *, pretrained: bool = False, weights: str | Path | Non
         raise InputError(
             f"{spec!r}: pretrained weights are published for {', '.join(LIBRARIES)}; use weights= here"
         )
-    model = known(name, pretrained) if known is not None else _from_factory(spec)
+    model = _from_library(spec, known, name, pretrained) if known is not None else _from_factory(spec)
     if not isinstance(model, Model):
         raise InputError(f"{spec}: a torch.nn.Module is expected, not {type(model).__name__}")
     if isinstance(model, nn.Module):
@@ -88,6 +88,19 @@ def draw_inputs(model: Model, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
     module = model.module() if isinstance(model, ExportedProgram) else shared_copy(model)
     return draw_integers(module, (inputs, {}))[0]
+
+
+def _from_library(spec: str, make: Callable[[str, bool], Any], name: str, pretrained: bool) -> Any:
+    try:
+        return make(name, pretrained)
+    except EqsatError:
+        raise
+    except Exception as error:  # of what each library downloads with
+        if not pretrained:
+            raise
+        raise InputError(
+            f"{spec}: its published weights cannot be had ({_first_line(error)}); --weights FILE reads them from a file"
+        ) from error
 
 
 def _torchvision(name: str, pretrained: bool) -> Any:

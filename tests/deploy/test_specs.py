@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import benchmarks._models  # noqa: F401  (makes torchvision importable)
 from eqsat_deploy.errors import InputError, UnknownNameError
 from eqsat_deploy.specs import draw_inputs, load_model, parse_input
 
@@ -45,6 +46,19 @@ def test_an_import_that_fails_within_transformers_says_what_failed(monkeypatch: 
     monkeypatch.setattr(transformers.AutoModel, "from_config", refuse)
     with pytest.raises(InputError, match=r"transformers:vit .*import.*operator nms does not exist"):
         load_model("transformers:vit")
+
+
+def test_weights_that_cannot_be_downloaded_may_be_in_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm")
+
+    def offline(*_: Any, **__: Any) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(InputError, match=r"timm:resnet10t: .*\(Name or service not known\); --weights FILE"):
+        load_model("timm:resnet10t", pretrained=True)
+    with pytest.raises(OSError, match="Name or"):
+        load_model("timm:resnet10t")
 
 
 def test_integer_inputs_are_drawn_once_the_model_is_known() -> None:

@@ -157,7 +157,7 @@ def nodes_of(layer: str) -> tuple[str, ...]:
     and of layers that the runtime made up are left out.
     """
     pieces = re.split(r" \+ |[\[\],\x1e]|ONNX Layer: ", layer)
-    names = (re.sub(r"(_token_\d+|/duplicated)+$", "", piece.strip()) for piece in pieces)
+    names = (re.sub(r"(_token_\d+|(_mul)?_nchwc|/duplicated)+$", "", piece.strip()) for piece in pieces)
     conversion = ("_quantize", "_dequantize", "_half", "_float")
     computing = (re.sub(r"(:\w+)+$", "", name) for name in names if not name.endswith(conversion))
     found = (name.rpartition("/")[2].replace(".", "_") for name in computing if NAME.fullmatch(name))

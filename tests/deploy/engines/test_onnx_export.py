@@ -351,6 +351,8 @@ def test_names_that_differ_from_graph_nodes_lead_back_to_them() -> None:
         ("head:MatMul", ("head",)),
         ("stem.weight_dequantize + stem:Add:1", ("stem",)),
         ("head:Add_quantize", ()),
+        ("head_nchwc", ("head",)),
+        ("layer1.0/avg_pool2d_1_divided_mul_nchwc", ("avg_pool2d_1_divided",)),
         ("layer1.0.conv1 + layer1.0/add_3", ("layer1_0_conv1", "add_3")),
         ("blocks.0.attn.qkv:MatMul_token_7", ("blocks_0_attn_qkv",)),
         ("Reformatting CopyNode for Input Tensor 0 to layer1.0/add_3", ()),
