@@ -51,7 +51,7 @@ def export(
 ) -> Export:
     """Write `module` as the ONNX file of `target`, INT8 weights as such; what exceeds 2 GB in a file beside it.
 
-    Nodes are named as in the model. Nothing of the target has to be here.
+    Nodes are named after the model's modules (`engines.onnx.export`). Nothing of the target has to be here.
 
     Args:
         module: what `optimize` or `quantize` returned.
