@@ -72,7 +72,8 @@ def read(path: Path) -> Any:
                 return torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    raise InputError(f"{path}: data files are .npy, .npz, .safetensors, .pt or .txt, not {path.suffix!r}")
+    what = "a folder" if path.is_dir() else repr(path.suffix)
+    raise InputError(f"{path}: an array file is .npy, .npz, .safetensors or .pt, not {what}")
 
 
 def in_order(data: Any, inputs: Sequence[InputSpec], path: Path) -> Batch:

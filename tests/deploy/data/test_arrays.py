@@ -11,7 +11,7 @@ from torch import nn
 
 import eqsat_deploy
 from eqsat_deploy.calling import CallSpec, InputSpec
-from eqsat_deploy.data import check_source, load_batches
+from eqsat_deploy.data import arrays, check_source, load_batches
 from eqsat_deploy.deployment import call_of
 from eqsat_deploy.errors import InputError
 
@@ -74,6 +74,10 @@ def test_unknown_form(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("1,2")
     with pytest.raises(InputError, match=r"\.npz"):
         load_batches(str(tmp_path / "x.csv"), call(IMAGE))
+    (tmp_path / "folder").mkdir()
+    for name, words in (("texts.txt", r"\.npz.*not '\.txt'"), ("folder", "not a folder")):
+        with pytest.raises(InputError, match=words):
+            arrays.read(tmp_path / name)
 
 
 @pytest.mark.parametrize(
