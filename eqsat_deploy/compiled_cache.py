@@ -55,10 +55,11 @@ def read(name: str) -> bytes | None:
         return None
     with suppress(OSError):
         file = where / f"{name}.blob"
-        content = file.read_bytes()
-        if hashlib.sha256(content[DIGEST:]).digest() == content[:DIGEST]:
+        with file.open("rb") as stream:
+            expected, content = stream.read(DIGEST), stream.read()
+        if hashlib.sha256(content).digest() == expected:
             os.utime(file)
-            return content[DIGEST:]
+            return content
     return None
 
 
