@@ -23,6 +23,7 @@ from eqsat_deploy.calling import InputSpec as InputSpec
 from eqsat_deploy.calling_json import call_from_json, call_to_json, value_from_json, value_to_json
 from eqsat_deploy.errors import InputError
 from eqsat_deploy.grid import IntegerGrid
+from eqsat_deploy.language import OPERATORS
 from eqsat_deploy.noise import Fidelity
 
 if TYPE_CHECKING:
@@ -69,20 +70,65 @@ class PlacedKernel:
 
 
 @dataclass(frozen=True)
+class Formula:
+    """A tensor in terms of others: the operator `name` on formulas and attributes `args`, or without any the tensor that
+    is called so."""
+
+    name: str
+    args: tuple[Any, ...] = ()
+
+    def value(self, given: Mapping[str, Tensor]) -> Tensor:
+        """Its value, of tensors by their names."""
+        if not self.args:
+            return given[self.name]
+        operator = OPERATORS[self.name]
+        operands, attributes = operator.split(self.args)
+        values = tuple(operand.value(given) for operand in operands)
+        found: Tensor = operator.body(*operator.join(values, attributes))
+        return found
+
+
+@dataclass(frozen=True)
+class Taking:
+    """A node that takes a scale in, by `rules`: what its module's parameters become, by their names, in terms of what
+    they are and of `scale`."""
+
+    node: str
+    parameters: Mapping[str, Formula]
+    rules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FreeScale:
+    """A quantized tensor that may be divided before it is rounded, by positive numbers in a `shape` that broadcasts over
+    it, one for each channel: `readers` take in what it is divided by.
+
+    `writers` take in the division, which then costs no time; there are none where the tensor itself has to be divided.
+    With a `ceiling`, what is left is to be clipped at that, divided as well: the node of the tensor clips no more.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    readers: tuple[Taking, ...]
+    writers: tuple[Taking, ...] = ()
+    ceiling: float | None = None
+
+
+@dataclass(frozen=True)
 class Placement:
     """Every quantizer and every kernel of the chosen form, in graph order.
 
     `shared` are groups of quantized tensors whose codes meet in a concatenation that a product, a sum or a mean reads,
     and which therefore need one grid. `joined` are those and, in larger groups, what meets in concatenations that are
     only scaled and shifted by the channel: they need one grid where the target has one scale for all channels.
-    `homogeneous` are the nodes that a positive scale of the channels may move through.
+    `scales` are those that calibration may choose.
     """
 
     quantizers: tuple[Quantizer, ...] = ()
     kernels: tuple[PlacedKernel, ...] = ()
     shared: tuple[tuple[str, ...], ...] = ()
     joined: tuple[tuple[str, ...], ...] = ()
-    homogeneous: tuple[str, ...] = ()
+    scales: tuple[FreeScale, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from eqsat_deploy.lower import Call, Hole, Lowered, Term
 from eqsat_deploy.names import Tree
 from eqsat_deploy.price import kernel_of, specs_of
 from eqsat_deploy.provenance import computed
+from eqsat_deploy.scales import Applied, Read, free_scales
 from eqsat_deploy.search import Search
 from eqsat_extraction.kernel import CostModel
 
@@ -84,7 +85,7 @@ class _Placed:
     products: set[frozenset[str]] = field(default_factory=set)
     readers: dict[str, dict[str, None]] = field(default_factory=dict)
     kernels: list[PlacedKernel] = field(default_factory=list)
-    homogeneous: dict[str, None] = field(default_factory=dict)
+    applied: dict[str, Applied] = field(default_factory=dict)
 
     def quantize(self, number: int, tensor: fx.Node) -> None:
         self.quantizers[number] = tensor.name
@@ -105,7 +106,9 @@ class _Placed:
         kernels = tuple(kernel for kernel in self.kernels if kernel.anchor in alive)
         tensors = [quantizer.tensor for quantizer in quantizers]
         shared, joined = (_groups(sets, tensors) for sets in (self.products, self.grids.values()))
-        return Placement(quantizers, kernels, shared, joined, tuple(self.homogeneous))
+        users = {node.name: len(node.users) for node in graph.nodes}
+        scales = free_scales(self.applied, users, self.readers)
+        return Placement(quantizers, kernels, shared, joined, scales)
 
 
 def _groups(sets: Iterable[frozenset[str]], tensors: list[str]) -> tuple[tuple[str, ...], ...]:
@@ -203,15 +206,15 @@ class Emitter:
             return
         names: list[str] = []
         last = next(iter(reversed(self.graph.nodes)), None)
+        written: fx.Node | None = None
         values = realized(node, self._value_or_number, lambda _: self._shared(number, node))
         tensors = (computed(self.space, (number, node)) or [(number, node)])[-1 - len(node.steps) :]
         for (step, value), (tensor, _) in zip(values, tensors, strict=True):
-            written = value.node
+            before, written = written, value.node
             self._note_modules(last, tensor)
             names += [new.name for new in self._written_after(last)] if step else [written.name]
             last = next(iter(reversed(self.graph.nodes)))
-            if _homogeneous(node, step):
-                self.placed.homogeneous[written.name] = None
+            self._note(number, node, step, before, written)
             for operand in _codes_read(node, step):
                 self.placed.read(operand, written, node.operator if step is None else binary)
         self.values[number] = self._proxy(written, self._rank(number))
@@ -228,6 +231,33 @@ class Emitter:
                     names[0], tuple(names), precision, output, cost, node.operator.channels, in_float
                 )
             )
+
+    def _note(
+        self, number: int, node: ENode, step: Step | None, before: fx.Node | None, written: fx.Node
+    ) -> None:
+        """Note what a graph node computes: a kernel's anchor, or what a step makes of what was written before."""
+        if step is None or before is None:
+            operator, attributes = node.operator, node.attributes
+            operands = [self._read(operand, None) for operand in node.operands]
+        else:
+            operator, attributes = (unary if step.operand is None else binary), (step.function,)
+            operands = [self._read(number, before)]
+            if step.operand is not None:
+                operands.insert(1 - step.side, self._read(step.operand, None))
+        known = [read for read in operands if read is not None]
+        if operator.shape is None or len(known) < len(operands) or any(r.node == written.name for r in known):
+            return
+        args = operator.join(tuple(known), attributes)
+        self.placed.applied.setdefault(written.name, Applied(operator, args))
+
+    def _read(self, number: int, node: fx.Node | None) -> Read | None:
+        """An operand, which is of the e-class `number`; None where its shape is not known before the model runs."""
+        known = self.space.classes[self.space.exact(number)]
+        if known.shape is None or known.dtype is None:
+            return None
+        if node is None and not known.constant:
+            node = self.value(number).node
+        return Read(None if node is None else node.name, known.shape, known.dtype)
 
     def _cost_in_float(self, number: int, node: ENode) -> float | None:
         cost = self.model.price(kernel_of(self.specs, number, node).floating(self.floating))
@@ -357,14 +387,6 @@ def _codes_read(node: ENode, step: Step | None) -> tuple[int, ...]:
     if step is None:
         return node.operands if node.integer else ()
     return (step.operand,) if step.quantized and step.operand is not None else ()
-
-
-def _homogeneous(node: ENode, step: Step | None) -> bool:
-    """Whether a scale may move through what a kernel's anchor, or one of its steps, computes."""
-    if step is not None and step.operand is not None:
-        return False
-    operator, attributes = (unary, (step.function,)) if step else (node.operator, node.attributes)
-    return operator.homogeneous is not None and operator.homogeneous(*attributes)
 
 
 def _share(module: nn.Module, constants: list[Any]) -> None:

@@ -76,8 +76,6 @@ class Operator:
         along: slots of the axes that it acts along, or the attribute that is one; where the others stand, and how many
             of them there are, it does not see. () for what is pointwise, None for what depends on all of them.
         nonnegative: under which condition on its attributes no element is negative where none of its operands' is.
-        homogeneous: under which condition on its attributes channels of its operand that are multiplied by positive
-            numbers multiply those of its result, so that a scale may move through it.
         bias: the operand that may be missing, written as zeros.
         channels: the axis of the weight, its second operand, along which the results' channels lie.
         launched: whether a target has a kernel of it; one that has not is only ever part of another.
@@ -99,7 +97,6 @@ class Operator:
     linear: bool = False
     along: tuple[int, ...] | str | None = None
     nonnegative: Callable[..., Any] | None = None
-    homogeneous: Callable[..., bool] | None = None
     bias: str | None = None
     channels: int | None = None
     launched: bool = True
@@ -200,7 +197,6 @@ def operator(
     linear: bool = False,
     along: tuple[int, ...] | str | None = None,
     nonnegative: Callable[..., Any] | None = None,
-    homogeneous: Callable[..., bool] | None = None,
     bias: str | None = None,
     channels: int | None = None,
     launched: bool = True,
@@ -226,7 +222,7 @@ def operator(
         constructor = "".join(part.capitalize() for part in name.split("_"))
         declared = Operator(
             name, constructor, parameters, body, shape, kind, dtype, epilogue, integer, requantizes, linear, along,
-            nonnegative, homogeneous, bias, channels, launched, numbered, called, flops, module, module_operands,
+            nonnegative, bias, channels, launched, numbered, called, flops, module, module_operands,
             inspect.getdoc(body) or "",
         )  # fmt: skip
         if name in OPERATORS or constructor in BY_CONSTRUCTOR:

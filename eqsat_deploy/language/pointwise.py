@@ -91,8 +91,6 @@ def parse_function(f: str) -> tuple[str, tuple[float, ...]]:
 
 NONNEGATIVE = ("exp", "rsqrt", "sqrt", "sigmoid")
 """Functions without a negative value where their argument is not negative."""
-HOMOGENEOUS = ("abs", "leaky_relu", "neg", "relu")
-"""Functions of which f(c x) = c f(x) for positive c."""
 
 
 def base_name(f: str) -> str:
@@ -110,7 +108,6 @@ def per_element(out: tuple[int, ...], *_: Any) -> float:
     requantizes=True,
     called=lambda f: base_name(f),
     nonnegative=lambda f: one_of(f, *NONNEGATIVE),
-    homogeneous=lambda f: base_name(f) in HOMOGENEOUS,
     along=(),
     shape=lambda f, x: x,
     epilogue=True,
@@ -155,6 +152,17 @@ def prelu(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 def relu(x: Any) -> Any:
     """max(x, 0)."""
     return unary("relu", x)
+
+
+def upper_bound(f: str) -> float | None:
+    """What a unary function clips at that clips at 0 from below; None of any other."""
+    name, constants = parse_function(f)
+    return constants[1] if name == "clamp" and constants[0] == 0 < constants[1] else None
+
+
+def clipped(x: Any, bound: float) -> Any:
+    """`clamp(0.0,bound)` in two steps, of which rules move scales through either."""
+    return binary("minimum", relu(x), scalar(bound))
 
 
 def add(a: Any, b: Any) -> Any:

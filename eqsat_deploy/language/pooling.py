@@ -20,10 +20,6 @@ def pool_size(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, 
     return minimum(rounded, (size + padding - 1) // stride + 1)
 
 
-def _always(*attributes: Any) -> bool:
-    return True
-
-
 def _window(out: Ints, x: Ints, kernel: Ints, *_: Any) -> float:
     total = float(kernel[0] * kernel[1])
     for dimension in out:
@@ -38,7 +34,7 @@ def _window(out: Ints, x: Ints, kernel: Ints, *_: Any) -> float:
         pool_size(x[5], kernel[0], stride[0], padding[0], dilation[0], ceil),
         pool_size(x[6], kernel[1], stride[1], padding[1], dilation[1], ceil),
     ),
-    integer="commute", homogeneous=_always, flops=_window,
+    integer="commute", flops=_window,
 )  # fmt: skip
 def max_pool2d(x: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil: int) -> Tensor:
     """Maximum over windows of an NCHW tensor."""
@@ -52,7 +48,7 @@ def max_pool2d(x: Tensor, kernel: Ints, stride: Ints, padding: Ints, dilation: I
         pool_size(x[5], kernel[0], stride[0], padding[0], 1, ceil),
         pool_size(x[6], kernel[1], stride[1], padding[1], 1, ceil),
     ),
-    integer="pointwise", homogeneous=_always, flops=_window,
+    integer="pointwise", flops=_window,
 )  # fmt: skip
 def avg_pool2d(x: Tensor, kernel: Ints, stride: Ints, padding: Ints, ceil: int, include_pad: int) -> Tensor:
     """Average over windows of an NCHW tensor."""
@@ -63,7 +59,7 @@ def avg_pool2d(x: Tensor, kernel: Ints, stride: Ints, padding: Ints, ceil: int, 
     Kind.REDUCTION,
     shape=lambda x, size: vec(4, 1, 1, x[3], x[4], size[0], size[1]),
     integer="pointwise",
-    homogeneous=_always,
+   
     flops=lambda out, x, size: float(x[0] * x[1] * x[2] * x[3]),
 )
 def adaptive_avg_pool2d(x: Tensor, size: Ints) -> Tensor:

@@ -1,111 +1,94 @@
-"""The layer that a tensor's channels can be scaled in, where that costs no time, unlike scaling before the rounding.
+"""Layers that take in a scale of the channels of a tensor between them, as the rules have it (`eqsat_deploy.scales`).
 
-A scale moves from a tensor back through what is positively homogeneous in each channel (`Operator.homogeneous`), ReLU
-and pools, into the convolution, product or normalization that wrote it (Nagel et al., "Data-Free Quantization", 2019;
-Xiao et al., "SmoothQuant", 2023). Exact in float, and of rounded weights too: their scales are those of the rows.
+What divides the channels before they are rounded takes time, unless the layers that write the tensor take the division
+in. Exact in float, and of rounded weights too: their scales are those of the rows.
 
-ReLU6 is not homogeneous: a channel that is divided would be clipped at 6 over its divisor. Where it stands right before
-the rounding, whose greatest code stands for no more than that in any channel, the rounding clips: ReLU is enough then.
+ReLU6 that is divided would be clipped at 6 over the divisors. Where it stands right before the rounding, whose greatest
+code stands for no more than that in any channel, the rounding clips: ReLU is enough then.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from eqsat_deploy.deployment import deployment
+from eqsat_deploy.deployment import FreeScale, Taking
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize, Layer
 
-Giver = nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.LayerNorm
+Owner = TypeVar("Owner", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Writer:
-    """The submodule `name` that writes a tensor, and where that is clipped at `ceiling` last, the node that does so."""
+class Scalable:
+    """A tensor whose channels may be scaled, and the names of the submodules that take that in: of all `readers`, and
+    of the `writers`, where nothing else reads the tensor; there may be none."""
 
-    name: str
-    clips: fx.Node | None = None
-    ceiling: float | None = None
+    free: FreeScale
+    readers: Mapping[str, Taking]
+    writers: Mapping[str, Taking]
 
-    def scale(self, module: fx.GraphModule, factor: Tensor) -> None:
-        """Multiply the channels of what is written by `factor`, (channels,); clipping is left to the rounding."""
-        scale(module.get_submodule(self.name), factor)
-        if self.clips is not None:
-            (operand,) = self.clips.all_input_nodes
-            self.clips.op, self.clips.target = "call_function", torch.relu
-            self.clips.args, self.clips.kwargs = (operand,), {}
+    @property
+    def ceiling(self) -> float | None:
+        """What the tensor would be clipped at by the node that writes it, did the writers not leave that to rounding."""
+        return self.free.ceiling if self.writers else None
+
+    def divide(self, module: fx.GraphModule, tensor: fx.Node, divided: Tensor) -> None:
+        """Divide the channels of the node `tensor` of `module` in what writes it."""
+        for name, taking in self.writers.items():
+            module.set_submodule(name, taken_in(module.get_submodule(name), taking, 1 / divided))
+        if self.ceiling is not None:
+            tensor.op, tensor.target = "call_function", torch.relu
+            tensor.args, tensor.kwargs = (tensor.all_input_nodes[0],), {}
 
 
-def writer(
-    module: fx.GraphModule, quantizer: fx.Node, readers: Mapping[str, nn.Module], calls: Mapping[str, int]
-) -> Writer | None:
-    """What can scale the channels of what the node `quantizer` rounds, for the layers `readers`, where nothing else
-    reads them; None where there is nothing.
+def scalable(
+    free: FreeScale, module: fx.GraphModule, quantizer: fx.Node, readers: Mapping[str, Layer], calls: Mapping[str, int]
+) -> Scalable | None:
+    """How the tensor that the node `quantizer` rounds may be scaled; None where one of its readers cannot take that in.
 
     Args:
+        free: what the placement says of the tensor.
         module: quantized.
         quantizer: the node that rounds.
-        readers: the layers that take scales in, by their names.
+        readers: the layers that read it and nothing else, by their names.
         calls: how often every submodule is called.
     """
-    if any(str(user.target) not in readers for user in quantizer.users):
+    reading = _by_target(quantizer.users, free.readers)
+    if not readers or not readers.keys() <= reading.keys():
         return None
-    node = quantizer.all_input_nodes[0]
-    homogeneous = deployment(module).placement.homogeneous
-    ceiling = _ceiling(module, node)
-    clips = None if ceiling is None else node
-    while len(node.users) == 1 and len(node.all_input_nodes) == 1:
-        target = str(node.target)
-        layer = module.get_submodule(target) if node.op == "call_module" else None
-        if isinstance(layer, Giver):
-            last = isinstance(layer, nn.Linear | nn.LayerNorm)
-            fits = all(isinstance(reader, nn.Linear) == last for reader in readers.values())
-            fits = fits and calls[target] == 1 and _by_channel(layer)
-            return Writer(target, clips, ceiling) if fits else None
-        if node is not clips and node.name not in homogeneous:
-            return None
-        node = node.all_input_nodes[0]
-    return None
+    alone = len(quantizer.all_input_nodes[0].users) == 1 and len(readers) == len(quantizer.users)
+    writing = _by_target(module.graph.nodes, free.writers) if alone else {}
+    once = len(writing) == len(free.writers) and all(calls[name] == 1 for name in writing)
+    return Scalable(free, {name: reading[name] for name in readers}, writing if once else {})
 
 
-def _ceiling(module: fx.GraphModule, node: fx.Node) -> float | None:
-    """What a node clips at that clips at 0 from below; None where it is no such node."""
-    if node.op == "call_module":
-        layer = module.get_submodule(str(node.target))
-        return 6.0 if isinstance(layer, nn.ReLU6) else None
-    if node.target is F.relu6:
-        return 6.0
-    bounds = {**dict(zip(("min", "max"), node.args[1:], strict=False)), **node.kwargs}
-    low, high = bounds.get("min"), bounds.get("max")
-    if node.target is torch.clamp and low == 0 and isinstance(high, int | float) and high > 0:
-        return float(high)
-    return None
+def _by_target(nodes: Mapping[fx.Node, None], takings: tuple[Taking, ...]) -> dict[str, Taking]:
+    """Those of `takings` that are done by submodules which the nodes call, by the names of these."""
+    known = {taking.node: taking for taking in takings}
+    called = (node for node in nodes if node.op == "call_module" and node.name in known)
+    return {str(node.target): known[node.name] for node in called}
 
 
-def _by_channel(layer: Giver) -> bool:
-    """Whether a layer has a weight for each of its output channels."""
-    if isinstance(layer, nn.LayerNorm):
-        return layer.elementwise_affine and len(layer.normalized_shape) == 1
-    return not isinstance(layer, nn.ConvTranspose2d) or layer.groups == 1
-
-
-def scale(layer: nn.Module, factor: Tensor) -> None:
-    """Multiply the channels that `layer` writes by `factor`, (channels,), in place."""
-    assert isinstance(layer, Giver)
-    axis = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
-    shape = [-1 if dim == axis else 1 for dim in range(layer.weight.dim())]
-    with torch.no_grad():
-        layer.weight = nn.Parameter(
-            layer.weight * factor.to(layer.weight.dtype).reshape(shape), layer.weight.requires_grad
-        )
-        if layer.bias is not None:
-            layer.bias = nn.Parameter(layer.bias * factor.to(layer.bias.dtype), layer.bias.requires_grad)
-    if isinstance(layer, Layer):
-        layer.weight_quantizer = FakeQuantize.of_weight(layer.weight, axis)
+def taken_in(layer: Owner, taking: Taking, scale: Tensor) -> Owner:
+    """`layer` with parameters that have taken in `scale`, in the shape that broadcasts over what is scaled."""
+    clone = copy.copy(layer)
+    clone._parameters, clone._modules = dict(layer._parameters), dict(layer._modules)
+    clone._buffers = dict(layer._buffers)
+    held = {name: value.detach() for name, value in layer.named_parameters(recurse=False)}
+    for name, formula in taking.parameters.items():
+        if name not in held:
+            continue
+        given = held | {"scale": scale.to(held[name].dtype)}
+        trained = getattr(layer, name).requires_grad
+        setattr(clone, name, nn.Parameter(formula.value(given), requires_grad=trained))
         correction = getattr(layer, "correction", None)
-        if isinstance(correction, Tensor):
-            layer.correction = correction * factor.to(correction.dtype)
+        if name == "bias" and isinstance(correction, Tensor):
+            clone.correction = formula.value(given | {"bias": correction})  # type: ignore[assignment]
+    if isinstance(clone, Layer):
+        clone.weight_quantizer = FakeQuantize.of_weight(clone.weight, clone.weight_quantizer.axis or 0)
+    return clone

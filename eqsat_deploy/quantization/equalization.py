@@ -10,14 +10,12 @@ them use. Nothing has to commute with the producer, as these need: the division 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from eqsat_deploy.quantization.fake_quantize import (
-    FakeQuantize,
     Layer,
     QuantizedConv2d,
     QuantizedConvTranspose2d,
@@ -59,26 +57,6 @@ def divisor(peaks: Tensor, readers: Sequence[Layer], share: float = 0.5) -> Tens
     reach = torch.stack([_reach(layer) for layer in readers]).amax(0).clamp_min(1e-3)
     found = peaks**share / reach ** (1 - share)
     return found / found.max()
-
-
-def taking_in(layer: Layer, divided: Tensor) -> Layer:
-    """`layer` as it reads a tensor whose channels were divided by `divided`, (channels,)."""
-    weight = layer.weight.detach()
-    factor = divided.to(weight.dtype)
-    match layer:
-        case QuantizedLinear():
-            weight = weight * factor
-        case QuantizedConvTranspose2d():
-            weight = weight * factor.reshape(-1, 1, 1, 1)
-        case QuantizedConv2d():
-            # (out, in / groups, h, w): every output channel reads the inputs of its group.
-            rows = factor.reshape(layer.groups, -1).repeat_interleave(len(weight) // layer.groups, 0)
-            weight = weight * rows[..., None, None]
-    clone = copy.copy(layer)
-    clone._parameters, clone._modules = dict(layer._parameters), dict(layer._modules)
-    clone.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
-    clone.weight_quantizer = FakeQuantize.of_weight(weight, layer.weight_quantizer.axis or 0)
-    return clone
 
 
 def over_channels(factor: Tensor, layer: Layer) -> Tensor:

@@ -19,7 +19,7 @@ from eqsat_deploy.deployment import copied, deployment, device_of, flat_outputs,
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.language.pointwise import UNARY
 from eqsat_deploy.noise import Fidelity
-from eqsat_deploy.quantization.absorption import Writer, writer
+from eqsat_deploy.quantization.absorption import Scalable, scalable
 from eqsat_deploy.quantization.biases import corrected
 from eqsat_deploy.quantization.calibrate import channels_last, enough
 from eqsat_deploy.quantization.equalization import ChannelScale
@@ -219,6 +219,7 @@ def reconstruct(
     choices = {} if choices is None else choices
     sample = _Sample(module, _parts(module, inputs))
     calls = Counter(str(node.target) for node in module.graph.nodes if node.op == "call_module")
+    scales = {scale.tensor: scale for scale in deployment(module).placement.scales}
     with torch.no_grad():
         for node in module.graph.nodes:
             if node.op == "output":
@@ -232,7 +233,8 @@ def reconstruct(
             chosen = None
             if isinstance(child, FakeQuantize) and calls[target] == 1 and target in seen:
                 readers = _layers(module, node, calls)
-                by = writer(module, node, readers, calls)
+                free = scales.get(operands[0].name)
+                by = None if free is None else scalable(free, module, node, readers, calls)
                 given = sample.values(operands[0])[1][0]
                 chosen = _chosen(node, readers, sample.originals, seen[target], grid, given, choices, by)
             if chosen is None:
@@ -280,9 +282,9 @@ def _chosen(
     grid: IntegerGrid,
     given: Tensor,
     choices: Choices,
-    by: Writer | None,
+    by: Scalable | None,
 ) -> Rounding | None:
-    """The way of least error to round what the quantizer `node` is `given`, whose channels the layer `by` can scale;
+    """The way of least error to round what the quantizer `node` is `given`, whose channels may be scaled as `by` says;
     None where no layer reads its codes."""
     if not layers:
         return None
@@ -290,7 +292,7 @@ def _chosen(
         rows = given.reshape(-1, given.shape[-1])
         given = rows[:: math.ceil(len(rows) / ROWS)]
     read_whole = len(layers) < len(node.users)
-    ways = list(roundings(layers, seen, grid, read_whole=read_whole, writer=by))
+    ways = list(roundings(layers, seen, grid, read_whole=read_whole, scalable=by))
     for way in ways:
         way.quantizer.to(given.device)
     if len(ways) == 1:

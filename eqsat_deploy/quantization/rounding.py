@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from eqsat_deploy.grid import IntegerGrid
-from eqsat_deploy.quantization.absorption import Writer
-from eqsat_deploy.quantization.equalization import ChannelScale, divisor, over_channels, taking_in
+from eqsat_deploy.quantization.absorption import Scalable, taken_in
+from eqsat_deploy.quantization.equalization import ChannelScale, divisor
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize, Layer, QuantizedLinear, with_rounded_weight
 from eqsat_deploy.quantization.observers import Extremes, Grid
 
@@ -66,14 +66,14 @@ class Readers(dict[str, Layer]):
 @dataclass(frozen=True)
 class Rounding:
     """One way to round a tensor that `layers` read. `divided`, where its channels are divided first, has their
-    divisors in the shape that broadcasts over the tensor; `share` is how far; `writer` is the layer that writes the
-    tensor, where that divides them."""
+    divisors in the shape that broadcasts over the tensor; `share` is how far; `scalable` is what has taken that in, and
+    what may."""
 
     quantizer: FakeQuantize
     layers: Readers
     divided: Tensor | None = None
     share: float = 0.0
-    writer: Writer | None = None
+    scalable: Scalable | None = None
 
     def codes(self, values: Tensor) -> Tensor:
         """What `layers` read of the tensor `values`."""
@@ -110,10 +110,10 @@ class Rounding:
         module.set_submodule(str(node.target), self.quantizer)
         for name, layer in self.layers.items():
             module.set_submodule(name, layer)
-        if self.divided is None:
+        if self.divided is None or self.scalable is None:
             return
-        if self.writer is not None:
-            self.writer.scale(module, 1 / self.divided.flatten())
+        if self.scalable.writers:
+            self.scalable.divide(module, node.all_input_nodes[0], self.divided)
             return
         others = [user for user in node.users if str(user.target) not in self.layers]
         with module.graph.inserting_before(node):
@@ -128,10 +128,10 @@ class Rounding:
 
 
 def roundings(
-    layers: Readers, seen: Extremes, grid: IntegerGrid, *, read_whole: bool, writer: Writer | None = None
+    layers: Readers, seen: Extremes, grid: IntegerGrid, *, read_whole: bool, scalable: Scalable | None = None
 ) -> Iterator[Rounding]:
-    """Ways to round a tensor that `layers` read, of which calibration has `seen` the extremes. Its channels are divided
-    by its `writer` where there is one, which costs no time; else by the target, where that can.
+    """Ways to round a tensor that `layers` read, of which calibration has `seen` the extremes. Where it is `scalable`,
+    its channels are divided by what writes it, which costs no time; else by the target, where that can.
 
     What products of matrices alone read may have a zero point and be clipped. Convolutions lose more by values clipped
     in what calibration has not shown than they gain by finer steps, and run slower with zero points.
@@ -141,9 +141,9 @@ def roundings(
     means = [(seen.mean_minimum, seen.mean_maximum)] if product else []
     for covered in _grids([whole, *means], grid, product):
         yield Rounding(FakeQuantize.of_grid(covered), layers)
-    if (grid.equalized or writer is not None) and seen.lows.numel():
+    if scalable is not None and (grid.equalized or scalable.writers) and seen.lows.numel():
         lows, highs = seen.channels
-        ceiling = None if writer is None else writer.ceiling
+        ceiling = scalable.ceiling
         if ceiling is not None:
             highs = highs.clamp_max(ceiling)
         peaks, readers = torch.maximum(lows.abs(), highs.abs()), list(layers.values())
@@ -151,14 +151,16 @@ def roundings(
             divided = divisor(peaks, readers, share)
             if ceiling is not None:  # no code may stand for more than what would have been clipped
                 divided = torch.maximum(divided, peaks / ceiling)
-            taking = Readers({name: taking_in(layer, divided) for name, layer in layers.items()})
+            shape = divided.reshape(scalable.free.shape)
+            taking = Readers(
+                {name: taken_in(layer, scalable.readers[name], shape) for name, layer in layers.items()}
+            )
             whole = (float((lows / divided).min()), float((highs / divided).max()))
-            shape = over_channels(divided, readers[0])
             for covered in _grids([whole], grid, product):
                 quantizer = FakeQuantize.of_grid(covered)
                 if ceiling is not None:
                     quantizer.ceiling = ceiling / shape
-                yield Rounding(quantizer, taking, shape, share, writer)
+                yield Rounding(quantizer, taking, shape, share, scalable)
 
 
 def _grids(ranges: list[tuple[float, float]], grid: IntegerGrid, product: bool) -> Iterator[Grid]:

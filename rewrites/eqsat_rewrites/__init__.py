@@ -14,6 +14,7 @@ FAMILIES = (
     "folding",
     "recognition",
     "scaling",
+    "equalization",
     "composition",
     "pooling",
     "movement",
