@@ -71,8 +71,8 @@ class PlacedKernel:
 
 @dataclass(frozen=True)
 class Formula:
-    """A tensor in terms of others: the operator `name` on formulas and attributes `args`, or without any the tensor that
-    is called so."""
+    """A tensor in terms of others: the operator `name` on formulas and attributes `args`; without these, the tensor of
+    that name."""
 
     name: str
     args: tuple[Any, ...] = ()
@@ -100,8 +100,8 @@ class Taking:
 
 @dataclass(frozen=True)
 class FreeScale:
-    """A quantized tensor that may be divided before it is rounded, by positive numbers in a `shape` that broadcasts over
-    it, one for each channel: `readers` take in what it is divided by.
+    """A quantized tensor that may be divided before it is rounded, by a positive number for each channel, in a `shape`
+    that broadcasts over it: `readers` take in what it is divided by.
 
     `writers` take in the division, which then costs no time; there are none where the tensor itself has to be divided.
     With a `ceiling`, what is left is to be clipped at that, divided as well: the node of the tensor clips no more.

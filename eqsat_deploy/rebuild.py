@@ -206,15 +206,16 @@ class Emitter:
             return
         names: list[str] = []
         last = next(iter(reversed(self.graph.nodes)), None)
-        written: fx.Node | None = None
+        before: fx.Node | None = None
         values = realized(node, self._value_or_number, lambda _: self._shared(number, node))
         tensors = (computed(self.space, (number, node)) or [(number, node)])[-1 - len(node.steps) :]
         for (step, value), (tensor, _) in zip(values, tensors, strict=True):
-            before, written = written, value.node
+            written = value.node
             self._note_modules(last, tensor)
             names += [new.name for new in self._written_after(last)] if step else [written.name]
             last = next(iter(reversed(self.graph.nodes)))
             self._note(number, node, step, before, written)
+            before = written
             for operand in _codes_read(node, step):
                 self.placed.read(operand, written, node.operator if step is None else binary)
         self.values[number] = self._proxy(written, self._rank(number))

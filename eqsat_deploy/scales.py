@@ -11,7 +11,7 @@ which would see the scale, at what is rounded itself, and at weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -61,9 +61,10 @@ class Applied:
 
     @property
     def held(self) -> tuple[str, ...]:
-        """Names of the operands that its module holds."""
+        """Names of the operands that its module holds, of those that a scale may change."""
         known = self.operator
-        return known.operand_names[known.module_operands :] if known.module is not None else ()
+        names = known.operand_names[known.module_operands :] if known.module is not None else ()
+        return tuple(name for name in names if name in PARAMETERS)
 
     @property
     def bound(self) -> float | None:
@@ -104,7 +105,7 @@ def _products(form: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def free_scales(
-    applied: Mapping[str, Applied], users: Mapping[str, int], readers: Mapping[str, Sequence[str]]
+    applied: Mapping[str, Applied], users: Mapping[str, int], readers: Mapping[str, Collection[str]]
 ) -> tuple[FreeScale, ...]:
     """What takes in a scale of the channels of tensors, for every tensor of which a reader does.
 
@@ -135,11 +136,11 @@ class _Question:
 
 
 class _Asked:
-    """The rows to saturate. `held` has the rows of parameters that a module holds, each with its node and its name there;
-    `names` are those of all parameters."""
+    """The rows to saturate. `held` has the rows of parameters that a module holds, each with its node and its name in
+    that; `names` are those of all parameters."""
 
     def __init__(
-        self, applied: Mapping[str, Applied], users: Mapping[str, int], readers: Mapping[str, Sequence[str]]
+        self, applied: Mapping[str, Applied], users: Mapping[str, int], readers: Mapping[str, Collection[str]]
     ) -> None:
         self.applied, self.users, self.readers = applied, users, readers
         self.rows = Rows()
@@ -175,7 +176,9 @@ class _Asked:
     def _places(self, reader: str, tensor: str) -> list[int]:
         """Which operands of a node a tensor is."""
         known = self.applied.get(reader)
-        return [i for i, read in enumerate(known.operands) if read.node == tensor] if known is not None else []
+        return (
+            [i for i, read in enumerate(known.operands) if read.node == tensor] if known is not None else []
+        )
 
     def _of(self, name: str, place: int, given: Term) -> Term:
         """What a node computes of an operand that it is given."""
@@ -185,7 +188,7 @@ class _Asked:
 
     def _written(self, read: Read) -> Term:
         """A tensor as it is computed from what ends the way back."""
-        if read.node not in self.applied:
+        if read.node is None or read.node not in self.applied:
             return self._leaf(read)
         known = self.applied[read.node]
         operands = [
@@ -195,7 +198,7 @@ class _Asked:
         return known.of(operands)  # type: ignore[no-any-return]
 
     def _ends(self, read: Read) -> bool:
-        return read.node is None or read.node in self.readers or self.users[read.node] > 1
+        return read.node is None or read.node in self.readers or self.users.get(read.node, 0) > 1
 
     def _operand(self, name: str, place: int) -> Term:
         known = self.applied[name]
@@ -241,16 +244,18 @@ class _Answers:
             return None
         row, scaled = question.written
         number = self.space.row_class[scaled]
-        if question.bound is None:
-            writers = self._takings(row, number)
-        else:
-            writers = self._before_clipping(row, number)
+        taken = self._takings if question.bound is None else self._before_clipping
+        writers = taken(row, number)
         taking = tuple(taking for takings in readers for taking in takings)
-        return FreeScale(question.tensor, question.shape, taking, writers, question.bound if writers else None)
+        return FreeScale(
+            question.tensor, question.shape, taking, writers, question.bound if writers else None
+        )
 
     def _before_clipping(self, row: int, number: int) -> tuple[Taking, ...]:
         """What takes the scale in of a row that clips last, where it clips at a bound for each channel instead."""
-        clips = (node for node in self.nodes[number] if node.operator is binary and node.attributes == ("minimum",))
+        clips = (
+            node for node in self.nodes[number] if node.operator is binary and node.attributes == ("minimum",)
+        )
         (unclipped, _), _ = binary.split(self.asked.rows.rows[row].args)
         found = (self._takings(unclipped, node.operands[0], number) for node in clips)
         return next(filter(None, found), ())
@@ -264,7 +269,9 @@ class _Answers:
             if held in self.asked.held:
                 node, name = self.asked.held[held]
                 parameters.setdefault(node, {})[name] = self._formula(value)
-        return tuple(Taking(node, formulas, tuple(dict.fromkeys(rules))) for node, formulas in parameters.items())
+        return tuple(
+            Taking(node, formulas, tuple(dict.fromkeys(rules))) for node, formulas in parameters.items()
+        )
 
     def _changed(self, row: int, number: int) -> dict[int, int] | None:
         """The e-classes that stand for a row and those below it which are others in an e-class: for parameters, values;

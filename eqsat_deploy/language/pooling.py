@@ -59,7 +59,6 @@ def avg_pool2d(x: Tensor, kernel: Ints, stride: Ints, padding: Ints, ceil: int, 
     Kind.REDUCTION,
     shape=lambda x, size: vec(4, 1, 1, x[3], x[4], size[0], size[1]),
     integer="pointwise",
-   
     flops=lambda out, x, size: float(x[0] * x[1] * x[2] * x[3]),
 )
 def adaptive_avg_pool2d(x: Tensor, size: Ints) -> Tensor:

@@ -10,7 +10,7 @@ code stands for no more than that in any channel, the rounding clips: ReLU is en
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -34,7 +34,7 @@ class Scalable:
 
     @property
     def ceiling(self) -> float | None:
-        """What the tensor would be clipped at by the node that writes it, did the writers not leave that to rounding."""
+        """What the node of the tensor clips at; where the writers divide the tensor, that is left to the rounding."""
         return self.free.ceiling if self.writers else None
 
     def divide(self, module: fx.GraphModule, tensor: fx.Node, divided: Tensor) -> None:
@@ -47,7 +47,11 @@ class Scalable:
 
 
 def scalable(
-    free: FreeScale, module: fx.GraphModule, quantizer: fx.Node, readers: Mapping[str, Layer], calls: Mapping[str, int]
+    free: FreeScale,
+    module: fx.GraphModule,
+    quantizer: fx.Node,
+    readers: Mapping[str, Layer],
+    calls: Mapping[str, int],
 ) -> Scalable | None:
     """How the tensor that the node `quantizer` rounds may be scaled; None where one of its readers cannot take that in.
 
@@ -67,7 +71,7 @@ def scalable(
     return Scalable(free, {name: reading[name] for name in readers}, writing if once else {})
 
 
-def _by_target(nodes: Mapping[fx.Node, None], takings: tuple[Taking, ...]) -> dict[str, Taking]:
+def _by_target(nodes: Iterable[fx.Node], takings: tuple[Taking, ...]) -> dict[str, Taking]:
     """Those of `takings` that are done by submodules which the nodes call, by the names of these."""
     known = {taking.node: taking for taking in takings}
     called = (node for node in nodes if node.op == "call_module" and node.name in known)
@@ -88,7 +92,7 @@ def taken_in(layer: Owner, taking: Taking, scale: Tensor) -> Owner:
         setattr(clone, name, nn.Parameter(formula.value(given), requires_grad=trained))
         correction = getattr(layer, "correction", None)
         if name == "bias" and isinstance(correction, Tensor):
-            clone.correction = formula.value(given | {"bias": correction})  # type: ignore[assignment]
+            clone.correction = formula.value(given | {"bias": correction})
     if isinstance(clone, Layer):
         clone.weight_quantizer = FakeQuantize.of_weight(clone.weight, clone.weight_quantizer.axis or 0)
     return clone

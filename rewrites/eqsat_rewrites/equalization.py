@@ -16,6 +16,6 @@ def scale_after_sign(x: Term, s: Term, f: Term) -> Equation:
 
 @rule("real", x="~ a b", bound="~ b", s="~ b")
 def scale_after_minimum(x: Term, bound: Term, s: Term) -> Equation:
-    """A scale that is not negative keeps the order: what is clipped at a bound is scaled and clipped at the scaled one."""
+    """A scale that is not negative keeps the order, so what is clipped and scaled is scaled and clipped at more."""
     scaled = binary("minimum", mul(x, s), mul(bound, s))
     return mul(binary("minimum", x, bound), s), scaled, [constant(s), nonnegative(s), constant(bound)]

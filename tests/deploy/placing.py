@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
+from torch.fx.passes.shape_prop import ShapeProp
 
-from eqsat_deploy.deployment import InputSpec, PlacedKernel, Placement, Quantizer, record
+from eqsat_deploy.deployment import InputSpec, PlacedKernel, Placement, Quantizer, deployment, record
+from eqsat_deploy.language import avg_pool2d, conv2d, conv_transpose2d, layer_norm, linear, max_pool2d, unary
+from eqsat_deploy.scales import Applied, Read, free_scales
 
 WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, F.linear, F.conv2d)
 ADDS = (torch.add, operator.add, operator.iadd)
@@ -20,10 +23,6 @@ POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, F.avg_pool2d, F.adaptive_avg_pool2d
 CHANNELS: dict[Any, int] = {
     F.conv2d: 0, torch.conv2d: 0, F.linear: 0, F.conv_transpose2d: 1, torch.conv_transpose2d: 1, torch.matmul: -1,
 }  # fmt: skip
-HOMOGENEOUS = (
-    *(torch.relu, F.relu, F.leaky_relu, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d),
-    *(nn.ReLU, nn.LeakyReLU, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
-)
 CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 VIEWS = (
     *(torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze),
@@ -73,8 +72,67 @@ def place(
         )
     order = [node.name for node in module.graph.nodes if node.name in reads]
     quantizers = tuple(Quantizer(name, tuple(reads[name])) for name in order)
-    through = tuple(node.name for node in module.graph.nodes if kind(module, node) in HOMOGENEOUS)
-    return Placement(quantizers, tuple(kernels), shared(module, quantizers), homogeneous=through)
+    users = {node.name: len(node.users) for node in module.graph.nodes}
+    scales = free_scales(applied(module), users, {q.tensor: q.readers for q in quantizers})
+    return Placement(quantizers, tuple(kernels), shared(module, quantizers), scales=scales)
+
+
+def applied(module: fx.GraphModule) -> dict[str, Applied]:
+    """What the nodes compute that scales may move through or into, in the language."""
+    inputs = (torch.zeros(2, *spec.shape[1:], dtype=spec.dtype) for spec in deployment(module).inputs)
+    with torch.no_grad():
+        ShapeProp(module).propagate(*inputs)
+    found = {node.name: _applied(module, node) for node in module.graph.nodes}
+    return {name: known for name, known in found.items() if known is not None}
+
+
+def _applied(module: fx.GraphModule, node: fx.Node) -> Applied | None:
+    if len(node.all_input_nodes) != 1 or node.op not in ("call_module", "call_function"):
+        return None
+    (operand,) = node.all_input_nodes
+    meta = operand.meta["tensor_meta"]
+    x = Read(operand.name, tuple(meta.shape), meta.dtype)
+    if node.op == "call_function":
+        return _function(node, x)
+    match layer := module.get_submodule(str(node.target)):
+        case nn.Conv2d():
+            window = (layer.stride, layer.padding, layer.dilation, layer.groups)
+            return Applied(conv2d, (x, *_held(layer, layer.out_channels), *window))
+        case nn.ConvTranspose2d():
+            window = (layer.stride, layer.padding, layer.output_padding, layer.dilation, layer.groups)
+            return Applied(conv_transpose2d, (x, *_held(layer, layer.out_channels), *window))
+        case nn.Linear():
+            return Applied(linear, (x, *_held(layer, layer.out_features)))
+        case nn.LayerNorm(elementwise_affine=True):
+            return Applied(layer_norm, (x, *_held(layer, *layer.normalized_shape), layer.eps))
+        case nn.ReLU():
+            return Applied(unary, ("relu", x))
+        case nn.ReLU6():
+            return Applied(unary, ("clamp(0.0,6.0)", x))
+    return None
+
+
+def _held(layer: Any, *size: int) -> tuple[Read, Read]:
+    """A layer's weight and bias; one that is missing has zeros in the language."""
+    weight = layer.weight
+    return Read(None, tuple(weight.shape), weight.dtype), Read(None, size, weight.dtype)
+
+
+def _function(node: fx.Node, x: Read) -> Applied | None:
+    attributes = (*node.args[1:], *node.kwargs.values())
+    if node.target in (torch.relu, F.relu, F.relu6, F.leaky_relu, F.hardswish, torch.clamp):
+        names = {F.relu6: "clamp(0.0,6.0)", F.leaky_relu: f"leaky_relu({node.args[-1]})", F.hardswish: "hardswish",
+                 torch.clamp: f"clamp({','.join(map(str, attributes))})"}  # fmt: skip
+        if node.target is torch.clamp and len(attributes) < 2:
+            return None
+        return Applied(unary, (names.get(node.target, "relu"), x))
+    if node.target is F.max_pool2d:
+        size = (node.args[1],) * 2
+        return Applied(max_pool2d, (x, size, size, (0, 0), (1, 1), 0))
+    if node.target is F.avg_pool2d:
+        size = (node.args[1],) * 2
+        return Applied(avg_pool2d, (x, size, size, (0, 0), 0, 1))
+    return None
 
 
 def shared(module: fx.GraphModule, quantizers: Sequence[Quantizer]) -> tuple[tuple[str, ...], ...]:

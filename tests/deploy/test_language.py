@@ -13,7 +13,7 @@ from eqsat_deploy.language import OPERATORS, decode, encode
 from eqsat_deploy.language import expressions as e
 from eqsat_deploy.language.expressions import Variable
 from eqsat_deploy.language.operator import aten, operator
-from eqsat_deploy.language.pointwise import UNARY, parse_function
+from eqsat_deploy.language.pointwise import UNARY, clipped, parse_function, upper_bound
 from eqsat_deploy.language.shapes import (
     BATCH,
     axes,
@@ -171,30 +171,13 @@ def test_unknown_functions_and_second_declarations_are_errors():
         operator(Kind.POINTWISE, shape=lambda x: x)(relu_like)
 
 
-TAKES_CONSTANTS = ("clamp", "clamp_max", "clamp_min", "pow")
-WINDOWS = ((2, 2), (2, 2), (1, 1))
-ARGUMENTS = {
-    "max_pool2d": (*WINDOWS, (1, 1), 0),
-    "avg_pool2d": (*WINDOWS, 0, 0),
-    "adaptive_avg_pool2d": ((1, 1),),
-}
+@pytest.mark.parametrize("name", ["clamp(0.0,6.0)", "clamp(0.0,0.5)"])
+def test_clipping_from_zero_is_two_steps(name):
+    bound = upper_bound(name)
+    x = torch.linspace(-8, 8, 33)
+    assert torch.equal(clipped(x, bound), OPERATORS["unary"](name, x))
 
 
-def scaled(function, values):
-    """Whether channels that are multiplied by positive numbers multiply those of the result."""
-    factor = torch.rand(1, values.shape[1], 1, 1, generator=torch.Generator().manual_seed(1)) + 0.5
-    return torch.allclose(function(values * factor), function(values) * factor, atol=1e-5, equal_nan=True)
-
-
-@pytest.mark.parametrize("name", sorted(set(UNARY) - set(TAKES_CONSTANTS)))
-def test_scales_move_through_the_functions_that_say_so_and_no_others(name):
-    values = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 3
-    assert OPERATORS["unary"].homogeneous(name) == scaled(UNARY[name], values)
-
-
-@pytest.mark.parametrize("name", [n for n, o in OPERATORS.items() if o.homogeneous and n != "unary"])
-def test_scales_move_through_the_operators_that_say_so(name):
-    declared, arguments = OPERATORS[name], ARGUMENTS[name]
-    values = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    assert declared.homogeneous(*arguments)
-    assert scaled(lambda x: declared(x, *arguments), values)
+@pytest.mark.parametrize("name", ["clamp(-1.0,6.0)", "clamp(0.0,-1.0)", "clamp_max(6.0)", "relu"])
+def test_other_functions_clip_at_no_bound(name):
+    assert upper_bound(name) is None

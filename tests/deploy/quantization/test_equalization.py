@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from eqsat_deploy.deployment import fingerprint
+from eqsat_deploy.deployment import FreeScale, deployment, fingerprint
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization import QuantizedConv2d, QuantizedConvTranspose2d, QuantizedLinear, quantize
-from eqsat_deploy.quantization.equalization import ChannelScale, Layer, divisor, over_channels, taking_in
+from eqsat_deploy.quantization.absorption import taken_in
+from eqsat_deploy.quantization.equalization import ChannelScale, Layer, divisor
 from tests.deploy.placing import ADDS, WEIGHTED, int8, traced
 
 EQUALIZED = IntegerGrid(unsigned=True, equalized=True)
@@ -28,15 +29,37 @@ def test_a_layer_takes_in_what_its_input_was_divided_by(name: str) -> None:
     original, kind, shape = LAYERS[name]
     layer: Layer = kind.from_float(original)  # type: ignore[arg-type]
     x, weight = torch.randn(shape), original.weight.detach().clone()
-    divided = divisor(torch.rand(8) * 10, [layer])
-    assert divided.shape == (8,)
+    (free,) = placed(nn.Sequential(original), *shape[1:])
+    divided = divisor(torch.rand(8) * 10, [layer]).reshape(free.shape)
     assert float(divided.max()) == 1.0
     assert float(divided.min()) > 0.0
-    taking = taking_in(layer, divided)
+    (reader,) = free.readers
+    taking = taken_in(layer, reader, divided)
     taking.weight_quantizer = nn.Identity()  # type: ignore[assignment]
-    torch.testing.assert_close(taking(x / over_channels(divided, layer)), original(x))
+    torch.testing.assert_close(taking(x / divided), original(x))
     assert torch.equal(original.weight, weight)
     assert torch.equal(layer.weight, weight)
+
+
+@pytest.mark.parametrize("name", [*LAYERS, "normalization"])
+def test_a_layer_takes_in_what_its_output_is_multiplied_by(name: str) -> None:
+    original, shape = (nn.LayerNorm(8), (3, 7, 8)) if name == "normalization" else LAYERS[name][::2]
+    with torch.no_grad():
+        for parameter in original.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    x, expected = torch.randn(shape), original(torch.zeros(shape))
+    last = expected.dim() == 3
+    after = nn.Linear(expected.shape[-1], 4) if last else nn.Conv2d(expected.shape[1], 4, 1)
+    free = next(f for f in placed(nn.Sequential(original, after), *shape[1:]) if f.writers)
+    scale = (torch.rand(expected.shape[-1 if last else 1]) + 0.1).reshape(free.shape)
+    (writer,) = free.writers
+    before = original.weight.detach().clone()
+    torch.testing.assert_close(taken_in(original, writer, scale)(x), original(x) * scale)
+    assert torch.equal(original.weight, before)
+
+
+def placed(model: nn.Module, *shape: int) -> tuple[FreeScale, ...]:
+    return deployment(int8(traced(model, torch.zeros(1, *shape)), WEIGHTED)).placement.scales
 
 
 class Depthwise(nn.Module):
