@@ -115,6 +115,21 @@ class FreeScale:
 
 
 @dataclass(frozen=True)
+class Scaled:
+    """A tensor whose channels calibration has divided before they are rounded to INT8, by numbers from `least` to 1.
+
+    `readers` are the nodes that have taken in what it is divided by, `writers` those that divide it, none where the
+    engine does, and `rules` those by which it moved there.
+    """
+
+    tensor: str
+    least: float
+    readers: tuple[str, ...]
+    writers: tuple[str, ...]
+    rules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Placement:
     """Every quantizer and every kernel of the chosen form, in graph order.
 
@@ -274,7 +289,7 @@ class Deployment:
     `plain` is the form that an engine reaches by itself, for comparison, and `fingerprint` that of the module's weights
     when the two were the same function. `fidelity` is that of the outputs of a quantized module with those in
     float on calibration data; None where it was not measured. `draft` is what a quantized module still has to be
-    repaired with, should it be needed.
+    repaired with, should it be needed. `scaled` are the tensors whose channels calibration has divided.
     """
 
     inputs: tuple[InputSpec, ...]
@@ -289,6 +304,7 @@ class Deployment:
     fingerprint: int = 0
     fidelity: Fidelity | None = None
     draft: Draft | None = None
+    scaled: tuple[Scaled, ...] = ()
 
     def __repr__(self) -> str:
         integer = sum(kernel.precision == "int8" for kernel in self.placement.kernels)

@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from eqsat_deploy.deployment import FreeScale, Taking
+from eqsat_deploy.deployment import FreeScale, Scaled, Taking
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize, Layer
 
 Owner = TypeVar("Owner", bound=nn.Module)
@@ -36,6 +36,13 @@ class Scalable:
     def ceiling(self) -> float | None:
         """What the node of the tensor clips at; where the writers divide the tensor, that is left to the rounding."""
         return self.free.ceiling if self.writers else None
+
+    def scaled(self, least: float) -> Scaled:
+        """For the report, where the channels are divided by numbers down to `least`."""
+        readers, writers = tuple(self.readers.values()), tuple(self.writers.values())
+        rules = dict.fromkeys(rule for taking in (*writers, *readers) for rule in taking.rules)
+        read, written = (tuple(taking.node for taking in takings) for takings in (readers, writers))
+        return Scaled(self.free.tensor, least, read, written, tuple(rules))
 
     def divide(self, module: fx.GraphModule, tensor: fx.Node, divided: Tensor) -> None:
         """Divide the channels of the node `tensor` of `module` in what writes it."""

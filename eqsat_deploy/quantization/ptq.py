@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -167,7 +168,8 @@ def quantize(
         _learn(form)
     for form in (quantized, *others):
         record(form, samples=samples_of(known.inputs, sample))
-    report = known.report and known.report.without_search()
+    scaled = list(deployment(quantized).scaled)
+    report = known.report and replace(known.report.without_search(), scales=scaled)
     record(
         quantized,
         report=report,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from eqsat_deploy.deployment import copied, deployment, device_of, flat_outputs, record, split
+from eqsat_deploy.deployment import Scaled, copied, deployment, device_of, flat_outputs, record, split
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.language.pointwise import UNARY
 from eqsat_deploy.noise import Fidelity
@@ -220,6 +220,7 @@ def reconstruct(
     sample = _Sample(module, _parts(module, inputs))
     calls = Counter(str(node.target) for node in module.graph.nodes if node.op == "call_module")
     scales = {scale.tensor: scale for scale in deployment(module).placement.scales}
+    scaled: list[Scaled] = []
     with torch.no_grad():
         for node in module.graph.nodes:
             if node.op == "output":
@@ -241,10 +242,12 @@ def reconstruct(
                 sample.round(node)
             else:
                 chosen.place(module, node)
+                scaled += chosen.scaled
                 sample.take(node, chosen.codes, operands[0])
             if isinstance(child, Layer) and calls[target] == 1:
                 corrected(child, *sample.values(node), _after(node))
             sample.forget(operands)
+    record(module, scaled=tuple(scaled))
     outputs = [sample.values(node) for node in flat_outputs(module)]
     return Fidelity.of((_whole(exact), _whole(rounded)) for exact, rounded in outputs)
 

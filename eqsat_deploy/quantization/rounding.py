@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, fx, nn
 
+from eqsat_deploy.deployment import Scaled
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization.absorption import Scalable, taken_in
 from eqsat_deploy.quantization.equalization import ChannelScale, divisor
@@ -74,6 +75,12 @@ class Rounding:
     divided: Tensor | None = None
     share: float = 0.0
     scalable: Scalable | None = None
+
+    @property
+    def scaled(self) -> Iterator[Scaled]:
+        """The tensor, where its channels are divided."""
+        if self.divided is not None and self.scalable is not None:
+            yield self.scalable.scaled(float(self.divided.min()))
 
     def codes(self, values: Tensor) -> Tensor:
         """What `layers` read of the tensor `values`."""

@@ -12,6 +12,7 @@ from eqsat_deploy.report.render import to_html, to_text
 from eqsat_deploy.report.tuning import tuning_table
 
 if TYPE_CHECKING:
+    from eqsat_deploy.deployment import Scaled
     from eqsat_deploy.engines.base import Engine
     from eqsat_deploy.quantization.sensitivity import Sensitivities
     from eqsat_deploy.report.comparing import Contribution, Diff
@@ -53,6 +54,7 @@ class Report:
     `plain` is the form that an engine reaches by itself: the model's own operators with BatchNorm folded and
     epilogues fused. Costs are the cost model's prediction in `unit` for batches of `batch`. `gap` is certified: no
     form in the e-graph is cheaper than `bound`. `tuning` has the forms that were timed, and how, where any were.
+    `scales` are what calibration has divided channels by, of a quantized module.
     """
 
     model: str
@@ -82,12 +84,15 @@ class Report:
     versions: dict[str, str] = field(default_factory=dict)
     engine: dict[str, Any] | None = None
     tuning: dict[str, Any] | None = None
+    scales: list[Scaled] = field(default_factory=list)
     searches: Searches = field(default=Searches(), repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("searches", "rules")}
+        own = ("searches", "rules", "scales")
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
         return values | {"rules": [asdict(rule) for rule in self.rules],
+                         "scales": [asdict(scaled) for scaled in self.scales],
                          "errors": {str(k): v for k, v in self.errors.items()}}  # fmt: skip
 
     def without_search(self) -> Report:
@@ -228,13 +233,26 @@ class Report:
         notes = [Text(f"note: {n}") for n in self.notes]
         realized = [Text(_engine_line(self.engine))] if self.engine else []
         tuned = [tuning_table(self.tuning, self.unit)] if self.tuning else []
-        return Group(summary, *map(Text, lines), *realized, *tuned, rules, *notes, Text(times))
+        scales = [_scales_table(self.scales)] if self.scales else []
+        return Group(summary, *map(Text, lines), *realized, *tuned, rules, *scales, *notes, Text(times))
 
     def __repr__(self) -> str:
         return to_text(self)
 
     def _repr_html_(self) -> str:
         return to_html(self)
+
+
+def _scales_table(scales: list[Scaled]) -> Any:
+    from rich.table import Table
+
+    table = Table(title="channels divided before they are rounded", title_justify="left")
+    for column in ("tensor", "by down to", "in", "by the rules"):
+        table.add_column(column)
+    for scaled in scales:
+        where = ", ".join(scaled.writers) or "the engine"
+        table.add_row(scaled.tensor, f"{scaled.least:.3g}", where, ", ".join(scaled.rules))
+    return table
 
 
 def _engine_line(engine: dict[str, Any]) -> str:

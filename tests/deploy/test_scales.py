@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -176,23 +177,37 @@ def test_features_are_scaled_along_the_last_axis() -> None:
 
 
 class Convolutions(nn.Module):
-    """Two, and ReLU6 between them."""
+    """Two, and ReLU6 between them; one channel of the first is much greater than the others."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 64, 1)
+        with torch.no_grad():
+            self.first.weight[1:] /= 100
+            self.first.bias[1:] /= 100  # type: ignore[index]
+            self.second.weight[:, 1:] *= 100
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(nn.functional.relu6(self.first(x)))  # type: ignore[no-any-return]
 
 
-def test_the_chosen_form_says_where_its_scales_may_move() -> None:
+@pytest.mark.filterwarnings("ignore:the calibration data")
+def test_the_report_names_the_rules_by_which_scales_moved() -> None:
     torch.manual_seed(0)
-    optimized = eqd.optimize(Convolutions().eval(), (torch.randn(2, 3, 64, 64),), cost="openvino_int8")
-    found = {free.tensor: free for free in deployment(optimized).placement.scales}
-    (clipped,) = [free for free in found.values() if free.ceiling is not None]
-    assert moved(clipped) == {"first": ("scale-after-minimum", "scale-after-relu", "scale-after-convolution")}
-    assert [taking.node for taking in clipped.readers] == ["second"]
+    data = [torch.randn(4, 3, 64, 64) for _ in range(4)]
+    optimized = eqd.optimize(Convolutions().eval(), (data[0],), cost="openvino_int8")
+    (free,) = [free for free in deployment(optimized).placement.scales if free.ceiling is not None]
+    rules = ("scale-after-minimum", "scale-after-relu", "scale-after-convolution")
+    assert moved(free) == {"first": rules}
+    assert [taking.node for taking in free.readers] == ["second"]
+    report = optimized.quantize(data).report
+    (scaled,) = [scaled for scaled in report.scales if scaled.writers]
+    assert (scaled.tensor, scaled.readers, scaled.writers) == (free.tensor, ("second",), ("first",))
+    assert scaled.rules == (*rules, "scale-before-convolution")
+    assert scaled.least < 0.2
+    assert "scale-after-minimum" in repr(report)
+    assert json.loads(json.dumps(report.to_dict()))["scales"][-1]["writers"] == ["first"]
+    assert not optimized.report.scales
 
 
 def test_rules_that_move_scales_are_those_that_find_a_product_with_a_constant() -> None:

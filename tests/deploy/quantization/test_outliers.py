@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import eqsat_deploy as eqd
+from eqsat_deploy.deployment import deployment
 from eqsat_deploy.noise import decibels
 from eqsat_deploy.quantization import quantize, sensitivity
 from eqsat_deploy.targets.openvino import OPENVINO
@@ -96,6 +97,12 @@ def test_one_channel_of_a_depthwise_convolution(activation: Callable[[Tensor], T
     assert worst == "project"
     assert noise < others - 15
     assert dict(ranked(repaired))["project"] > noise + 15
+    evened = {scaled.readers: scaled for scaled in deployment(repaired).scaled}[("project",)]
+    assert evened.least < 0.2, "channels beside the outlier are divided by little"
+    assert evened.rules[-1] == "scale-before-convolution"
+    assert evened.writers == (("depthwise",) if activation is F.relu else ())
+    assert ("scale-after-relu" in evened.rules) == (activation is F.relu)
+    assert not deployment(fast).scaled
 
 
 def test_one_token_that_turns_a_unit_on() -> None:
