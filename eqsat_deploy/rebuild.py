@@ -249,7 +249,7 @@ class Emitter:
         if operator.shape is None or len(known) < len(operands) or any(r.node == written.name for r in known):
             return
         args = operator.join(tuple(known), attributes)
-        self.placed.applied.setdefault(written.name, Applied(operator, args))
+        self.placed.applied.setdefault(written.name, Applied.of(operator, args))
 
     def _read(self, number: int, node: fx.Node | None) -> Read | None:
         """An operand, which is of the e-class `number`; None where its shape is not known before the model runs."""

@@ -21,7 +21,19 @@ import torch
 from eqsat_deploy.deployment import Formula, FreeScale, Taking
 from eqsat_deploy.freeze import Space, freeze
 from eqsat_deploy.kernels import ENode
-from eqsat_deploy.language import SLOTS, Operator, binary, decode, encode, input_, mul, parameter, unary
+from eqsat_deploy.language import (
+    SLOTS,
+    Operator,
+    binary,
+    decode,
+    encode,
+    input_,
+    layer_norm,
+    mul,
+    parameter,
+    standardize,
+    unary,
+)
 from eqsat_deploy.language.expressions import Variable
 from eqsat_deploy.language.operator import interpreted_by
 from eqsat_deploy.language.pointwise import clipped, upper_bound
@@ -54,6 +66,15 @@ class Applied:
     operator: Operator
     args: tuple[Any, ...]
 
+    @classmethod
+    def of(cls, operator: Operator, args: tuple[Any, ...]) -> Applied:
+        """An operator applied; a LayerNorm without weight and bias as one that has them, whose kernel is the same."""
+        if operator is not standardize or args[1] != LAST:
+            return cls(operator, args)
+        x, _, eps = args
+        held = Read(None, x.shape[-1:], x.dtype)
+        return cls(layer_norm, (x, held, held, eps))
+
     @property
     def operands(self) -> tuple[Read, ...]:
         """What it reads."""
@@ -71,7 +92,7 @@ class Applied:
         """What it clips at from above, where it clips at 0 from below."""
         return upper_bound(self.args[0]) if self.operator is unary else None
 
-    def of(self, operands: Sequence[Any]) -> Any:
+    def on(self, operands: Sequence[Any]) -> Any:
         """The same of other operands, under the current interpreter; clipping as the two steps that it is."""
         if self.bound is not None:
             return clipped(operands[0], self.bound)
@@ -184,7 +205,7 @@ class _Asked:
         """What a node computes of an operand that it is given."""
         known = self.applied[name]
         operands = [given if i == place else self._operand(name, i) for i in range(len(known.operands))]
-        return known.of(operands)  # type: ignore[no-any-return]
+        return known.on(operands)  # type: ignore[no-any-return]
 
     def _written(self, read: Read) -> Term:
         """A tensor as it is computed from what ends the way back."""
@@ -195,7 +216,7 @@ class _Asked:
             self._operand(read.node, place) if known.held or self._ends(operand) else self._written(operand)
             for place, operand in enumerate(known.operands)
         ]
-        return known.of(operands)  # type: ignore[no-any-return]
+        return known.on(operands)  # type: ignore[no-any-return]
 
     def _ends(self, read: Read) -> bool:
         return read.node is None or read.node in self.readers or self.users.get(read.node, 0) > 1

@@ -139,6 +139,13 @@ class Standardize(nn.Module):
         variance = (centered * centered).mean(self.axis, keepdim=True)
         return centered * torch.rsqrt(variance + self.eps)
 
+    def weighted(self, weight: Tensor) -> nn.LayerNorm:
+        """The same along the last axis with a `weight`, (features,)."""
+        assert self.axis == -1
+        norm = nn.LayerNorm(tuple(weight.shape), self.eps, bias=False, device="meta")
+        norm.weight = nn.Parameter(weight)
+        return norm
+
     def extra_repr(self) -> str:
         """What `print` shows."""
         return f"axis={self.axis}, eps={self.eps}"

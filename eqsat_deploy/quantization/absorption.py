@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from eqsat_deploy.deployment import FreeScale, Scaled, Taking
+from eqsat_deploy.language.normalization import Standardize
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize, Layer
 
 Owner = TypeVar("Owner", bound=nn.Module)
@@ -47,7 +48,10 @@ class Scalable:
     def divide(self, module: fx.GraphModule, tensor: fx.Node, divided: Tensor) -> None:
         """Divide the channels of the node `tensor` of `module` in what writes it."""
         for name, taking in self.writers.items():
-            module.set_submodule(name, taken_in(module.get_submodule(name), taking, 1 / divided))
+            layer = module.get_submodule(name)
+            if isinstance(layer, Standardize):  # `Applied.of` has it as what it becomes
+                layer = layer.weighted(torch.ones_like(divided, dtype=_dtype(module, self.readers)))
+            module.set_submodule(name, taken_in(layer, taking, 1 / divided))
         if self.ceiling is not None:
             tensor.op, tensor.target = "call_function", torch.relu
             tensor.args, tensor.kwargs = (tensor.all_input_nodes[0],), {}
@@ -76,6 +80,11 @@ def scalable(
     writing = _by_target(module.graph.nodes, free.writers) if alone else {}
     once = len(writing) == len(free.writers) and all(calls[name] == 1 for name in writing)
     return Scalable(free, {name: reading[name] for name in readers}, writing if once else {})
+
+
+def _dtype(module: fx.GraphModule, readers: Iterable[str]) -> torch.dtype:
+    """The precision of what layers read."""
+    return next(module.get_parameter(f"{name}.weight").dtype for name in readers)
 
 
 def _by_target(nodes: Iterable[fx.Node], takings: tuple[Taking, ...]) -> dict[str, Taking]:

@@ -13,7 +13,20 @@ from torch.fx.experimental.optimization import fuse
 from torch.fx.passes.shape_prop import ShapeProp
 
 from eqsat_deploy.deployment import InputSpec, PlacedKernel, Placement, Quantizer, deployment, record
-from eqsat_deploy.language import avg_pool2d, conv2d, conv_transpose2d, layer_norm, linear, max_pool2d, unary
+from eqsat_deploy.language import (
+    SLOTS,
+    avg_pool2d,
+    conv2d,
+    conv_transpose2d,
+    layer_norm,
+    linear,
+    max_pool2d,
+    packed_attention,
+    standardize,
+    unary,
+)
+from eqsat_deploy.language.attention import PackedAttention
+from eqsat_deploy.language.normalization import Standardize
 from eqsat_deploy.scales import Applied, Read, free_scales
 
 WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, F.linear, F.conv2d)
@@ -105,6 +118,10 @@ def _applied(module: fx.GraphModule, node: fx.Node) -> Applied | None:
             return Applied(linear, (x, *_held(layer, layer.out_features)))
         case nn.LayerNorm(elementwise_affine=True):
             return Applied(layer_norm, (x, *_held(layer, *layer.normalized_shape), layer.eps))
+        case Standardize():
+            return Applied.of(standardize, (x, SLOTS + layer.axis, layer.eps))
+        case PackedAttention():
+            return Applied(packed_attention, (x, layer.heads, layer.scale))
         case nn.ReLU():
             return Applied(unary, ("relu", x))
         case nn.ReLU6():
@@ -119,20 +136,28 @@ def _held(layer: Any, *size: int) -> tuple[Read, Read]:
 
 
 def _function(node: fx.Node, x: Read) -> Applied | None:
-    attributes = (*node.args[1:], *node.kwargs.values())
-    if node.target in (torch.relu, F.relu, F.relu6, F.leaky_relu, F.hardswish, torch.clamp):
-        names = {F.relu6: "clamp(0.0,6.0)", F.leaky_relu: f"leaky_relu({node.args[-1]})", F.hardswish: "hardswish",
-                 torch.clamp: f"clamp({','.join(map(str, attributes))})"}  # fmt: skip
-        if node.target is torch.clamp and len(attributes) < 2:
-            return None
-        return Applied(unary, (names.get(node.target, "relu"), x))
-    if node.target is F.max_pool2d:
-        size = (node.args[1],) * 2
-        return Applied(max_pool2d, (x, size, size, (0, 0), (1, 1), 0))
-    if node.target is F.avg_pool2d:
-        size = (node.args[1],) * 2
-        return Applied(avg_pool2d, (x, size, size, (0, 0), 0, 1))
+    """Functions without parameters, with the arguments that the tests have."""
+    arguments = (*node.args[1:], *node.kwargs.values())
+    match node.target:
+        case torch.relu | F.relu:
+            return Applied(unary, ("relu", x))
+        case F.hardswish:
+            return Applied(unary, ("hardswish", x))
+        case F.relu6:
+            return Applied(unary, ("clamp(0.0,6.0)", x))
+        case torch.clamp if len(arguments) == 2:
+            return Applied(unary, (f"clamp({arguments[0]},{arguments[1]})", x))
+        case F.leaky_relu:
+            return Applied(unary, (f"leaky_relu({arguments[0]})", x))
+        case F.max_pool2d:
+            return Applied(max_pool2d, (x, *_window(arguments[0]), (1, 1), 0))
+        case F.avg_pool2d:
+            return Applied(avg_pool2d, (x, *_window(arguments[0]), 0, 1))
     return None
+
+
+def _window(size: Any) -> tuple[tuple[int, int], ...]:
+    return (size, size), (size, size), (0, 0)
 
 
 def shared(module: fx.GraphModule, quantizers: Sequence[Quantizer]) -> tuple[tuple[str, ...], ...]:

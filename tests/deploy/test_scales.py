@@ -20,6 +20,8 @@ from eqsat_deploy.language import (
     linear,
     max_pool2d,
     mul,
+    packed_attention,
+    standardize,
     unary,
 )  # fmt: skip
 from eqsat_deploy.language.pointwise import UNARY
@@ -174,6 +176,33 @@ def test_features_are_scaled_along_the_last_axis() -> None:
     assert free.shape == (5,)
     assert moved(free) == {"a": ("scale-after-linear",)}
     assert free.readers[0].rules == ("scale-before-linear",)
+
+
+def test_scales_of_attended_values_are_those_of_the_values() -> None:
+    width = (2, 7, 12)
+    nodes = {
+        "packed": Applied(linear, (read("x", *width[:2], 4), read(None, 12, 4), read(None, 12))),
+        "attended": Applied(packed_attention, (read("packed", *width), 2, 0.5)),
+        "out": Applied(linear, (read("attended", 2, 7, 4), read(None, 4, 4), read(None, 4))),
+    }
+    (free,) = free_scales(nodes, dict.fromkeys(nodes, 1), {"attended": ["out"]})
+    assert moved(free) == {"packed": ("scale-after-packed-attention", "scale-after-linear")}
+    scale = torch.rand(4)
+    rows = free.writers[0].parameters["bias"].value({"bias": torch.ones(12), "scale": scale})
+    assert torch.equal(rows, torch.cat([torch.ones(8), scale])), "neither queries nor keys"
+
+
+def test_a_normalization_without_weights_gets_them() -> None:
+    width = (2, 7, 5)
+    norm = Applied.of(standardize, (read("x", *width), 6, 1e-5))
+    nodes = {"norm": norm, "out": Applied(linear, (read("norm", *width), read(None, 4, 5), read(None, 4)))}
+    (free,) = free_scales(nodes, {"norm": 1, "out": 0}, {"norm": ["out"]})
+    assert moved(free) == {"norm": ("scale-into-layer-norm",)}
+    along_channels = Applied.of(standardize, (read("x", *width), 5, 1e-5))
+    assert (
+        free_scales(nodes | {"norm": along_channels}, {"norm": 1, "out": 0}, {"norm": ["out"]})[0].writers
+        == ()
+    )
 
 
 class Convolutions(nn.Module):
