@@ -20,6 +20,7 @@ from eqsat_deploy.language.expressions import Call, Comparison, OneOf, StartsWit
 from eqsat_deploy.rules import EgglogRule, Rule
 from eqsat_deploy.rules.domains import Attribute, Tensor
 from eqsat_deploy.rules.facts import Pattern, Row
+from eqsat_deploy.scales import scale_rules
 from eqsat_deploy.selection import registered_rules
 from eqsat_deploy.targets import TARGETS, find_target, target_of
 from eqsat_extraction.cost_models import cost_models, find_cost_model
@@ -43,7 +44,8 @@ def rules() -> Iterator[str]:
             more = f" and {len(where) - MODELS} more" if len(where) > MODELS else ""
             shown = f"{len(where)} of {len(models)}: {', '.join(where[:MODELS])}{more}" if where else "none"
             yield f"### {rule.name}\n\n{rule.doc}\n\n{_statement(rule)}\n"
-            yield f":Kind: {rule.kind}, in the phase {rule.phase}\n:In the chosen form of models: {shown}\n"
+            moves = ", moves the scales that calibration chooses" if rule in scale_rules() else ""
+            yield f":Kind: {rule.kind}, in the phase {rule.phase}{moves}\n:In the chosen form of models: {shown}\n"
 
 
 def _statement(rule: EgglogRule) -> str:

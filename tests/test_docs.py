@@ -99,6 +99,8 @@ def test_the_catalogue_of_rules_has_every_rule_with_both_sides(catalogues):
     assert "where a is constant" not in head
     assert "where t is constant" in entries["subtracted-constant-is-added"]
     assert "torchvision" not in entries["kernel-anchors"]
+    assert "moves the scales that calibration chooses" in entries["scale-after-relu"]
+    assert "moves the scales" not in head
 
 
 def test_other_catalogues_have_everything_that_is_registered(catalogues):
