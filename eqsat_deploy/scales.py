@@ -157,16 +157,16 @@ class _Question:
 
 
 class _Asked:
-    """The rows to saturate. `held` has the rows of parameters that a module holds, each with its node and its name in
-    that; `names` are those of all parameters."""
+    """The rows to saturate. `parameters` are all constants, each by the node that reads it, None for scales, and by its
+    name there; `held` has the rows of those that modules hold."""
 
     def __init__(
         self, applied: Mapping[str, Applied], users: Mapping[str, int], readers: Mapping[str, Collection[str]]
     ) -> None:
         self.applied, self.users, self.readers = applied, users, readers
         self.rows = Rows()
+        self.parameters: list[tuple[str | None, str]] = []
         self.held: dict[int, tuple[str, str]] = {}
-        self.names: list[str] = []
         self.leaves: dict[Any, Term] = {}
 
     def apply(self, operator: Operator, args: tuple[Any, ...]) -> Term:
@@ -196,10 +196,8 @@ class _Asked:
 
     def _places(self, reader: str, tensor: str) -> list[int]:
         """Which operands of a node a tensor is."""
-        known = self.applied.get(reader)
-        return (
-            [i for i, read in enumerate(known.operands) if read.node == tensor] if known is not None else []
-        )
+        operands = self.applied[reader].operands if reader in self.applied else ()
+        return [i for i, read in enumerate(operands) if read.node == tensor]
 
     def _of(self, name: str, place: int, given: Term) -> Term:
         """What a node computes of an operand that it is given."""
@@ -227,9 +225,10 @@ class _Asked:
         if read.node is not None:
             return self._leaf(read)
         operand = known.operator.operand_names[place]
-        term = self._parameter(PARAMETERS.get(operand, operand), read, name)
+        called = PARAMETERS.get(operand, operand)
+        term = self._parameter(called, read, name)
         if operand in known.held:
-            self.held[term.row] = name, PARAMETERS[operand]
+            self.held[term.row] = name, called
         return term
 
     def _leaf(self, read: Read) -> Term:
@@ -240,8 +239,8 @@ class _Asked:
     def _parameter(self, name: str, read: Read, node: str | None = None) -> Term:
         key = name, node, read
         if key not in self.leaves:
-            self.leaves[key] = self._added(Row(parameter, (len(self.names),)), read.shape, read.dtype)
-            self.names.append(name)
+            self.leaves[key] = self._added(Row(parameter, (len(self.parameters),)), read.shape, read.dtype)
+            self.parameters.append((node, name))
         return self.leaves[key]
 
     def _added(self, row: Row, shape: Sequence[int], dtype: torch.dtype | None) -> Term:
@@ -300,7 +299,8 @@ class _Answers:
         if number == self.space.row_class[row]:
             return {}
         if row in self.asked.held:
-            return {row: number} if self.space.classes[number].constant else None
+            own = {None, self.asked.held[row][0]}
+            return {row: number} if self.space.classes[number].constant and self._of(number) <= own else None
         given = self.asked.rows.rows[row]
         operands, attributes = given.operator.split(given.args)
         for node in self.nodes[number]:
@@ -310,11 +310,18 @@ class _Answers:
                     return {row: number} | {k: v for part in parts for k, v in (part or {}).items()}
         return None
 
+    def _of(self, number: int) -> set[str | None]:
+        """The nodes whose parameters a constant e-class is made of, and None for the scale."""
+        term = self.space.terms[number]
+        if term.operator is parameter:
+            return {self.asked.parameters[term.attributes[0]][0]}
+        return set().union(*map(self._of, term.operands))
+
     def _formula(self, number: int) -> Formula:
         """A constant e-class in terms of the parameters as they are and of the scale."""
         term = self.space.terms[number]
         if term.operator is parameter:
-            return Formula(self.asked.names[term.attributes[0]])
+            return Formula(self.asked.parameters[term.attributes[0]][1])
         return Formula(
             term.operator.name, term.operator.join(tuple(map(self._formula, term.operands)), term.attributes)
         )

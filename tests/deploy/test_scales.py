@@ -244,3 +244,23 @@ def test_rules_that_move_scales_are_those_that_find_a_product_with_a_constant() 
     assert {"scale-after-linear", "scale-before-convolution", "scale-into-layer-norm"} <= names
     assert not {"shift-after-linear", "batch-norm-is-affine", "flatten-linear-as-convolution"} & names
     assert {r.family for r in scale_rules()} >= {"folding", "scaling", "equalization"}
+
+
+def test_no_layer_takes_in_parameters_of_another_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    def moving(factor: Any) -> Any:
+        @rule("real", x="n k h w", by="k 1 1", s="1... k 1 1")
+        def scale_before_sigmoid(x: Any, by: Any, s: Any) -> Any:
+            """Not so, but it moves a factor that is made of the scale, and perhaps of another."""
+            before = unary("sigmoid", mul(mul(x, factor(s, by)), by))
+            return mul(unary("sigmoid", mul(x, by)), s), before, [constant(s), constant(by)]
+
+        return scale_before_sigmoid
+
+    chain = (
+        Applied(OPERATORS["binary"], ("mul", read("x0"), read(None, 3, 1, 1))),
+        Applied(unary, ("sigmoid", read("x1"))),
+    )
+    known = scale_rules()
+    for made_of, moves in ((lambda s, by: s, True), (mul, False)):
+        monkeypatch.setattr(scales, "scale_rules", lambda made_of=made_of: (*known, moving(made_of)))
+        assert bool(moved(between(*chain))) == moves
