@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import compress, pairwise
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,21 @@ import numpy as np
 from ._budget import Budget
 from ._graph import derivable, members
 from ._solver import solver
-from .egraph import Floats, Ints, Offsets
-from .problem import Problem, spans
-from .separation import separate
+from .egraph import Floats, Ints, Mask, Offsets
+from .problem import Problem, restrict, spans
+from .separation import TOLERANCE, separate
 
-GUESSES = 20
-"""Attempts at separation after which a point counts as supported."""
+DRAWS, GUESSES = 6, 14
+"""Attempts at separation in a round, and those after which a point without a violated cut counts as supported."""
+DEPTH = 5
+"""Cuts of one e-class in one attempt, each of other chosen e-nodes than those before."""
+PATIENCE = 3
+"""Optima in a row at which a cut may be slack before it is taken out."""
+INWARD = 0.3
+"""How much of the optimum is in the point that is cut off; the rest is a mean of the optima so far, later ones more.
+
+Cuts of such a point are violated by many optima, those of an optimum, which is extreme, by few.
+"""
 
 
 class Relaxation:
@@ -34,7 +44,10 @@ class Relaxation:
         self.budget_row: tuple[Floats, float] | None = None
         self.class_ptr, self.class_node = members(problem.head, problem.n_classes)
         self.keys: set[bytes] = set()
+        self.slack_since = np.empty(0, dtype=np.int64)
+        self.draws = 0
         self.x = np.zeros(problem.n_nodes)
+        self.mean: Floats | None = None
         self.duals = np.zeros(problem.n_nodes)
         self.value = 0.0
         self.highs = solver(presolve="off")
@@ -61,23 +74,29 @@ class Relaxation:
             )
 
     def add_cuts(self, targets: Ints, ptr: Offsets, nodes: Ints) -> int:
-        """Add the rows of cuts that are new; returns how many."""
-        rows: list[tuple[Ints, Floats]] = []
-        for row, target in enumerate(targets.tolist()):
-            cut = nodes[ptr[row] : ptr[row + 1]]
-            key = np.append(cut, target).tobytes()
-            if key in self.keys:
-                continue
-            self.keys.add(key)
-            rows.append(_cut_row(cut, self.class_node[self.class_ptr[target] : self.class_ptr[target + 1]]))
-        if rows:
-            sizes = np.cumsum([0] + [len(index) for index, _ in rows])
-            self._add_rows(
-                sizes,
-                np.concatenate([index for index, _ in rows]),
-                np.concatenate([value for _, value in rows]),
-            )
-        return len(rows)
+        """Add the rows of cuts that are new since the last optimum; returns how many."""
+        count, n = len(targets), self.problem.n_nodes
+        row = np.repeat(
+            np.tile(np.arange(count), 2), np.append(np.diff(ptr), np.diff(self.class_ptr)[targets])
+        )
+        members_of = self.class_node[spans(self.class_ptr, targets)]
+        place, inverse = np.unique(row * n + np.append(nodes, members_of), return_inverse=True)
+        value = np.bincount(inverse, np.where(np.arange(len(row)) < len(nodes), 1.0, -1.0))
+        place, value = place[value != 0], value[value != 0]  # an e-node of both sides is in neither
+        index = (place % n).astype(np.int32)
+        starts = np.searchsorted(place, n * np.arange(count + 1))
+        fresh = []
+        for number, (first, last) in enumerate(pairwise(starts.tolist())):
+            key = index[first:last].tobytes() + value[first:last].tobytes()
+            if key not in self.keys:
+                self.keys.add(key)
+                fresh.append(number)
+        if fresh:
+            self.slack_since = np.append(self.slack_since, np.zeros(len(fresh), dtype=np.int64))
+            entries = spans(starts, np.array(fresh, dtype=np.int32))
+            sizes = np.diff(starts)[fresh]
+            self._add_rows(np.append(0, np.cumsum(sizes)), index[entries], value[entries])
+        return len(fresh)
 
     def limit_sum(self, values: Floats, limit: float) -> None:
         """Admit only choices over which `values` (n,), not negative, sum to at most `limit`; once at most."""
@@ -101,11 +120,13 @@ class Relaxation:
         allowed = budget.work * 1000 / max(1, self.rows)
         self.highs.setOptionValue("simplex_iteration_limit", int(min(allowed, 2**31 - 1)))
         self.highs.run()
+        self.keys.clear()
         budget.charge(max(0, self.highs.getInfo().simplex_iteration_count) * self.rows / 1000)
         if self.highs.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return False
         solution = self.highs.getSolution()
         self.x = np.clip(np.array(solution.col_value), 0.0, 1.0)
+        self.mean = self.x if self.mean is None else (self.mean + self.x) / 2
         self._certify(np.array(solution.row_dual))
         return True
 
@@ -136,24 +157,64 @@ class Relaxation:
         p = self.problem
         return bool(derivable(p.head, p.ptr, p.child, x > 0.5, p.n_classes)[p.root])
 
-    def separate(self, x: Floats, max_cuts: int = 200, guess: int = 0) -> tuple[Ints, Offsets, Ints]:
+    def separate(self, x: Floats, max_cuts: int = 500, guess: int = 0) -> tuple[Ints, Offsets, Ints]:
         """Cuts that a point violates: target e-classes, and offsets and e-nodes of the cuts.
 
         Separation guesses; another `guess` may find what the first one, 0, did not.
         """
         p = self.problem
         noise = np.random.default_rng(guess).uniform(0.2, 1.0, p.n_classes) if guess else np.ones(p.n_classes)
-        return separate(p.head, p.ptr, p.child, p.n_classes, x, max_cuts, noise)
+        return separate(p.head, p.ptr, p.child, p.n_classes, x, max_cuts, noise, DEPTH)
 
-    def tighten(self, budget: Budget, max_cuts: int = 200) -> int:
-        """Separate cuts at the current point and add them; returns how many were new."""
-        for guess in range(GUESSES):
-            found = self.separate(self.x, max_cuts, guess)
-            budget.charge(len(self.problem.child) * (1 + len(found[0])) / 1000)
-            added = self.add_cuts(*found)
-            if added or budget.spent:
-                return added
-        return 0
+    def tighten(self, budget: Budget, max_cuts: int = 500) -> int:
+        """Separate cuts at or near the current point and add those that it violates; returns how many were new."""
+        inner = self.x if self.mean is None else INWARD * self.x + (1 - INWARD) * self.mean
+        chosen = np.bincount(self.problem.head, self.x)
+        added = 0
+        for attempt in range(DRAWS + GUESSES):
+            if budget.spent or (added and attempt >= DRAWS):
+                break
+            targets, ptr, nodes = self.separate(inner if attempt < DRAWS else self.x, max_cuts, self.draws)
+            self.draws += 1
+            budget.charge(len(self.problem.child) * (1 + len(targets)) / 1000)
+            supplied = np.diff(np.append(0.0, np.cumsum(self.x[nodes]))[ptr])
+            broken = np.flatnonzero(chosen[targets] - supplied > TOLERANCE).astype(np.int32)
+            sizes = np.diff(ptr)[broken]
+            added += self.add_cuts(targets[broken], np.append(0, np.cumsum(sizes)), nodes[spans(ptr, broken)])
+        return added
+
+    def shrink(self, keep: Mask) -> None:
+        """Go on without the e-nodes outside a mask (as in `restrict`), and without cuts that have long been slack.
+
+        `problem` and everything about e-nodes are of the rest. The next `solve` starts from the last basis where
+        that still is one.
+        """
+        import highspy
+
+        basis = self.highs.getBasis()
+        first = self.rows - len(self.slack_since)
+        slack = [status == highspy.HighsBasisStatus.kBasic for status in basis.row_status[first:]]
+        self.slack_since = np.where(slack, self.slack_since + 1, 0)
+        stay = np.append(np.ones(first, dtype=np.bool_), self.slack_since <= PATIENCE)
+        if stay.all() and keep.all():
+            return
+        basis.row_status = list(compress(basis.row_status, stay))
+        basis.col_status = list(compress(basis.col_status, keep))
+        for remove, mask in ((self.highs.deleteRows, stay), (self.highs.deleteCols, keep)):
+            gone = np.flatnonzero(~mask).astype(np.int32)
+            if len(gone):
+                remove(len(gone), gone)
+        self.highs.setBasis(basis)
+        self.rows = int(stay.sum())
+        self.slack_since = self.slack_since[stay[first:]]
+        if not keep.all():
+            self.problem = restrict(self.problem, keep)
+            self.class_ptr, self.class_node = members(self.problem.head, self.problem.n_classes)
+            self.x, self.duals = self.x[keep], self.duals[keep]
+            self.mean = None if self.mean is None else self.mean[keep]
+            if self.budget_row is not None:
+                self.budget_row = (self.budget_row[0][keep], self.budget_row[1])
+            self.keys.clear()
 
 
 def _by_column(matrix: Any) -> bool:
@@ -178,9 +239,3 @@ def _read_rows(problem: Problem, class_ptr: Offsets, class_node: Ints) -> tuple[
     order = np.argsort(row, kind="stable")
     ptr = np.concatenate(([0], np.cumsum(np.bincount(row, minlength=len(pairs)))))
     return ptr.astype(np.int64), index[order], value[order]
-
-
-def _cut_row(plus: Ints, minus: Ints) -> tuple[Ints, Floats]:
-    """Indices and coefficients of `sum(plus) - sum(minus)`, without what cancels."""
-    more, less = np.setdiff1d(plus, minus), np.setdiff1d(minus, plus)
-    return np.concatenate((more, less)), np.concatenate((np.ones(len(more)), -np.ones(len(less))))

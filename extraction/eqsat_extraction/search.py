@@ -10,7 +10,7 @@ import numpy as np
 
 from ._budget import Budget
 from ._graph import detours, usable
-from .egraph import Floats, Ints
+from .egraph import Floats, Ints, Mask
 from .greedy import greedy_choice, tree_choice
 from .lmcut import LandmarkBound, landmark_bound, probe
 from .local import improve
@@ -29,8 +29,10 @@ RELAXABLE = 200_000
 VARIANTS = 4
 """Tie-breakings of LM-cut whose cuts the relaxation begins with."""
 WINDOW = 10
-"""Rounds of cuts that together must close a share `PACE` of the gap; branching closes slow ones sooner."""
-PACE = 0.1
+"""Rounds of cuts that together must close a share `PACE` of the gap; below a branching, each must."""
+PACE = 0.05
+PROBING = 0.1
+"""Share of what is left of the budget that one round of probing may use."""
 LARGE = 20_000
 """E-nodes from which on local search comes before the linear relaxation."""
 
@@ -206,15 +208,20 @@ class Search:
         if thorough and problem.n_nodes > LARGE:
             yield from self._improve(problem, state, 0.3)
         node = self._reduce(problem, state, thorough)
+        while node is not None:
+            state.lower = max(state.lower, node.bound)
+            yield state.report()
+            upper = state.upper
+            if thorough and node.relaxation is not None:
+                yield from self._cores(node, state)
+            if state.upper == upper or self.budget.spent:
+                break
+            node = self._reduce(node.problem, state, thorough)
         if node is None:
             state.lower = state.upper
             yield state.report()
             return
-        state.lower = max(state.lower, node.bound)
-        yield state.report()
         if thorough:
-            if node.relaxation is not None:
-                yield from self._cores(node, state)
             yield from self._branch(node, state, self.budget.share(0.6))
             if not self._closed(state) and not self.budget.spent:
                 yield from self._improve(problem, state, 0.2)
@@ -263,13 +270,14 @@ class Search:
             for variant in variants:
                 targets = np.full(len(variant.cut_ptr) - 1, problem.root, dtype=np.int32)
                 relaxation.add_cuts(targets, variant.cut_ptr, variant.cut)
-            outcome = self._tighten(problem, relaxation, state, 200 if thorough else 1)
+            size = problem.n_nodes
+            outcome = self._tighten(relaxation, state, WINDOW if thorough else 1)
+            problem = relaxation.problem
             bound = max(bound, self._lift(relaxation.value + problem.offset))
             if self._excludes(bound, state):
                 return None
             if not outcome:
                 return _Node(problem, bound, marks, None)
-            size = problem.n_nodes
             smaller = self._without(problem, relaxation.value, relaxation.duals, state, thorough)
             if smaller.n_nodes == 0:
                 return None
@@ -287,23 +295,29 @@ class Search:
                 break
         return variants
 
-    def _tighten(self, problem: Problem, relaxation: Relaxation, state: _State, rounds: int) -> bool:
-        """Rounds of cuts, while they pay; whether the relaxation was solved at all."""
-        values = [-inf] * WINDOW
-        for round_ in range(rounds):
-            if self.budget.spent or not relaxation.solve(self.budget):
-                return round_ > 0
-            state.offer(problem, *repair(relaxation, relaxation.x))
+    def _tighten(self, relaxation: Relaxation, state: _State, window: int) -> bool:
+        """Rounds of cuts, while they pay; whether the relaxation was solved at all.
+
+        Between them the relaxation loses the e-nodes that no better solution uses.
+        """
+        values = [-inf] * window
+        offset = relaxation.problem.offset
+        while not self.budget.spent and relaxation.solve(self.budget):
+            state.offer(relaxation.problem, *repair(relaxation, relaxation.x))
             values.append(relaxation.value)
-            gap = state.upper - problem.offset - relaxation.value
+            gap = state.upper - offset - relaxation.value
             if (
-                self._excludes(relaxation.value + problem.offset, state)
-                or values[-1] - values[-1 - WINDOW] < PACE * gap
+                self._excludes(relaxation.value + offset, state)
+                or values[-1] - values[-1 - window] < PACE * gap
             ):
                 break
-            if round_ + 1 < rounds and not relaxation.tighten(self.budget):
+            keep = self._affordable(relaxation.problem, relaxation.value, relaxation.duals, state)
+            if not keep[-1]:
                 break
-        return True
+            relaxation.shrink(keep)
+            if not relaxation.tighten(self.budget):
+                break
+        return len(values) > window
 
     def _cores(self, node: _Node, state: _State) -> Iterator[Progress]:
         """Solve the problem of the e-nodes that cost the relaxation little: where good solutions are."""
@@ -404,15 +418,27 @@ class Search:
         self, problem: Problem, bound: float, price: Floats, state: _State, probing: bool
     ) -> Problem:
         """The problem without what no better solution uses, by reduced costs and by probing; empty if none."""
-        extra = detours(problem.head, price, problem.ptr, problem.child, problem.n_classes)
-        spare = self._below(state.upper) + 1e-9 * abs(state.upper) - bound - problem.offset
-        keep = extra <= spare
+        keep = self._affordable(problem, bound, price, state)
         if keep[-1] and keep.sum() > RESTART * len(keep) and probing:
-            allowed, optional = probe(problem, price, spare, self.budget)
+            budget = self.budget.share(PROBING)
+            available = budget.work
+            spare = self._spare(bound + problem.offset, state)
+            allowed, optional = probe(problem, price, spare, budget)
+            self._settle(budget, available)
             keep &= allowed
             problem = require(problem, np.flatnonzero(~optional[:-1]).astype(np.int32))
-        keep = usable(problem.head, problem.ptr, problem.child, keep, problem.n_classes, problem.root)
+            keep = usable(problem.head, problem.ptr, problem.child, keep, problem.n_classes, problem.root)
         return problem if keep.all() else restrict(problem, keep)
+
+    def _affordable(self, problem: Problem, bound: float, price: Floats, state: _State) -> Mask:
+        """The e-nodes (n,) that better solutions may use, by what they pay above a bound; none if there is none."""
+        extra = detours(problem.head, price, problem.ptr, problem.child, problem.n_classes)
+        keep = extra <= self._spare(bound + problem.offset, state)
+        return usable(problem.head, problem.ptr, problem.child, keep, problem.n_classes, problem.root)
+
+    def _spare(self, bound: float, state: _State) -> float:
+        """What a better solution can pay above a bound."""
+        return self._below(state.upper) + 1e-9 * abs(state.upper) - bound
 
     def _settle(self, budget: Budget, allowed: float) -> None:
         """Charge what a share of the budget has used."""

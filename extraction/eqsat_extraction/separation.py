@@ -8,16 +8,17 @@ children are outside S, so the e-nodes of t are chosen at most as often as those
 Such loop-formula inequalities subsume both cycle constraints and landmark cuts. Finding the most violated one
 is a cut problem in a hypergraph, which is hard; when every e-node is held to a single child it is a minimum
 cut in a graph. So: guess the child by how well it is supported, cut, move the guess where it made
-the cut too weak, and cut again.
+the cut too weak, and cut again. What is found is made minimal: an e-node that may be chosen without t being derivable
+is no part of the cut. That makes rows short and strong whatever the guess was.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from ._graph import critical_paths, members
+from ._graph import critical_paths, invert, members
 from ._jit import jit
-from .egraph import Floats, Ints, Offsets
+from .egraph import Floats, Ints, Mask, Offsets
 
 TOLERANCE = 1e-6
 """Violation below which a cut is not worth a row (HiGHS' own feasibility tolerance is 1e-7)."""
@@ -149,10 +150,12 @@ def separate(
     x: Floats,
     max_cuts: int,
     noise: Floats,
+    depth: int,
 ) -> tuple[Ints, Offsets, Ints]:
-    """Violated cuts of a fractional choice `x` (n,): their target e-classes, and offsets and e-nodes of the cuts.
+    """Violated, minimal cuts of a fractional choice `x` (n,): target e-classes, and offsets and e-nodes of the cuts.
 
-    The support of e-classes is scaled by `noise` (n_classes,) where the child that an e-node is held to is guessed.
+    Up to `depth` of every e-class, each of other chosen e-nodes than those before. The support of e-classes is
+    scaled by `noise` (n_classes,) where the child that an e-node is held to is guessed.
     """
     n = len(head)
     class_ptr, class_node = members(head, n_classes)
@@ -196,63 +199,140 @@ def separate(
     out_ptr = np.zeros(max_cuts + 1, dtype=np.int64)
     out = np.empty(1024, dtype=np.int32)
     used, n_cuts = 0, 0
-    done = np.zeros(n_classes, dtype=np.bool_)
+    reader_ptr, reader = invert(ptr, child, n_classes)
+    alive = np.empty(n, dtype=np.bool_)
     for position in range(len(order) - 1, -1, -1):
-        if n_cuts == max_cuts:
-            break
         t = order[position]
-        if done[t] or y[t] <= 1e-4:
+        if y[t] <= 1e-4:
             continue
-        best_violation = 1e-6
-        best_side = np.zeros(0, dtype=np.int32)
-        via = guess.copy()
-        for _ in range(4):
-            flow, side = minimum_cut(head, x, via, t, y[t] - 1e-6, n_classes)
-            if flow >= y[t] - 1e-6:
+        room = x.copy()
+        for _ in range(depth):
+            if n_cuts == max_cuts:
                 break
-            moved = False
-            for wide in range(2):
-                inside = 2 - wide
-                total = 0.0
-                for i in range(n):
-                    if x[i] > 0.0 and side[head[i]] >= inside:
-                        crosses = True
-                        for k in range(ptr[i], ptr[i + 1]):
-                            if side[child[k]] >= inside:
-                                crosses = False
-                                if wide == 0 and side[via[i]] < inside:
-                                    via[i] = child[k]
-                                    moved = True
-                                break
-                        if crosses:
-                            total += x[i]
-                if y[t] - total > best_violation + 1e-9:
-                    best_violation = y[t] - total
-                    best_side = (side >= inside).astype(np.int32)
-            if not moved:
+            side = weak_side(head, ptr, child, n_classes, room, guess, t, y[t])
+            if len(side) == 0:
                 break
-        if len(best_side) == 0:
-            done[t] = True
-            continue
-        widest = t
-        for c in range(n_classes):
-            if best_side[c]:
-                done[c] = True
-                if y[c] > y[widest]:
-                    widest = c
-        targets[n_cuts] = widest
-        for i in range(n):
-            if best_side[head[i]]:
-                crosses = True
-                for k in range(ptr[i], ptr[i + 1]):
-                    if best_side[child[k]]:
-                        crosses = False
-                        break
-                if crosses:
-                    if used == len(out):
-                        out = np.concatenate((out, np.empty_like(out)))
-                    out[used] = i
-                    used += 1
-        n_cuts += 1
-        out_ptr[n_cuts] = used
+            size = 0
+            cut = np.empty(n, dtype=np.int32)
+            for i in range(n):
+                alive[i] = True
+                if side[head[i]]:
+                    crosses = True
+                    for k in range(ptr[i], ptr[i + 1]):
+                        if side[child[k]]:
+                            crosses = False
+                            break
+                    if crosses:
+                        alive[i] = False
+                        cut[size] = i
+                        size += 1
+            kept = minimal(head, ptr, child, n_classes, reader_ptr, reader, alive, cut[:size], x, t)
+            targets[n_cuts] = t
+            if used + len(kept) > len(out):
+                out = np.concatenate((out, np.empty(len(out) + len(kept), dtype=np.int32)))
+            for i in kept:
+                out[used] = i
+                used += 1
+                if x[i] > 0.0:
+                    room[i] = 1.0
+            n_cuts += 1
+            out_ptr[n_cuts] = used
     return targets[:n_cuts].copy(), out_ptr[: n_cuts + 1].copy(), out[:used].copy()
+
+
+@jit
+def weak_side(
+    head: Ints, ptr: Offsets, child: Ints, n_classes: int, x: Floats, guess: Ints, t: int, wanted: float
+) -> Ints:
+    """Marks (n_classes,) of e-classes around `t` whose cut is chosen less than `wanted`; empty if none is found."""
+    best_violation = TOLERANCE
+    best_side = np.zeros(0, dtype=np.int32)
+    via = guess.copy()
+    for _ in range(4):
+        flow, side = minimum_cut(head, x, via, t, wanted - TOLERANCE, n_classes)
+        if flow >= wanted - TOLERANCE:
+            break
+        moved = False
+        for wide in range(2):
+            inside = 2 - wide
+            total = 0.0
+            for i in range(len(head)):
+                if x[i] > 0.0 and side[head[i]] >= inside:
+                    crosses = True
+                    for k in range(ptr[i], ptr[i + 1]):
+                        if side[child[k]] >= inside:
+                            crosses = False
+                            if wide == 0 and side[via[i]] < inside:
+                                via[i] = child[k]
+                                moved = True
+                            break
+                    if crosses:
+                        total += x[i]
+            if wanted - total > best_violation + 1e-9:
+                best_violation = wanted - total
+                best_side = (side >= inside).astype(np.int32)
+        if not moved:
+            break
+    return best_side
+
+
+@jit
+def minimal(
+    head: Ints,
+    ptr: Offsets,
+    child: Ints,
+    n_classes: int,
+    reader_ptr: Offsets,
+    reader: Ints,
+    alive: Mask,
+    cut: Ints,
+    x: Floats,
+    target: int,
+) -> Ints:
+    """The cut without e-nodes that it does not need to keep `target` from being derived; most chosen ones go first.
+
+    `alive` (n,) are the e-nodes outside the cut, and in the end those outside the result.
+    """
+    n = len(head)
+    missing = np.empty(n, dtype=np.int64)
+    found = np.zeros(n_classes, dtype=np.bool_)
+    queue = np.empty(n_classes, dtype=np.int32)
+    size, at = 0, 0
+    for i in range(n):
+        missing[i] = ptr[i + 1] - ptr[i]
+        if alive[i] and missing[i] == 0 and not found[head[i]]:
+            found[head[i]] = True
+            queue[size] = head[i]
+            size += 1
+    kept = np.empty(len(cut), dtype=np.int32)
+    n_kept = 0
+    order = np.argsort(-x[cut], kind="mergesort")
+    for q in range(-1, len(cut)):
+        first = size
+        if q >= 0:
+            i = cut[order[q]]
+            alive[i] = True
+            if missing[i] == 0 and not found[head[i]]:
+                found[head[i]] = True
+                queue[size] = head[i]
+                size += 1
+        while at < size:
+            c = queue[at]
+            at += 1
+            for k in range(reader_ptr[c], reader_ptr[c + 1]):
+                j = reader[k]
+                missing[j] -= 1
+                if alive[j] and missing[j] == 0 and not found[head[j]]:
+                    found[head[j]] = True
+                    queue[size] = head[j]
+                    size += 1
+        if q >= 0 and found[target]:
+            alive[i] = False
+            kept[n_kept] = i
+            n_kept += 1
+            for a in range(first, size):
+                found[queue[a]] = False
+                for k in range(reader_ptr[queue[a]], reader_ptr[queue[a] + 1]):
+                    missing[reader[k]] += 1
+            size = at = first
+    return kept[:n_kept].copy()

@@ -56,6 +56,22 @@ def random_problem(seed: int, n_classes: int, members: float = 2.0, back: float 
     return EGraph.build(nodes, [0], n_classes), np.array(costs)
 
 
+def sums(seed: int, terms: int, roots: int):
+    """Every way to add up some sums of at least three of these terms; an addition costs 4 to 7, a term nothing."""
+    rng = np.random.default_rng(seed)
+    nodes, costs = [], []
+    for total in range(1, 2**terms):
+        parts = [part for part in range(1, total) if part & total == part and part > total - part]
+        nodes += [(total - 1, [part - 1, total - part - 1]) for part in parts]
+        costs += rng.integers(4, 8, len(parts)).tolist()
+        if total & (total - 1) == 0:
+            nodes.append((total - 1, []))
+            costs.append(0)
+    wanted = [total - 1 for total in range(2**terms) if total.bit_count() > 2]
+    chosen = rng.choice(wanted, roots, replace=False).tolist()
+    return EGraph.build(nodes, chosen, 2**terms - 1), np.array(costs, dtype=float)
+
+
 def optimum(egraph: EGraph, costs) -> float:
     """The least DAG cost by trying every choice; infinite when there is none."""
     options = [

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import inf, isfinite
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
+from eqsat_extraction import extract
 from eqsat_extraction._budget import Budget
-from eqsat_extraction._graph import components, detours, prune, usable
+from eqsat_extraction._graph import components, derivable, detours, prune, usable
 from eqsat_extraction.egraph import EGraph
 from eqsat_extraction.errors import InfeasibleError
 from eqsat_extraction.greedy import greedy_choice, tree_choice
@@ -17,10 +20,10 @@ from eqsat_extraction.lmcut import landmark_bound, probe
 from eqsat_extraction.mip import branch_and_cut, repair
 from eqsat_extraction.presolve import landmarks, presolve
 from eqsat_extraction.problem import from_egraph, restrict, split
-from eqsat_extraction.relaxation import Relaxation
+from eqsat_extraction.relaxation import PATIENCE, Relaxation
 from eqsat_extraction.search import Search, granule
 from eqsat_extraction.treewidth import LEVELS, eliminate
-from tests.extraction.strategies import every_choice, optimum, problems
+from tests.extraction.strategies import every_choice, optimum, problems, sums
 
 many = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 close = {"rel": 1e-8, "abs": 1e-9}
@@ -162,6 +165,84 @@ def test_relaxation_and_branch_and_cut(drawn):
     nothing = branch_and_cut(relaxation, best - 1e-3, Budget())
     assert nothing.finished
     assert nothing.choice is None
+
+
+@settings(many, max_examples=100)
+@given(problems(), st.integers(0, 5))
+def test_cuts_are_violated_valid_and_minimal(drawn, seed):
+    problem = feasible(drawn)
+    relaxation = Relaxation(problem)
+    x = np.random.default_rng(seed).random(problem.n_nodes)
+    chosen = np.bincount(problem.head, x)
+    targets, ptr, nodes = relaxation.separate(x, guess=seed)
+    for target, (first, last) in zip(targets, pairwise(ptr), strict=True):
+        cut = nodes[first:last]
+
+        def derived(without, target=target) -> bool:
+            rest = ~np.isin(np.arange(problem.n_nodes), without)
+            return bool(derivable(problem.head, problem.ptr, problem.child, rest, problem.n_classes)[target])
+
+        assert x[cut].sum() < chosen[target]
+        assert not derived(cut)
+        assert all(derived(np.delete(cut, k)) for k in range(len(cut)))
+
+
+@pytest.mark.parametrize(("terms", "roots", "seed"), [(6, 6, 3), (6, 8, 1), (6, 8, 3)])
+def test_few_rounds_of_cuts_do(terms, roots, seed):
+    """Sums that share parts have many landmarks. One cut of each e-class at the optimum would take 8 or 9 rounds."""
+    egraph, costs = sums(seed, terms, roots)
+    relaxation = Relaxation(from_egraph(egraph, costs))
+    rounds = 1
+    assert relaxation.solve(Budget())
+    while relaxation.tighten(Budget()):
+        assert relaxation.solve(Budget())
+        rounds += 1
+    assert 1 < rounds <= 6
+    best = extract(egraph, costs, time_limit=None, work_limit=100_000)
+    assert best.proved
+    assert 0.97 * best.cost <= relaxation.value <= best.cost + 1e-6
+
+
+@settings(many, max_examples=100)
+@given(problems())
+def test_what_no_better_solution_uses_leaves_the_relaxation(drawn):
+    """E-nodes go between rounds of cuts, and slack cuts with them; the bound stays one, and rises."""
+    problem = feasible(drawn)
+    best = best_of(problem)
+    relaxation = Relaxation(problem)
+    values = [0.0]
+    while relaxation.solve(Budget()):
+        values.append(relaxation.value)
+        p = relaxation.problem
+        spare = best - relaxation.value + 1e-6
+        keep = detours(p.head, relaxation.duals, p.ptr, p.child, p.n_classes) <= spare
+        keep = usable(p.head, p.ptr, p.child, keep, p.n_classes, p.root)
+        assert best_of(restrict(p, keep)) == pytest.approx(best, **close)
+        relaxation.shrink(keep)
+        assert relaxation.problem.n_nodes == keep.sum() == len(relaxation.x)
+        if not relaxation.tighten(Budget()):
+            break
+    assert values == pytest.approx(sorted(values), rel=1e-6, abs=1e-6)
+    assert values[-1] <= best + 1e-7
+
+
+def test_slack_cuts_leave_the_relaxation():
+    problem = from_egraph(*sums(0, 6, 8))
+    relaxation = Relaxation(problem)
+    everything = np.ones(problem.n_nodes, dtype=bool)
+    relaxation.add_cuts(  # the root e-node and another: never binding
+        np.array([problem.root], dtype=np.int32),
+        np.array([0, 2]),
+        np.array([0, problem.n_nodes - 1], dtype=np.int32),
+    )
+    rows = relaxation.rows
+    for _ in range(PATIENCE):
+        relaxation.solve(Budget())
+        relaxation.shrink(everything)
+        assert relaxation.rows == rows
+    relaxation.solve(Budget())
+    relaxation.shrink(everything)
+    assert relaxation.rows == rows - 1 == relaxation.highs.getNumRow()
 
 
 @many
