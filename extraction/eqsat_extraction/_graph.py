@@ -64,6 +64,26 @@ def members(head: Ints, n_classes: int) -> tuple[Offsets, Ints]:
 
 
 @jit
+def spread(
+    queue: Ints, at: int, size: int,
+    head: Ints, reader_ptr: Offsets, reader: Ints, missing: Offsets, alive: Mask, found: Mask,
+) -> int:  # fmt: skip
+    """Derive e-classes from those in `queue[at:size]`, which are `found`, and put them behind these: how many there are
+    then. `missing` has, of every e-node, how many children are not found."""
+    while at < size:
+        c = queue[at]
+        at += 1
+        for k in range(reader_ptr[c], reader_ptr[c + 1]):
+            i = reader[k]
+            missing[i] -= 1
+            if alive[i] and missing[i] == 0 and not found[head[i]]:
+                found[head[i]] = True
+                queue[size] = head[i]
+                size += 1
+    return size
+
+
+@jit
 def derivable(head: Ints, ptr: Offsets, child: Ints, alive: Mask, n_classes: int) -> Mask:
     """Which e-classes have an acyclic derivation from alive e-nodes."""
     n = len(head)
@@ -78,17 +98,7 @@ def derivable(head: Ints, ptr: Offsets, child: Ints, alive: Mask, n_classes: int
             found[head[i]] = True
             queue[size] = head[i]
             size += 1
-    at = 0
-    while at < size:
-        c = queue[at]
-        at += 1
-        for k in range(reader_ptr[c], reader_ptr[c + 1]):
-            i = reader[k]
-            missing[i] -= 1
-            if alive[i] and missing[i] == 0 and not found[head[i]]:
-                found[head[i]] = True
-                queue[size] = head[i]
-                size += 1
+    spread(queue, 0, size, head, reader_ptr, reader, missing, alive, found)
     return found
 
 

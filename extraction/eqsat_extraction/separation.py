@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._graph import critical_paths, invert, members
+from ._graph import critical_paths, invert, members, spread
 from ._jit import jit
 from .egraph import Floats, Ints, Mask, Offsets
 
@@ -316,16 +316,7 @@ def minimal(
                 found[head[i]] = True
                 queue[size] = head[i]
                 size += 1
-        while at < size:
-            c = queue[at]
-            at += 1
-            for k in range(reader_ptr[c], reader_ptr[c + 1]):
-                j = reader[k]
-                missing[j] -= 1
-                if alive[j] and missing[j] == 0 and not found[head[j]]:
-                    found[head[j]] = True
-                    queue[size] = head[j]
-                    size += 1
+        at = size = spread(queue, at, size, head, reader_ptr, reader, missing, alive, found)
         if q >= 0 and found[target]:
             alive[i] = False
             kept[n_kept] = i
