@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
-from eqsat_deploy.capture.functional import is_mutable, schema_of
+from eqsat_deploy.capture.functional import is_mutable, writes_first
 from eqsat_deploy.capture.simplify import rename_outputs
 
 MADE_LIKE = frozenset(
@@ -34,7 +34,8 @@ def filled(program: ExportedProgram) -> ExportedProgram:
         return program
     for node, memory in reversed(made.writes.items()):
         if memory in whole:
-            node.replace_all_uses_with(_written(node))
+            changed: Any = node.args[0]
+            node.replace_all_uses_with(changed)
             program.graph.erase_node(node)
     for base, memory in made.bases.items():
         if memory in whole:
@@ -73,7 +74,7 @@ class _Made:
             return
         memory = {_memory(self.values[operand]) for operand in node.all_input_nodes if operand in self.values}
         if is_mutable(node):
-            written = _written(node)
+            written: Any = node.args[0] if writes_first(node) else None
             if written in self.values and not self.read & memory and self.is_known(node):
                 self.writes[node] = _memory(self.values[written])
                 self.values[node] = self.run(node)
@@ -105,14 +106,6 @@ class _Made:
             return target(stand_in, *node.args[1:], **node.kwargs)
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__)
         return target(*args, **kwargs)
-
-
-def _written(node: fx.Node) -> Any:
-    """What a call writes to, where that is its first argument alone."""
-    arguments = schema_of(node.target).arguments
-    return (
-        node.args[0] if [a.is_write for a in arguments] == [True] + [False] * (len(arguments) - 1) else None
-    )
 
 
 def _memory(value: Tensor) -> int:

@@ -111,6 +111,12 @@ def is_mutable(node: fx.Node) -> bool:
     return schema is not None and schema.is_mutable
 
 
+def writes_first(node: fx.Node) -> bool:
+    """Whether a call writes to its first argument alone."""
+    first, *others = schema_of(node.target).arguments
+    return first.is_write and not any(other.is_write for other in others)
+
+
 def schema_of(target: Any) -> Any:
     """The schema of an ATen overload or custom operator; None for any other function."""
     return getattr(target, "_schema", None)
@@ -138,8 +144,7 @@ def _has_functional_form(node: fx.Node) -> bool:
     in memory of its own."""
     schema = schema_of(node.target)
     target = functional_target(node.target)
-    written = [a.name for a in schema.arguments if a.is_write]
-    if target is None or written != [schema.arguments[0].name] or len(schema.returns) != 1:
+    if target is None or not writes_first(node) or len(schema.returns) != 1:
         return False
     if any(r.alias_info is not None for r in target._schema.returns):
         return False

@@ -78,9 +78,8 @@ def export(args: argparse.Namespace) -> int:
 
     _check_calibration(args)
     target = find_target(args.target)
-    place = (
-        args.out.parent.parent if args.triton else args.out.parent
-    )  # a repository is made with its first model
+    # A repository is made with its first model.
+    place = args.out.parent.parent if args.triton else args.out.parent
     if not place.is_dir():
         raise InputError(f"--out {args.out}: there is no folder {place}")
     if args.cost == "auto":

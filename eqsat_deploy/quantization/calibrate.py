@@ -46,8 +46,9 @@ def calibrate(
         with torch.no_grad():
             for inputs in _read(batches, call):
                 inputs = tuple(value.to(device) for value in inputs)
+                fast = tuple(map(channels_last, inputs))
                 for module in modules:
-                    module.forward(*map(channels_last, inputs))
+                    module.forward(*fast)
                 held.add(inputs)
                 ranges.add(inputs)
                 count += 1

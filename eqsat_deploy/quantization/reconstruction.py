@@ -73,9 +73,9 @@ def finished(module: fx.GraphModule) -> fx.GraphModule:
     if draft is None:
         return module
     module = copied(module)
-    seen = _observed(module, draft.axes, draft.inputs)
+    seen, device = _observed(module, draft.axes, draft.inputs), device_of(module)
     for target, extremes in seen.items():
-        module.set_submodule(target, first_range(extremes, draft.grid, device_of(module)))
+        module.set_submodule(target, first_range(extremes, draft.grid, device))
     fidelity = reconstruct(module, seen, draft.inputs, draft.grid)
     module.recompile()
     record(module, draft=None, fidelity=fidelity)
@@ -92,9 +92,10 @@ def _observed(
 ) -> dict[str, Extremes]:
     """The extremes in float of what the quantizers named round."""
     seen = {target: Extremes(axis) for target, axis in axes.items()}
+    run = _Observing(module, _exact_layers(module), seen)
     with torch.no_grad():
         for part in _parts(module, inputs):
-            _Observing(module, _exact_layers(module), seen).run(*part)
+            run.run(*part)
     return seen
 
 

@@ -64,6 +64,24 @@ def members(head: Ints, n_classes: int) -> tuple[Offsets, Ints]:
 
 
 @jit
+def leaves(head: Ints, ptr: Offsets, alive: Mask, n_classes: int) -> tuple[Offsets, Mask, Ints, int]:
+    """What `spread` starts from: how many children each e-node lacks, which e-classes are found, those with an alive
+    e-node without children, in a queue, and how many these are."""
+    n = len(head)
+    missing = np.empty(n, dtype=np.int64)
+    found = np.zeros(n_classes, dtype=np.bool_)
+    queue = np.empty(n_classes, dtype=np.int32)
+    size = 0
+    for i in range(n):
+        missing[i] = ptr[i + 1] - ptr[i]
+        if alive[i] and missing[i] == 0 and not found[head[i]]:
+            found[head[i]] = True
+            queue[size] = head[i]
+            size += 1
+    return missing, found, queue, size
+
+
+@jit
 def spread(
     queue: Ints, at: int, size: int,
     head: Ints, reader_ptr: Offsets, reader: Ints, missing: Offsets, alive: Mask, found: Mask,
@@ -86,18 +104,8 @@ def spread(
 @jit
 def derivable(head: Ints, ptr: Offsets, child: Ints, alive: Mask, n_classes: int) -> Mask:
     """Which e-classes have an acyclic derivation from alive e-nodes."""
-    n = len(head)
     reader_ptr, reader = invert(ptr, child, n_classes)
-    missing = np.empty(n, dtype=np.int64)
-    found = np.zeros(n_classes, dtype=np.bool_)
-    queue = np.empty(n_classes, dtype=np.int32)
-    size = 0
-    for i in range(n):
-        missing[i] = ptr[i + 1] - ptr[i]
-        if alive[i] and missing[i] == 0 and not found[head[i]]:
-            found[head[i]] = True
-            queue[size] = head[i]
-            size += 1
+    missing, found, queue, size = leaves(head, ptr, alive, n_classes)
     spread(queue, 0, size, head, reader_ptr, reader, missing, alive, found)
     return found
 

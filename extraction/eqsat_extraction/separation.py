@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._graph import critical_paths, invert, members, spread
+from ._graph import critical_paths, invert, leaves, members, spread
 from ._jit import jit
 from .egraph import Floats, Ints, Mask, Offsets
 
@@ -293,17 +293,8 @@ def minimal(
 
     `alive` (n,) are the e-nodes outside the cut, and in the end those outside the result.
     """
-    n = len(head)
-    missing = np.empty(n, dtype=np.int64)
-    found = np.zeros(n_classes, dtype=np.bool_)
-    queue = np.empty(n_classes, dtype=np.int32)
-    size, at = 0, 0
-    for i in range(n):
-        missing[i] = ptr[i + 1] - ptr[i]
-        if alive[i] and missing[i] == 0 and not found[head[i]]:
-            found[head[i]] = True
-            queue[size] = head[i]
-            size += 1
+    missing, found, queue, size = leaves(head, ptr, alive, n_classes)
+    at = 0
     kept = np.empty(len(cut), dtype=np.int32)
     n_kept = 0
     order = np.argsort(-x[cut], kind="mergesort")
