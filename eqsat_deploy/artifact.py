@@ -17,6 +17,7 @@ import platform
 import shutil
 import stat
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from eqsat_deploy.errors import ArtifactError, EqsatError
 from eqsat_deploy.manifest import ENGINE, FORMAT, WEIGHTS, File, Manifest, decode, encode
+from eqsat_deploy.processors import saturating
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -162,6 +164,27 @@ def read_checked(path: Path) -> tuple[Manifest, dict[str, Any]]:
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error}; {AGAIN}") from error
     return manifest, signature
+
+
+def check_origin(path: Path, manifest: Manifest, device: str, version: str, *, portable: bool) -> None:
+    """Whether the engine of the artifact at `path`, which would run on `device` in `version` of its runtime, was built
+    there; a warning where it was not, `ArtifactError` where it is not `portable`."""
+    differences = [
+        f"{what}: saved {then}, here {now}"
+        for what, then, now in (
+            ("device", manifest.device, device),
+            ("runtime", manifest.versions.engine, version),
+        )
+        if then != now
+    ]
+    if not differences:
+        return
+    message = f"{path} was built elsewhere ({'; '.join(differences)})"
+    rebuild = f"build it again on this machine with `{manifest.rebuild(path)}`"
+    if not portable:
+        raise ArtifactError(f"{message}: {rebuild}, or install the version it was built with")
+    doubt = ", where INT8 made for another may saturate (`eqsat-deploy verify` tells)" if saturating() else ""
+    warnings.warn(f"{message}: it runs, but was not tuned for this machine{doubt}; {rebuild}", stacklevel=4)
 
 
 def _manifest(path: Path) -> bytes:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 from safetensors.torch import load_file
 
-from eqsat_deploy.artifact import BUCKETS, Artifact, read
+from eqsat_deploy.artifact import BUCKETS, check_origin, read
 from eqsat_deploy.bucketed import AXIS, BucketedEngine, read_padding
 from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.errors import ArtifactError
@@ -58,26 +57,7 @@ def load_engine(path: str | Path, engine: type[Engine] | None = None) -> Engine:
             f"{saved.path} needs engine {manifest.engine!r} ({manifest.versions.engine}, built on "
             f"{manifest.device}): {error}"
         ) from error
-    _check_origin(saved, loaded)
+    check_origin(saved.path, manifest, loaded.device, loaded.version, portable=loaded.portable)
     loaded.weights = weights
     loaded.report = manifest.report
     return loaded
-
-
-def _check_origin(saved: Artifact, engine: Engine) -> None:
-    manifest = saved.manifest
-    differences = [
-        f"{what}: saved {then}, here {now}"
-        for what, then, now in (
-            ("device", manifest.device, engine.device),
-            ("runtime", manifest.versions.engine, engine.version),
-        )
-        if then != now
-    ]
-    if not differences:
-        return
-    message = f"{saved.path} was built elsewhere ({'; '.join(differences)})"
-    rebuild = f"build it again on this machine with `{manifest.rebuild(saved.path)}`"
-    if not engine.portable:
-        raise ArtifactError(f"{message}: {rebuild}, or install the version it was built with")
-    warnings.warn(f"{message}: it runs, but was not tuned for this machine; {rebuild}", stacklevel=4)

@@ -67,7 +67,7 @@ def measured(table: str = "auto") -> Measured:
         raise InputError(
             f"cost='measured:{table}': {model.name!r} prices for no engine that could be measured"
         )
-    return Measured(model, find_engine(target.name), target.grid)
+    return Measured(model, find_engine(target.name), target.grid_here)
 
 
 class Measured:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from eqsat_deploy import compiled_cache
 from eqsat_deploy.errors import EngineError, UnknownNameError
-from eqsat_deploy.processors import threads
+from eqsat_deploy.processors import description, threads
 from eqsat_extraction.arguments import whole
 
 Array = NDArray[Any]
@@ -151,6 +151,18 @@ def chosen(options: Mapping[str, Any], name: str) -> str:
 def capabilities() -> list[str]:
     """What OpenVINO computes in on this processor, by its names."""
     return sorted(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+def device() -> str:
+    """The CPU and what OpenVINO computes in on it."""
+    return description(core().get_property("CPU", "FULL_DEVICE_NAME"), *capabilities())
+
+
+def version() -> str:
+    """OpenVINO's, as artifacts have it."""
+    import openvino
+
+    return f"openvino {openvino.__version__.partition('-')[0]}"
 
 
 def reshape(model: Any, shapes: Sequence[Sequence[int | None]], batch: int) -> None:

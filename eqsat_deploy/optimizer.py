@@ -185,7 +185,7 @@ def _form(
         kept = replace(plain, solution=replace(plain.solution, bound=searched.solution.bound))
     placed = {
         "target": target and target.name,
-        "grid": target and target.grid,
+        "grid": target and target.grid_here,
         "samples": samples_of(captured.call.inputs, captured.tensors),
     }
     tuning = None

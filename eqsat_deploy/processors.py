@@ -26,6 +26,12 @@ def threads(options: Mapping[str, Any]) -> int:
     return min(whole("threads", options.get("threads", 0), least=0), os.cpu_count() or 1)
 
 
+def description(name: str, *facts: str) -> str:
+    """A processor as artifacts have it: what computes the same has the same."""
+    known = (platform.machine(), *facts, *(("INT8 added in 16 bits",) if saturating() else ()))
+    return f"{name} ({', '.join(known)})"
+
+
 def cpu() -> tuple[str, set[str]]:
     """Its name and the flags of its features, as Linux lists them; empty elsewhere."""
     info = Path("/proc/cpuinfo")
@@ -36,3 +42,14 @@ def cpu() -> tuple[str, set[str]]:
         key, _, value = line.partition(":")
         fields.setdefault(key.strip().lower(), value.strip())
     return fields.get("model name", ""), set(fields.get("flags", fields.get("features", "")).split())
+
+
+def saturating() -> bool:
+    """Whether INT8 kernels add the products of unsigned and signed bytes two by two in 16 bits, which saturate, as
+    x86's VPMADDUBSW does: they do where there is no instruction that adds four of them in 32 bits (VNNI).
+
+    Of OpenVINO 2026.4.1 (oneDNN) and ONNX Runtime 1.32 it was seen on an AMD Zen 3. Signed activations are shifted by
+    128 there, and saturate like unsigned ones; depthwise convolutions add in 32 bits.
+    """
+    _, features = cpu()
+    return "avx2" in features and not features & {"avx512_vnni", "avx_vnni"}

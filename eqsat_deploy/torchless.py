@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import warnings
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eqsat_deploy import compiled_cache
-from eqsat_deploy.artifact import read_checked
+from eqsat_deploy import compiled_cache, openvino_compiled
+from eqsat_deploy.artifact import check_origin, read_checked
 from eqsat_deploy.errors import ArtifactError, EngineError, InputError
 from eqsat_deploy.manifest import ENGINE, Leaf, Manifest, Nested, Structure, Written
 from eqsat_deploy.openvino_compiled import Compiled, core
-from eqsat_deploy.processors import threads
+from eqsat_deploy.processors import description, threads
 from eqsat_deploy.record import Record
 from eqsat_extraction.arguments import checked
 
@@ -126,15 +125,10 @@ def load(path: str | Path) -> ArrayEngine:
             f"{path} needs torch: engines of {manifest.engine!r} run with it alone; pip install torch"
         )
     try:
-        version, run = start(path / ENGINE, manifest)
+        device, version, run = start(path / ENGINE, manifest)
     except Exception as error:  # whatever a runtime raises for files that it did not write
         raise ArtifactError(f"{path} needs {manifest.versions.engine}: {error}") from error
-    if version != manifest.versions.engine:
-        warnings.warn(
-            f"{path} was built with {manifest.versions.engine}, here is {version}: it runs, but was not tuned for "
-            f"this; build it again with `{manifest.rebuild(path)}`",
-            stacklevel=2,
-        )
+    check_origin(path, manifest, device, version, portable=True)
     engine = ArrayEngine(manifest, run)
     try:
         engine._pack([np.zeros(())] * engine.results)
@@ -143,17 +137,16 @@ def load(path: str | Path) -> ArrayEngine:
     return engine
 
 
-def _openvino(folder: Path, manifest: Manifest) -> tuple[str, Run]:
-    import openvino
-
+def _openvino(folder: Path, manifest: Manifest) -> tuple[str, str, Run]:
+    """Its device, its version and how it runs."""
     model = core().read_model(folder / "model.xml")
     shapes = [_shape(leaf) for leaf in _inputs(manifest)]
     digest = compiled_cache.digest([folder / "model.xml", folder / "model.bin"])
     compiled = Compiled(model, shapes, manifest.signature.batch.typical, manifest.options, digest)
-    return f"openvino {openvino.__version__.partition('-')[0]}", compiled.run
+    return openvino_compiled.device(), openvino_compiled.version(), compiled.run
 
 
-def _onnxruntime(folder: Path, manifest: Manifest) -> tuple[str, Run]:
+def _onnxruntime(folder: Path, manifest: Manifest) -> tuple[str, str, Run]:
     """As `engines.onnxruntime`."""
     import onnxruntime
 
@@ -173,10 +166,10 @@ def _onnxruntime(folder: Path, manifest: Manifest) -> tuple[str, Run]:
         found: list[Array] = session.run(None, given)
         return found
 
-    return onnxruntime.__version__, run
+    return description("CPU"), onnxruntime.__version__, run
 
 
-RUNTIMES: Mapping[str, Callable[[Path, Manifest], tuple[str, Run]]] = {
+RUNTIMES: Mapping[str, Callable[[Path, Manifest], tuple[str, str, Run]]] = {
     "openvino": _openvino,
     "onnxruntime": _onnxruntime,
 }

@@ -17,7 +17,7 @@ from eqsat_deploy.engines.base import Engine, Layer, check_options
 from eqsat_deploy.engines.onnx import ONNXRUNTIME, Lane, export_onnx, missing_packages, nodes_of
 from eqsat_deploy.engines.onnx.written import as_written
 from eqsat_deploy.errors import EngineError
-from eqsat_deploy.processors import threads
+from eqsat_deploy.processors import description, threads
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -104,8 +104,8 @@ class ONNXRuntimeEngine(Engine):
 
     @property
     def device(self) -> str:
-        """Always the CPU; the file runs on any."""
-        return "CPU"
+        """The kind of CPU; the file runs on any."""
+        return description("CPU")
 
     @property
     def version(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,15 @@ from eqsat_deploy.engines.base import Engine, Layer, check_options
 from eqsat_deploy.engines.openvino_files import join_constants
 from eqsat_deploy.engines.program import composites, export_program, node_origins, prepared, traced
 from eqsat_deploy.errors import EngineError
-from eqsat_deploy.openvino_compiled import ANY, OPTIONS, Compiled, capabilities, core, reshape
+from eqsat_deploy.openvino_compiled import (
+    ANY,
+    OPTIONS,
+    Compiled,
+    core,
+    device,
+    reshape,
+    version,
+)
 
 if TYPE_CHECKING:
     from eqsat_deploy.quantization.fake_quantize import FakeQuantize
@@ -145,15 +152,12 @@ class OpenVINOEngine(Engine):
     @property
     def device(self) -> str:
         """The CPU's name and what OpenVINO can compute in on it."""
-        name = core().get_property("CPU", "FULL_DEVICE_NAME")
-        return f"{name} ({platform.machine()}; {', '.join(capabilities())})"
+        return device()
 
     @property
     def version(self) -> str:
         """OpenVINO's version."""
-        import openvino
-
-        return f"openvino {openvino.__version__.partition('-')[0]}"
+        return version()
 
     @property
     def computes(self) -> torch.dtype:

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from eqsat_deploy.deployment import FreeScale, Scaled, Taking
 from eqsat_deploy.language.normalization import Standardize
-from eqsat_deploy.quantization.fake_quantize import FakeQuantize, Layer
+from eqsat_deploy.quantization.fake_quantize import Layer
 
 Owner = TypeVar("Owner", bound=nn.Module)
 
@@ -110,5 +110,5 @@ def taken_in(layer: Owner, taking: Taking, scale: Tensor) -> Owner:
         if name == "bias" and isinstance(correction, Tensor):
             clone.correction = formula.value(given | {"bias": correction})
     if isinstance(clone, Layer):
-        clone.weight_quantizer = FakeQuantize.of_weight(clone.weight, clone.weight_quantizer.axis or 0)
+        clone.weight_quantizer = clone.weight_quantizer.fitted(clone.weight)
     return clone

@@ -31,6 +31,8 @@ class FakeQuantize(nn.Module):
         ceiling: what the values would be clipped at did they not round to less, in a shape that broadcasts over them;
             None where nothing was clipped.
         axis: the channel axis, None for one scale per tensor.
+        groups: into which a weight's inputs fall, where the products of two neighbours must not saturate 16 bits; None
+            where they may be of any size.
     """
 
     scale: Tensor | None
@@ -48,6 +50,7 @@ class FakeQuantize(nn.Module):
         high: int = 127,
         zero_point: int = 0,
         axis: int | None = None,
+        groups: int | None = None,
         learnable: bool = False,
     ) -> None:
         super().__init__()
@@ -58,7 +61,7 @@ class FakeQuantize(nn.Module):
         self.register_buffer("low", torch.tensor(low, dtype=torch.int32, device=scale.device))
         self.register_buffer("high", torch.tensor(high, dtype=torch.int32, device=scale.device))
         self.register_buffer("ceiling", None)
-        self.axis = axis
+        self.axis, self.groups = axis, groups
 
     @classmethod
     def of_grid(cls, grid: Grid, *, learnable: bool = False) -> Self:
@@ -72,17 +75,36 @@ class FakeQuantize(nn.Module):
         )
 
     @classmethod
-    def of_weight(cls, weight: Tensor, axis: int, *, learnable: bool = False) -> Self:
-        """One scale per output channel, the largest magnitude on code 127.
+    def of_weight(
+        cls, weight: Tensor, axis: int, *, groups: int | None = None, learnable: bool = False
+    ) -> Self:
+        """One scale per output channel, the largest magnitude on code 127; or, where inputs fall into `groups`, of
+        which neighbours must not saturate 16 bits together, what the magnitudes of two add up to.
 
         With that scale code -128 is never reached, so the range is narrow in effect, as symmetric kernels
         want it, while the bounds stay those of the INT8 type, which is what exporters accept.
         """
-        others = [d for d in range(weight.dim()) if d != axis % weight.dim()]
-        peak = weight.detach().abs().amax(dim=others).float()
+        axis %= weight.dim()
+        peak = peaks(weight.detach().float(), axis, groups)
         # A channel of zeros is represented by any scale.
         scale = torch.where(peak > 0, (peak / 127).clamp_min(1e-12), torch.ones_like(peak))
-        return cls(scale, axis=axis % weight.dim(), learnable=learnable)
+        return cls(scale, axis=axis, groups=groups, learnable=learnable)
+
+    def fitted(self, weight: Tensor) -> Self:
+        """What this is of another weight in the place of its own."""
+        assert self.axis is not None
+        return type(self).of_weight(weight, self.axis, groups=self.groups)
+
+    def widen(self, weight: Tensor) -> None:
+        """Make the scales as great as `weight`, which may have been trained, needs for no neighbours to saturate."""
+        if self.groups is None:
+            return
+        least = self.fitted(weight).step
+        with torch.no_grad():
+            if self.log_scale is not None:
+                self.log_scale.clamp_min_(least.log())
+            elif self.scale is not None:
+                self.scale.clamp_min_(least)
 
     def exact(self) -> nn.Module:
         """What stands for it without rounding."""
@@ -146,6 +168,35 @@ class FakeQuantize(nn.Module):
         return f"{kind}, scale={float(self.step):.6g}, zero_point={int(self.zero_point)}"
 
 
+def peaks(weight: Tensor, axis: int, groups: int | None) -> Tensor:
+    """What code 127 is to stand for in every channel of `weight` along `axis`: the greatest magnitude where `groups` is
+    None.
+
+    Else codes of activations, up to 255, are multiplied by those of two neighbouring inputs and added in 16 bits: as
+    codes are rounded, no two of one sign may then be over 128 together, which is 127 and a half twice. Neighbours are
+    the inputs 2n and 2n + 1 of a group at one position of the window (oneDNN), or in the window unrolled, inputs last
+    (ONNX Runtime); depthwise kernels have none.
+    """
+    inputs = 1 if axis == 0 else axis - 1
+    if groups is None or (groups > 1 and weight.shape[inputs] // (groups if axis else 1) == 1):
+        return weight.abs().amax([dim for dim in range(weight.dim()) if dim != axis])
+    lines = weight.movedim((axis, inputs), (0, -1))
+    if axis != 0:  # a transposed convolution's inputs are those of all groups
+        lines = lines.reshape(*lines.shape[:-1], groups, -1).movedim(-2, 1)
+    unrolled = lines.flatten(1)
+    found = [_pairs(unrolled).flatten(1).amax(1)]
+    if lines.shape[-1] % 2:
+        found.append(_pairs(lines).flatten(1).amax(1))
+    return torch.stack(found).amax(0)
+
+
+def _pairs(lines: Tensor) -> Tensor:
+    """The magnitude of what two neighbours along the last axis add up to, of either sign alone, the greater."""
+    even = F.pad(lines, (0, lines.shape[-1] % 2))
+    even = even.reshape(*even.shape[:-1], -1, 2)
+    return torch.maximum(even.clamp_min(0).sum(-1), -even.clamp_max(0).sum(-1))
+
+
 class Clipped(nn.Module):
     """Clips values from above, at its buffer `ceiling`."""
 
@@ -182,7 +233,7 @@ class QuantizedConv2d(nn.Conv2d):
     weight_quantizer: FakeQuantize
 
     @classmethod
-    def from_float(cls, module: nn.Conv2d, *, learnable: bool = False) -> QuantizedConv2d:
+    def from_float(cls, module: nn.Conv2d, *, saturating: bool = False) -> QuantizedConv2d:
         """Takes over `module`'s parameters."""
         quantized = cls(
             module.in_channels,
@@ -196,7 +247,7 @@ class QuantizedConv2d(nn.Conv2d):
             module.padding_mode,
             device="meta",
         )
-        return _take_over(quantized, module, axis=0, learnable=learnable)
+        return _take_over(quantized, module, 0, module.groups if saturating else None)
 
     def forward(self, input: Tensor) -> Tensor:
         """What `nn.Conv2d` computes, with the rounded weight."""
@@ -210,7 +261,7 @@ class QuantizedConvTranspose2d(nn.ConvTranspose2d):
     weight_quantizer: FakeQuantize
 
     @classmethod
-    def from_float(cls, module: nn.ConvTranspose2d, *, learnable: bool = False) -> QuantizedConvTranspose2d:
+    def from_float(cls, module: nn.ConvTranspose2d, *, saturating: bool = False) -> QuantizedConvTranspose2d:
         """Takes over `module`'s parameters."""
         quantized = cls(
             module.in_channels,
@@ -225,7 +276,7 @@ class QuantizedConvTranspose2d(nn.ConvTranspose2d):
             module.padding_mode,
             device="meta",
         )
-        return _take_over(quantized, module, axis=1, learnable=learnable)
+        return _take_over(quantized, module, 1, module.groups if saturating else None)
 
     def forward(self, input: Tensor) -> Tensor:  # type: ignore[override]
         """What `nn.ConvTranspose2d` computes, with the rounded weight; `output_size` is not supported."""
@@ -248,10 +299,10 @@ class QuantizedLinear(nn.Linear):
     weight_quantizer: FakeQuantize
 
     @classmethod
-    def from_float(cls, module: nn.Linear, *, learnable: bool = False) -> QuantizedLinear:
+    def from_float(cls, module: nn.Linear, *, saturating: bool = False) -> QuantizedLinear:
         """Takes over `module`'s parameters."""
         quantized = cls(module.in_features, module.out_features, module.bias is not None, device="meta")
-        return _take_over(quantized, module, axis=0, learnable=learnable)
+        return _take_over(quantized, module, 0, 1 if saturating else None)
 
     def forward(self, input: Tensor) -> Tensor:
         """What `nn.Linear` computes, with the rounded weight."""
@@ -293,8 +344,8 @@ def channel_axis(layer: nn.Module) -> int:
     return -1 if isinstance(layer, nn.Linear) else 1
 
 
-def _take_over(quantized: M, module: nn.Module, *, axis: int, learnable: bool) -> M:
+def _take_over(quantized: M, module: nn.Module, axis: int, groups: int | None) -> M:
     quantized.weight = module.weight  # type: ignore[assignment]
     quantized.bias = module.bias  # type: ignore[assignment]
-    quantized.weight_quantizer = FakeQuantize.of_weight(quantized.weight, axis, learnable=learnable)
+    quantized.weight_quantizer = FakeQuantize.of_weight(quantized.weight, axis, groups=groups)
     return quantized.train(module.training)

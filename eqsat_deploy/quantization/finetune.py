@@ -14,7 +14,7 @@ from eqsat_deploy.calling import arguments
 from eqsat_deploy.deployment import call_of, device_of
 from eqsat_deploy.errors import InputError, QuantizationError
 from eqsat_deploy.quantization.calibrate import read_batch
-from eqsat_deploy.quantization.fake_quantize import FakeQuantize
+from eqsat_deploy.quantization.fake_quantize import FakeQuantize, Layer
 from eqsat_extraction.arguments import checked, finite, whole
 
 
@@ -67,6 +67,7 @@ def distilling(
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(held))
+    layers = [layer for layer in student.modules() if isinstance(layer, Layer)]
     for _ in range(epochs):
         for inputs in held:
             loss = distance(student, teacher, [value.to(device) for value in inputs])
@@ -76,6 +77,8 @@ def distilling(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
+            for layer in layers:
+                layer.weight_quantizer.widen(layer.weight)
         yield
 
 

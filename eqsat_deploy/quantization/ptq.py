@@ -29,6 +29,7 @@ from eqsat_deploy.deployment import (
 from eqsat_deploy.errors import QuantizationError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.noise import Fidelity
+from eqsat_deploy.processors import saturating
 from eqsat_deploy.quantization.calibrate import SAMPLE, calibrate, enough
 from eqsat_deploy.quantization.fake_quantize import (
     FakeQuantize,
@@ -47,13 +48,20 @@ from eqsat_deploy.quantization.precision import (
     with_floats,
     without_float_operands,
 )
-from eqsat_deploy.quantization.reconstruction import Choices, Draft, first_range, reconstruct
+from eqsat_deploy.quantization.reconstruction import (
+    Choices,
+    Draft,
+    first_range,
+    halve_second_operands,
+    reconstruct,
+)
 from eqsat_deploy.quantization.sensitivity import outputs_of, ranked
 from eqsat_deploy.quantization.tuning import TUNED, tuned
 from eqsat_deploy.stages import Stages
 from eqsat_extraction.arguments import checked, instance
 
 ANY_GRID = IntegerGrid(unsigned=True, asymmetric=True, channels=True)
+"""Where a module has no target; what this machine cannot compute is left out."""
 EFFORTS = ("fast", "balanced", "best")
 
 KEPT = 32 * 2**20
@@ -119,7 +127,7 @@ def quantize(
         )
     plain = comparable(module)
     known = deployment(module)
-    grid = grid or known.grid or ANY_GRID
+    grid = grid or known.grid or replace(ANY_GRID, saturating=saturating())
     make_observer = _observer_factory(observer)
     budget = AccuracyBudget(accuracy_budget) if isinstance(accuracy_budget, float | int) else accuracy_budget
     both = (module,) if plain is None or effort == "best" else (module, plain)
@@ -268,9 +276,11 @@ class _Watched:
         device = device_of(self.module)
         for target, observer in observers.items():
             setattr(self.module, target, first_range(observer, self.grid, device))
+        if self.grid.saturating:
+            halve_second_operands(self.module)
         for kernel in self.placement.kernels:
             if kernel.precision == "int8":
-                _quantize_weight(self.module, self.nodes[kernel.anchor], kernel.channels)
+                _quantize_weight(self.module, self.nodes[kernel.anchor], kernel.channels, self.grid)
         return {target: seen for target, seen in observers.items() if isinstance(seen, Extremes)}
 
 
@@ -391,7 +401,7 @@ def _sharing(placement: Placement, grid: IntegerGrid) -> list[list[Quantizer]]:
     return list(groups.values())
 
 
-def _quantize_weight(module: fx.GraphModule, anchor: fx.Node, axis: int | None) -> None:
+def _quantize_weight(module: fx.GraphModule, anchor: fx.Node, axis: int | None, grid: IntegerGrid) -> None:
     """Make an int8 kernel's anchor round its weight; anchors without one (pool, add) need nothing."""
     if anchor.op == "call_module":
         target = str(anchor.target)
@@ -402,11 +412,11 @@ def _quantize_weight(module: fx.GraphModule, anchor: fx.Node, axis: int | None) 
             case QuantizedConv2d() | QuantizedConvTranspose2d() | QuantizedLinear():
                 return  # another call of the same layer
             case nn.Conv2d():
-                replacement = QuantizedConv2d.from_float(child)
+                replacement = QuantizedConv2d.from_float(child, saturating=grid.saturating)
             case nn.ConvTranspose2d():
-                replacement = QuantizedConvTranspose2d.from_float(child)
+                replacement = QuantizedConvTranspose2d.from_float(child, saturating=grid.saturating)
             case nn.Linear():
-                replacement = QuantizedLinear.from_float(child)
+                replacement = QuantizedLinear.from_float(child, saturating=grid.saturating)
             case _:
                 return
         setattr(module.get_submodule(parent), name, replacement)
@@ -415,7 +425,9 @@ def _quantize_weight(module: fx.GraphModule, anchor: fx.Node, axis: int | None) 
     if axis is None or not isinstance(weight, fx.Node) or weight.op != "get_attr":
         return
     target = f"{anchor.name}_weight_quantizer"
-    fake = FakeQuantize.of_weight(_attribute(module, str(weight.target)), axis)
+    fake = FakeQuantize.of_weight(
+        _attribute(module, str(weight.target)), axis, groups=1 if grid.saturating else None
+    )
     module.add_submodule(target, fake)
     with module.graph.inserting_before(anchor):
         anchor.replace_input_with(

@@ -76,6 +76,8 @@ def finished(module: fx.GraphModule) -> fx.GraphModule:
     seen, device = _observed(module, draft.axes, draft.inputs), device_of(module)
     for target, extremes in seen.items():
         module.set_submodule(target, first_range(extremes, draft.grid, device))
+    if draft.grid.saturating:
+        halve_second_operands(module)
     fidelity = reconstruct(module, seen, draft.inputs, draft.grid)
     module.recompile()
     record(module, draft=None, fidelity=fidelity)
@@ -85,6 +87,36 @@ def finished(module: fx.GraphModule) -> fx.GraphModule:
 def first_range(observer: Observer, grid: IntegerGrid, device: torch.device) -> FakeQuantize:
     """What is seen, whole: zero points are worth their price only where the error says so, which `reconstruct` sees."""
     return FakeQuantize.of_grid(observer.grid(symmetric=True, unsigned=grid.unsigned)).to(device)
+
+
+def second_operands(module: fx.GraphModule) -> set[str]:
+    """The quantizers of what INT8 products of two activations read second, by their names."""
+    nodes = {node.name: node for node in module.graph.nodes}
+    placed = deployment(module).placement.kernels
+    anchors = [
+        nodes[kernel.anchor]
+        for kernel in placed
+        if kernel.precision == "int8" and kernel.channels is not None
+    ]
+    found = set()
+    for anchor in anchors:
+        read = anchor.args[1] if len(anchor.args) > 1 else None
+        while isinstance(read, fx.Node) and read.op != "call_module" and len(read.all_input_nodes) == 1:
+            (read,) = read.all_input_nodes
+        if isinstance(read, fx.Node) and read.op == "call_module":
+            child = module.get_submodule(str(read.target))
+            if isinstance(child, FakeQuantize) and child.axis is None:
+                found.add(str(read.target))
+    return found
+
+
+def halve_second_operands(module: fx.GraphModule) -> None:
+    """Spend half of the codes on what calibration has seen of the second operands of products, where they take the
+    place of weights: no two of them saturate 16 bits then, at least within what was seen."""
+    for target in second_operands(module):
+        fake = module.get_submodule(target)
+        assert isinstance(fake, FakeQuantize)
+        fake.scale = 2 * fake.step
 
 
 def _observed(
@@ -218,6 +250,9 @@ def reconstruct(
         How near the outputs on the sample are to those in float.
     """
     choices = {} if choices is None else choices
+    if grid.saturating:
+        settled = second_operands(module)
+        seen = {target: extremes for target, extremes in seen.items() if target not in settled}
     sample = _Sample(module, _parts(module, inputs))
     calls = Counter(str(node.target) for node in module.graph.nodes if node.op == "call_module")
     scales = {scale.tensor: scale for scale in deployment(module).placement.scales}

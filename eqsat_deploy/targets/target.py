@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,6 +45,7 @@ class Target:
         rank: the order of preference among targets that a machine can build, the lowest first.
         grid: the codes of activations that its kernels read.
         cost_options: what the cost models are made with on the machine at hand, its device for instance.
+        saturates: whether the machine at hand adds products in 16 bits (`IntegerGrid.saturating`).
         triton: how Triton serves it, None where it does not.
     """
 
@@ -53,6 +54,7 @@ class Target:
     rank: int
     grid: IntegerGrid
     cost_options: Callable[[], Mapping[str, Any]] = dict
+    saturates: Callable[[], bool] = bool
     triton: Triton | None = None
 
     def __post_init__(self) -> None:
@@ -63,6 +65,11 @@ class Target:
     def name(self) -> str:
         """What it is found by: the name of its engine and of its entry point."""
         return self.engine.name
+
+    @property
+    def grid_here(self) -> IntegerGrid:
+        """`grid` as the kernels of the machine at hand read it."""
+        return replace(self.grid, saturating=self.saturates())
 
     @property
     def float_dtype(self) -> torch.dtype:

@@ -26,7 +26,7 @@ from eqsat_extraction.cost_models.roofline import attention_parts, gemm
 from eqsat_extraction.kernel import WEIGHTED, Epilogue, Kernel, Kind
 
 # Flags of CPUs, as Linux lists them, that a table of prices was fitted on, the fastest first.
-TABLES = ("amx_int8", "avx512_vnni")
+TABLES = ("amx_int8", "avx512_vnni", "avx2")
 DEFAULT = "avx512_vnni"
 # The row of the table that prices a kind of kernel, and those of operators that were measured on their own.
 ROWS = {

@@ -141,13 +141,15 @@ def test_integer_grids_are_what_the_kernels_read() -> None:
     ("features", "table"),
     [
         ({"avx512_vnni", "amx_int8"}, "amx_int8"),
-        ({"avx512_vnni"}, "avx512_vnni"),
+        ({"avx512_vnni", "avx2"}, "avx512_vnni"),
+        ({"avx2"}, "avx2"),
+        ({"avx2", "avx_vnni"}, openvino_costs.DEFAULT),
         ({"sse2"}, openvino_costs.DEFAULT),
     ],
 )
 def test_openvino_prices_for_the_instructions_of_the_machine(monkeypatch, features, table):
     monkeypatch.delenv("EQSAT_DEPLOY_CPU")
-    monkeypatch.setattr("eqsat_deploy.targets.openvino.cpu", lambda: ("some CPU", features))
+    monkeypatch.setattr("eqsat_deploy.processors.cpu", lambda: ("some CPU", features))
     assert find_cost("openvino_int8") == openvino_costs.openvino_int8(table)
     assert find_cost("openvino_fp32") == openvino_costs.openvino_fp32(table)
 
@@ -156,5 +158,5 @@ def test_openvino_prices_for_another_cpu_where_one_is_named(monkeypatch):
     monkeypatch.setenv("EQSAT_DEPLOY_CPU", "amx_int8")
     assert find_cost("openvino_int8") == openvino_costs.openvino_int8("amx_int8")
     monkeypatch.setenv("EQSAT_DEPLOY_CPU", "z80")
-    with pytest.raises(CostModelError, match=r"z80.*there are amx_int8, avx512_vnni"):
+    with pytest.raises(CostModelError, match=r"z80.*there are amx_int8, avx512_vnni, avx2"):
         find_cost("openvino_int8")
