@@ -19,6 +19,7 @@ import stat
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from eqsat_deploy.errors import ArtifactError, EqsatError
+from eqsat_deploy.hashing import hashing, remembered, sha256
 from eqsat_deploy.manifest import ENGINE, FORMAT, WEIGHTS, File, Manifest, decode, encode
 from eqsat_deploy.processors import saturating
 
@@ -101,7 +103,7 @@ def save(engine: Saved, path: str | Path, files: Path | None = None) -> None:
             "options": dict(engine.options),
             "report": engine.report,
             "files": {
-                file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+                file.relative_to(folder).as_posix(): {"bytes": file.stat().st_size, "sha256": sha256(file)}
                 for file in sorted(folder.rglob("*"))
                 if file.is_file()
             },
@@ -134,7 +136,14 @@ class Artifact:
 
 
 def read(path: str | Path) -> Artifact:
-    """The artifact at `path`: everything that can be known of it without its engine, checked.
+    """The artifact at `path`: everything that can be known of it without its engine, checked; raises as `opened`."""
+    with opened(path) as saved:
+        return saved
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[Artifact]:
+    """`read`, where the weights are hashed while the block does something else: it ends when they are checked, too.
 
     Sizes are compared before anything is hashed, and hashes before anything is read. Files beside those of an
     artifact are ignored and never read; one that is not listed among the engine's own is an error.
@@ -145,25 +154,38 @@ def read(path: str | Path) -> Artifact:
     from eqsat_deploy.deployment import Signature
 
     path = Path(path)
-    manifest, signature = read_checked(path)
+    with checking(path) as (manifest, written):
+        try:
+            signature = Signature.from_json(written)
+        except Exception as error:  # a class that the schema knows by name only refuses what it is given
+            raise ArtifactError(f"{path / MANIFEST}: signature: {error}; save the artifact again") from error
+        yield Artifact(path, manifest, signature)
+
+
+@contextmanager
+def checking(path: Path) -> Iterator[tuple[Manifest, dict[str, Any]]]:
+    """The manifest of the artifact at `path` and its signature as JSON, after the engine's files were checked; the
+    weights are when the block ends. Needs no torch; raises as `opened` does."""
     try:
-        return Artifact(path, manifest, Signature.from_json(signature))
-    except Exception as error:  # a class that the schema knows by name only refuses what it is given
-        raise ArtifactError(f"{path / MANIFEST}: signature: {error}; save the artifact again") from error
+        manifest, signature = decode(_manifest(path), path / MANIFEST)
+        _check_sizes(path, manifest.files)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error}; {AGAIN}") from error
+    names = sorted(manifest.files, key=WEIGHTS.__eq__)  # the weights last
+    with hashing(path / name for name in names) as hashes:
+        found = dict(zip(names, hashes, strict=True))
+        weights = {name: found.pop(name) for name in (WEIGHTS,) if name in found}
+        _check_hashes(path, manifest.files, found)
+        with remembered({path / name: hashed.result() for name, hashed in found.items()}):
+            yield manifest, signature
+        _check_hashes(path, manifest.files, weights)
 
 
 def read_checked(path: Path) -> tuple[Manifest, dict[str, Any]]:
-    """The manifest of the artifact at `path` and its signature as JSON, after its files were checked; needs no torch.
-
-    Raises:
-        ArtifactError: as `read` does.
-    """
-    try:
-        manifest, signature = decode(_manifest(path), path / MANIFEST)
-        _check_files(path, manifest.files)
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error}; {AGAIN}") from error
-    return manifest, signature
+    """The manifest of the artifact at `path` and its signature as JSON, after its files were checked; needs no torch,
+    and raises as `opened` does."""
+    with checking(path) as read:
+        return read
 
 
 def check_origin(path: Path, manifest: Manifest, device: str, version: str, *, portable: bool) -> None:
@@ -210,7 +232,7 @@ def _manifest(path: Path) -> bytes:
     return text
 
 
-def _check_files(path: Path, files: Mapping[str, File]) -> None:
+def _check_sizes(path: Path, files: Mapping[str, File]) -> None:
     for name, expected in files.items():
         if not os.path.lexists(path / name):
             raise ArtifactError(f"{path / name} is missing: copy the whole directory again")
@@ -222,8 +244,15 @@ def _check_files(path: Path, files: Mapping[str, File]) -> None:
         listed = found.is_dir() or found.relative_to(path).as_posix() in files
         if found.is_symlink() or not listed:
             raise ArtifactError(f"{found} is a link or not listed in {MANIFEST}: remove it, or {AGAIN}")
-    for name, expected in files.items():
-        if _sha256(path / name) != expected.sha256:
+
+
+def _check_hashes(path: Path, files: Mapping[str, File], found: Mapping[str, Future[str]]) -> None:
+    for name, hashed in found.items():
+        try:
+            same = hashed.result() == files[name].sha256
+        except OSError as error:
+            raise ArtifactError(f"{path} cannot be read: {error}; {AGAIN}") from error
+        if not same:
             raise ArtifactError(f"{path / name} is not what was saved (SHA-256 differs): {AGAIN}")
 
 
@@ -291,8 +320,3 @@ def _replace(folder: Path, path: Path) -> None:
         aside.rename(path)
         raise
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,6 +1,6 @@
 """Compiled models kept on disk, so that loading an artifact again compiles nothing.
 
-One file for each: a SHA-256 of what follows, and what follows. Its name is a hash of everything that the compiled model
+One file for each: a hash of what follows, and what follows. Its name is a hash of everything that the compiled model
 depends on, so that another model, runtime, processor or option finds nothing rather than something old. Files appear
 under their name when they are whole, and what does not hash to what it says is not read: any number of processes may
 use a folder at once, and one may stop at any moment.
@@ -17,10 +17,12 @@ import platform
 import tempfile
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from mmap import ACCESS_COPY, mmap
 from pathlib import Path
 from typing import Any
 
 from eqsat_deploy.cache import root
+from eqsat_deploy.hashing import hashing, of_bytes
 from eqsat_deploy.processors import available
 
 MOST = 4 << 30
@@ -36,11 +38,8 @@ def folder() -> Path | None:
 
 def digest(files: Iterable[Path]) -> str:
     """A hash over the contents of `files`, in their order."""
-    found = []
-    for file in files:
-        with file.open("rb") as stream:
-            found.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return "".join(found)
+    with hashing(files) as hashes:
+        return "".join(each.result() for each in hashes)
 
 
 def key(**facts: Any) -> str:
@@ -49,17 +48,19 @@ def key(**facts: Any) -> str:
     return hashlib.sha256(written.encode()).hexdigest()
 
 
-def read(name: str) -> bytes | None:
-    """What was written under `name`; None where nothing was, or it is damaged."""
+def read(name: str) -> memoryview | None:
+    """What was written under `name`, mapped; None where nothing was, or it is damaged. It may be written to, which
+    changes no file."""
     if (where := folder()) is None:
         return None
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # an empty file cannot be mapped
         file = where / f"{name}.blob"
         with file.open("rb") as stream:
-            expected, content = stream.read(DIGEST), stream.read()
-        if hashlib.sha256(content).digest() == expected:
+            # Files are replaced and removed, never changed, so what is mapped stays what it is.
+            content = memoryview(mmap(stream.fileno(), 0, access=ACCESS_COPY))
+        if of_bytes(content[DIGEST:]) == content[:DIGEST]:
             os.utime(file)
-            return content
+            return content[DIGEST:]
     return None
 
 
@@ -72,7 +73,7 @@ def write(name: str, content: bytes) -> None:
         number, partial = tempfile.mkstemp(dir=where)
         try:
             with os.fdopen(number, "wb") as stream:
-                stream.write(hashlib.sha256(content).digest())
+                stream.write(of_bytes(memoryview(content)))
                 stream.write(content)
             os.replace(partial, where / f"{name}.blob")
         except BaseException:

@@ -124,7 +124,8 @@ def _cpu() -> Finding:
         return Finding("CPU", OK, f"{detail}, INT8 by {', '.join(features)}")
     return Finding(
         "CPU", MISSING, f"{detail}, no INT8 instructions seen",
-        "INT8 engines run here without their speed; measure on a CPU with VNNI, AMX or ARM dot products",
+        "INT8 engines gain little here, and codes of weights are kept smaller; measure on a CPU with VNNI, AMX or ARM "
+        "dot products",
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from eqsat_deploy.artifact import BUCKETS, check_origin, read
+from eqsat_deploy.artifact import BUCKETS, check_origin, opened
 from eqsat_deploy.bucketed import AXIS, BucketedEngine, read_padding
 from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.errors import ArtifactError
@@ -40,24 +40,23 @@ def load_engine(path: str | Path, engine: type[Engine] | None = None) -> Engine:
     `ArtifactError`: not an artifact, a file missing or changed, made for another device or version by an
     engine that cannot move between them, or an engine this machine cannot run. An engine that can move warns.
     """
-    saved = read(path)
-    manifest = saved.manifest
+    with opened(path) as saved:
+        manifest = saved.manifest
+        try:
+            loaded = (engine or find_engine(manifest.engine)).load_files(
+                saved.path / ENGINE, saved.signature, manifest.options
+            )
+        except Exception as error:  # whatever a runtime raises for files that it did not write
+            raise ArtifactError(
+                f"{saved.path} needs engine {manifest.engine!r} ({manifest.versions.engine}, built on "
+                f"{manifest.device}): {error}"
+            ) from error
+        check_origin(saved.path, manifest, loaded.device, loaded.version, portable=loaded.portable)
     try:
-        weights = load_file(saved.path / WEIGHTS)
+        loaded.weights = load_file(saved.path / WEIGHTS)
     except Exception as error:  # safetensors' own, and what a header of nonsense makes torch raise
         raise ArtifactError(
             f"{saved.path / WEIGHTS} cannot be read: {error}; save the artifact again"
         ) from error
-    try:
-        loaded = (engine or find_engine(manifest.engine)).load_files(
-            saved.path / ENGINE, saved.signature, manifest.options
-        )
-    except Exception as error:  # whatever a runtime raises for files that it did not write
-        raise ArtifactError(
-            f"{saved.path} needs engine {manifest.engine!r} ({manifest.versions.engine}, built on "
-            f"{manifest.device}): {error}"
-        ) from error
-    check_origin(saved.path, manifest, loaded.device, loaded.version, portable=loaded.portable)
-    loaded.weights = weights
     loaded.report = manifest.report
     return loaded

@@ -11,6 +11,7 @@ from queue import SimpleQueue
 from threading import Lock
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from eqsat_deploy import compiled_cache
@@ -66,6 +67,7 @@ class Compiled:
         self._static = None if chosen(options, "shapes") == "dynamic" else typical
         self._results = range(len(model.outputs))
         self._made: dict[int, SimpleQueue[Any]] = {}
+        self._kept: list[memoryview] = []
         self._lock = Lock()  # nobody compiles what somebody else compiles
         self.concurrency = self._requests(typical).qsize()
 
@@ -99,7 +101,7 @@ class Compiled:
             )  # fmt: skip
         try:
             if name is not None and (kept := compiled_cache.read(name)) is not None:
-                return used.import_model(kept, "CPU", found)
+                return self._imported(kept, found)
             model = self.model.clone()
             reshape(model, self._shapes, size)
             compiled = used.compile_model(model, "CPU", found)
@@ -108,6 +110,11 @@ class Compiled:
         if name is not None:
             compiled_cache.write(name, compiled.export_model().getvalue())
         return compiled
+
+    def _imported(self, kept: memoryview, properties: Mapping[str, Any]) -> Any:
+        """What was compiled before; it goes on reading constants where they are kept."""
+        self._kept.append(kept)
+        return core().import_model(_tensor(np.frombuffer(kept, np.uint8)), "CPU", properties)
 
     def _size(self, batch: int) -> int:
         return batch if batch == self._static else ANY

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eqsat_deploy import compiled_cache, openvino_compiled
-from eqsat_deploy.artifact import check_origin, read_checked
+from eqsat_deploy.artifact import check_origin, checking
 from eqsat_deploy.errors import ArtifactError, EngineError, InputError
 from eqsat_deploy.manifest import ENGINE, Leaf, Manifest, Nested, Structure, Written
 from eqsat_deploy.openvino_compiled import Compiled, core
@@ -118,16 +118,16 @@ def load(path: str | Path) -> ArrayEngine:
         ArtifactError: not an artifact, damaged, of an engine that torch is needed for, or one that does not run here.
     """
     path = Path(path)
-    manifest, _ = read_checked(path)
-    start = RUNTIMES.get(manifest.engine)
-    if start is None:
-        raise ArtifactError(
-            f"{path} needs torch: engines of {manifest.engine!r} run with it alone; pip install torch"
-        )
-    try:
-        device, version, run = start(path / ENGINE, manifest)
-    except Exception as error:  # whatever a runtime raises for files that it did not write
-        raise ArtifactError(f"{path} needs {manifest.versions.engine}: {error}") from error
+    with checking(path) as (manifest, _):
+        start = RUNTIMES.get(manifest.engine)
+        if start is None:
+            raise ArtifactError(
+                f"{path} needs torch: engines of {manifest.engine!r} run with it alone; pip install torch"
+            )
+        try:
+            device, version, run = start(path / ENGINE, manifest)
+        except Exception as error:  # whatever a runtime raises for files that it did not write
+            raise ArtifactError(f"{path} needs {manifest.versions.engine}: {error}") from error
     check_origin(path, manifest, device, version, portable=True)
     engine = ArrayEngine(manifest, run)
     try:

@@ -145,7 +145,7 @@ class TensorRTEngine(Engine):
         """The engine of a plan that is kept, where there is one that this driver still loads."""
         plan = compiled_cache.read(name)
         try:
-            return None if plan is None else cls._made(plan, file, weights, options)
+            return None if plan is None else cls._made(bytes(plan), file, weights, options)
         except EngineError:
             return None
 
