@@ -16,6 +16,7 @@ from eqsat_deploy.engines.base import realized
 from eqsat_deploy.engines.openvino import OpenVINOEngine
 from eqsat_deploy.errors import InputError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
+from eqsat_deploy.processors import saturating
 from eqsat_deploy.quantization import FakeQuantize, quantize
 from tests.deploy.placing import (
     ADDS,
@@ -106,7 +107,8 @@ def test_unsigned_asymmetric_and_trained_quantizers_convert() -> None:
     torch.manual_seed(0)
     module = int8(traced(Residual(), torch.zeros(1, 3, 32, 32)), WEIGHTED + ADDS)
     x = images(1, seed=5)[0]
-    for settings in ({"grid": IntegerGrid(unsigned=True)}, {"grid": IntegerGrid()}, {"learnable": True}):
+    grids = (IntegerGrid(unsigned=unsigned, saturating=saturating()) for unsigned in (True, False))
+    for settings in (*({"grid": grid} for grid in grids), {"learnable": True}):
         quantized = quantize(module, images(3), **settings)
         with torch.no_grad():
             assert sqnr(quantized(x), build(quantized)(x)) > 30
