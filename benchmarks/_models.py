@@ -61,6 +61,13 @@ def load(spec: str, seed: int = 0) -> nn.Module:
     return loaded
 
 
+def bert_base() -> nn.Module:
+    """BERT-base from its configuration, random weights, as many parameters as the real one has: 110 million."""
+    from transformers import BertConfig, BertModel
+
+    return BertModel(BertConfig()).eval()
+
+
 def _torchvision(name: str) -> nn.Module:
     """Without pretrained backbones, which segmentation models fetch, and without heads that only training reads."""
     import torchvision
@@ -101,6 +108,8 @@ def inputs(spec: str, seed: int = 0, model: nn.Module | None = None, side: int |
     """
     source, _, name = spec.partition(":")
     generator = torch.Generator().manual_seed(seed)
+    if name == "bert_base":
+        return torch.randint(0, 30000, (2, 64), generator=generator)
     if source != "transformers" and model is not None and side is not None:
         for size in (side, side + -side % 14):
             smaller = torch.randn((2, 3, size, size), generator=generator)

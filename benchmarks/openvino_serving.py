@@ -34,6 +34,7 @@ from eqsat_deploy.artifact import read
 from eqsat_deploy.cache import VARIABLE
 from eqsat_deploy.engines.openvino import OpenVINOEngine
 
+MODELS = ("torchvision:mobilenet_v2", "torchvision:resnet50", "benchmarks._models:bert_base")
 THREADS = (1, 2, 4, 8)
 MODES = ("latency", "throughput")
 CALLS = 10_000
@@ -150,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", default=["torchvision:mobilenet_v2", "torchvision:resnet50"])
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--seconds", type=float, default=2.0, help="of every measurement of calls")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
@@ -166,7 +167,7 @@ def main() -> None:
         for spec in arguments.models:
             path = Path(folder, spec.partition(":")[2])
             model = load(spec, 0)
-            x = inputs(spec, 0, model, 224)[:1]
+            x = inputs(spec)[:1]
             _built(model, x).save(path)
             result["models"][spec] = {
                 "loading": loading(path, arguments.rounds),
@@ -182,8 +183,7 @@ def main() -> None:
 
 def _built(model: torch.nn.Module, x: torch.Tensor) -> Any:
     optimized = eqd.optimize(model, (x,), cost="openvino_int8")
-    batch = [torch.randn(8, *x.shape[1:])]
-    return optimized.quantize(batch, effort="fast").build("openvino", baseline=False)
+    return optimized.quantize([x], effort="fast").build("openvino", baseline=False)
 
 
 if __name__ == "__main__":
