@@ -43,6 +43,7 @@ from eqsat_deploy.kernels import QUANTIZE
 from eqsat_deploy.lower import Lowered, lower
 from eqsat_deploy.module import OptimizedModule
 from eqsat_deploy.price import kernel_of, price, specs_of
+from eqsat_deploy.processors import saturating
 from eqsat_deploy.quantization import quantize
 from eqsat_deploy.rebuild import rebuild
 from eqsat_deploy.saturate import Saturation, saturate
@@ -72,7 +73,7 @@ BOUNDS = {
     "operations": (1e-3 / 6000, 1.0),
     "traffic": (1e-3 / 150, 1e-3),
     "weights": (1e-3 / 100, 1e-3 / 4),
-    "step": (0.0, 1e-3),
+    "step": (0.0, 5e-3),
 }
 MINIMUM, ROUNDS, SECONDS = 40, 400, 20.0
 EAGER = 5.0  # times that float is dearer for than it is, for a form to be in INT8 wherever it can
@@ -415,6 +416,8 @@ def complete(kinds: dict[str, dict[str, Any]]) -> None:
     }
     for kind, neighbour in neighbours.items():
         for precision in kinds[neighbour]:
+            if neighbour == "linear" and precision == "int8" and saturating():
+                continue  # only products with weights are convolutions (`engines.openvino_products`)
             kinds[kind].setdefault(precision, kinds[neighbour][precision])
     slowest = kinds["transpose"]["float32"]
     kinds["other"] = {"float32": slowest | {"launch_us": 3 * max(slowest["launch_us"], 2.0)}}

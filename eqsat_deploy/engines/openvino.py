@@ -18,6 +18,7 @@ from eqsat_deploy import compiled_cache
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, Signature
 from eqsat_deploy.engines.base import Engine, Layer, check_options
 from eqsat_deploy.engines.openvino_files import join_constants
+from eqsat_deploy.engines.openvino_products import as_convolutions
 from eqsat_deploy.engines.program import composites, export_program, node_origins, prepared, traced
 from eqsat_deploy.errors import EngineError
 from eqsat_deploy.openvino_compiled import (
@@ -29,6 +30,7 @@ from eqsat_deploy.openvino_compiled import (
     reshape,
     version,
 )
+from eqsat_deploy.processors import saturating
 
 if TYPE_CHECKING:
     from eqsat_deploy.quantization.fake_quantize import FakeQuantize
@@ -98,6 +100,9 @@ class OpenVINOEngine(Engine):
         _name(model, signature, node_origins(graph.graph))
         reshape(model, [spec.shape for spec in signature.inputs], ANY)
         _pad_pools(model)
+        if saturating():
+            as_convolutions(model)
+            _number(model)
         return cls(model, signature, weights, options)
 
     def run(self, inputs: Sequence[Tensor], batch: int) -> Sequence[Tensor]:
