@@ -44,12 +44,20 @@ def cpu() -> tuple[str, set[str]]:
     return fields.get("model name", ""), set(fields.get("flags", fields.get("features", "")).split())
 
 
+def named() -> str | None:
+    """The kind of CPU that engines are to run on, where the environment variable EQSAT_DEPLOY_CPU says so."""
+    return os.environ.get("EQSAT_DEPLOY_CPU") or None
+
+
 def saturating() -> bool:
     """Whether INT8 kernels add the products of unsigned and signed bytes two by two in 16 bits, which saturate, as
-    x86's VPMADDUBSW does: they do where there is no instruction that adds four of them in 32 bits (VNNI).
+    x86's VPMADDUBSW does: they do where there is no instruction that adds four of them in 32 bits (VNNI). True as well
+    where the CPU that is `named` is such a one.
 
     Of OpenVINO 2026.4.1 (oneDNN) and ONNX Runtime 1.32 it was seen on an AMD Zen 3. Signed activations are shifted by
     128 there, and saturate like unsigned ones; depthwise convolutions add in 32 bits.
     """
+    if named() == "avx2":
+        return True
     _, features = cpu()
     return "avx2" in features and not features & {"avx512_vnni", "avx_vnni"}

@@ -1,7 +1,5 @@
 """OpenVINO on a CPU: the embedded default."""
 
-import os
-
 from eqsat_deploy import processors
 from eqsat_deploy.engines.openvino import OpenVINOEngine
 from eqsat_deploy.grid import IntegerGrid
@@ -12,7 +10,7 @@ from eqsat_extraction.cost_models.openvino import TABLES
 def cpu_option() -> dict[str, str]:
     """The table of prices that was fitted on CPUs with the instructions of this one, or of the one that the environment
     variable EQSAT_DEPLOY_CPU names; nothing where there is none."""
-    if named := os.environ.get("EQSAT_DEPLOY_CPU"):
+    if (named := processors.named()) is not None:
         return {"cpu": named}
     _, features = processors.cpu()
     found = next((name for name in TABLES if name in features), None)

@@ -201,6 +201,13 @@ def test_a_cpu_saturates_where_it_has_no_dot_products(monkeypatch, features, exp
     assert not find_target("tensorrt").grid_here.saturating
 
 
+def test_a_cpu_that_is_named_saturates_where_that_one_does(monkeypatch) -> None:
+    monkeypatch.setattr("eqsat_deploy.processors.cpu", lambda: ("some CPU", {"avx2", "avx512_vnni"}))
+    assert not saturating()
+    monkeypatch.setenv("EQSAT_DEPLOY_CPU", "avx2")
+    assert saturating()
+
+
 def test_a_copy_of_a_quantizer_is_bounded_too() -> None:
     weight = torch.ones(2, 4)
     fake = copy.deepcopy(FakeQuantize.of_weight(weight, 0, groups=1))
