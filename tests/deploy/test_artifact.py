@@ -278,8 +278,31 @@ def test_another_runtime_is_an_error_unless_the_engine_is_portable(
     with pytest.raises(ArtifactError, match="runtime: saved runtime 1, here runtime 2"):
         load(saved, Fake)
     monkeypatch.setattr(Fake, "portable", True)
-    with pytest.warns(UserWarning, match="it runs, but was not tuned"):
+    monkeypatch.setattr("eqsat_deploy.artifact.saturating", lambda: False)
+    with pytest.warns(UserWarning, match="it runs, but was not tuned for this machine; build it again"):
         load(saved, Fake)
+    monkeypatch.setattr("eqsat_deploy.artifact.saturating", lambda: True)
+    with pytest.warns(UserWarning, match="where INT8 made for another may saturate"):
+        load(saved, Fake)
+
+
+def test_weights_that_are_damaged_are_found_although_the_engine_was_loaded_meanwhile(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = saved / "weights.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    asked: list[Path] = []
+    original = Fake.load_files.__func__  # type: ignore[attr-defined]
+
+    def load_files(folder: Path, signature: Signature, options: Mapping[str, Any]) -> Fake:
+        asked.append(folder)
+        return original(Fake, folder, signature, options)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(Fake, "load_files", load_files)
+    with pytest.raises(ArtifactError, match=r"weights\.safetensors is not what was saved"):
+        load(saved, Fake)
+    assert asked == [saved / "engine"]
 
 
 def test_an_engine_that_cannot_run_here_is_an_error_with_its_reason(
