@@ -9,7 +9,6 @@ code stands for no more than that in any channel, the rounding clips: ReLU is en
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -19,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from eqsat_deploy.deployment import FreeScale, Scaled, Taking
 from eqsat_deploy.language.normalization import Standardize
-from eqsat_deploy.quantization.fake_quantize import Layer
+from eqsat_deploy.quantization.fake_quantize import Layer, sharing
 
 Owner = TypeVar("Owner", bound=nn.Module)
 
@@ -96,9 +95,7 @@ def _by_target(nodes: Iterable[fx.Node], takings: tuple[Taking, ...]) -> dict[st
 
 def taken_in(layer: Owner, taking: Taking, scale: Tensor) -> Owner:
     """`layer` with parameters that have taken in `scale`, in the shape that broadcasts over what is scaled."""
-    clone = copy.copy(layer)
-    clone._parameters, clone._modules = dict(layer._parameters), dict(layer._modules)
-    clone._buffers = dict(layer._buffers)
+    clone = sharing(layer)
     held = {name: value.detach() for name, value in layer.named_parameters(recurse=False)}
     for name, formula in taking.parameters.items():
         if name not in held:

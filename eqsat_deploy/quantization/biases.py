@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 
@@ -14,6 +13,7 @@ from eqsat_deploy.quantization.fake_quantize import (
     FakeQuantize,
     Layer,
     channel_axis,
+    sharing,
     swapped,
 )
 
@@ -80,8 +80,8 @@ def uncorrected(
     shift = getattr(layer, "correction", None)
     if shift is None or layer.bias is None:
         return layer
-    clone = copy.copy(layer)
-    clone._parameters = {**layer._parameters, "bias": nn.Parameter(layer.bias.detach() - shift)}
+    clone = sharing(layer)
+    clone.bias = nn.Parameter(layer.bias.detach() - shift)
     return clone
 
 

@@ -331,10 +331,18 @@ def rounded_once(module: fx.GraphModule) -> fx.GraphModule:
     return clone
 
 
+def sharing(layer: Owner) -> Owner:
+    """A copy of `layer` that shares its tensors and modules until others are set."""
+    clone = copy.copy(layer)
+    clone._parameters, clone._modules, clone._buffers = (
+        dict(layer._parameters), dict(layer._modules), dict(layer._buffers),
+    )  # fmt: skip
+    return clone
+
+
 def with_exact_weight(layer: Layer) -> Layer:
     """A copy of a quantized layer that does not round its weight, which it shares."""
-    clone = copy.copy(layer)
-    clone._parameters, clone._modules = dict(layer._parameters), dict(layer._modules)
+    clone = sharing(layer)
     clone.weight_quantizer = nn.Identity()  # type: ignore[assignment]
     return clone
 
