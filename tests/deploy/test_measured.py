@@ -208,7 +208,7 @@ def test_it_is_found_by_name_for_the_engine_that_it_measures_on() -> None:
     found = find_cost("measured:openvino_int8")
     assert isinstance(found, Measured)
     assert found.engine is OpenVINOEngine
-    assert found.grid == find_target("openvino").grid
+    assert found.grid == find_target("openvino").grid_here
     assert target_of(found.name) is find_target("openvino")
     with pytest.raises(InputError, match="'flops' prices for no engine"):
         find_cost("measured:flops")
