@@ -174,7 +174,7 @@ def checking(path: Path) -> Iterator[tuple[Manifest, dict[str, Any]]]:
     names = sorted(manifest.files, key=WEIGHTS.__eq__)  # the weights last
     with hashing(path / name for name in names) as hashes:
         found = dict(zip(names, hashes, strict=True))
-        weights = {name: found.pop(name) for name in (WEIGHTS,) if name in found}
+        weights = {WEIGHTS: found.pop(WEIGHTS)}
         _check_hashes(path, manifest.files, found)
         with remembered({path / name: hashed.result() for name, hashed in found.items()}):
             yield manifest, signature

@@ -23,7 +23,7 @@ from typing import Any
 
 from eqsat_deploy.cache import root
 from eqsat_deploy.hashing import hashing, of_bytes
-from eqsat_deploy.processors import available
+from eqsat_deploy.processors import available, cpu
 
 MOST = 4 << 30
 """Bytes of a folder, above which what was used longest ago is removed."""
@@ -93,8 +93,4 @@ def _prune(where: Path) -> None:
 
 def _machine() -> Mapping[str, Any]:
     """What kernels are chosen by: virtual machines call processors that differ in instructions by one name."""
-    flags = ""
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return {"kind": platform.machine(), "cpus": available(), "flags": flags}
+    return {"kind": platform.machine(), "cpus": available(), "flags": sorted(cpu()[1])}

@@ -101,7 +101,8 @@ class Compiled:
             )  # fmt: skip
         try:
             if name is not None and (kept := compiled_cache.read(name)) is not None:
-                return self._imported(kept, found)
+                self._kept.append(kept)  # constants are read where they are kept
+                return used.import_model(_tensor(np.frombuffer(kept, np.uint8)), "CPU", found)
             model = self.model.clone()
             reshape(model, self._shapes, size)
             compiled = used.compile_model(model, "CPU", found)
@@ -110,11 +111,6 @@ class Compiled:
         if name is not None:
             compiled_cache.write(name, compiled.export_model().getvalue())
         return compiled
-
-    def _imported(self, kept: memoryview, properties: Mapping[str, Any]) -> Any:
-        """What was compiled before; it goes on reading constants where they are kept."""
-        self._kept.append(kept)
-        return core().import_model(_tensor(np.frombuffer(kept, np.uint8)), "CPU", properties)
 
     def _size(self, batch: int) -> int:
         return batch if batch == self._static else ANY

@@ -75,9 +75,7 @@ class FakeQuantize(nn.Module):
         )
 
     @classmethod
-    def of_weight(
-        cls, weight: Tensor, axis: int, *, groups: int | None = None, learnable: bool = False
-    ) -> Self:
+    def of_weight(cls, weight: Tensor, axis: int, *, groups: int | None = None) -> Self:
         """One scale per output channel, the largest magnitude on code 127; or, where inputs fall into `groups`, of
         which neighbours must not saturate 16 bits together, what the magnitudes of two add up to.
 
@@ -88,7 +86,7 @@ class FakeQuantize(nn.Module):
         peak = peaks(weight.detach().float(), axis, groups)
         # A channel of zeros is represented by any scale.
         scale = torch.where(peak > 0, (peak / 127).clamp_min(1e-12), torch.ones_like(peak))
-        return cls(scale, axis=axis, groups=groups, learnable=learnable)
+        return cls(scale, axis=axis, groups=groups)
 
     def fitted(self, weight: Tensor) -> Self:
         """What this is of another weight in the place of its own."""

@@ -21,7 +21,6 @@ from eqsat_deploy.deployment import (
     comparable,
     copied,
     deployment,
-    device_of,
     fingerprint,
     record,
     samples_of,
@@ -48,13 +47,7 @@ from eqsat_deploy.quantization.precision import (
     with_floats,
     without_float_operands,
 )
-from eqsat_deploy.quantization.reconstruction import (
-    Choices,
-    Draft,
-    first_range,
-    halve_second_operands,
-    reconstruct,
-)
+from eqsat_deploy.quantization.reconstruction import Choices, Draft, place_first_ranges, reconstruct
 from eqsat_deploy.quantization.sensitivity import outputs_of, ranked
 from eqsat_deploy.quantization.tuning import TUNED, tuned
 from eqsat_deploy.stages import Stages
@@ -273,11 +266,7 @@ class _Watched:
     def _rounded(self) -> dict[str, Extremes]:
         """Put the observed ranges where the watches stand, and round weights; what those saw that may be repaired."""
         observers = {target: watch.checked() for target, watch in self.watches.items()}
-        device = device_of(self.module)
-        for target, observer in observers.items():
-            setattr(self.module, target, first_range(observer, self.grid, device))
-        if self.grid.saturating:
-            halve_second_operands(self.module)
+        place_first_ranges(self.module, observers, self.grid)
         for kernel in self.placement.kernels:
             if kernel.precision == "int8":
                 _quantize_weight(self.module, self.nodes[kernel.anchor], kernel.channels, self.grid)

@@ -73,23 +73,31 @@ def finished(module: fx.GraphModule) -> fx.GraphModule:
     if draft is None:
         return module
     module = copied(module)
-    seen, device = _observed(module, draft.axes, draft.inputs), device_of(module)
-    for target, extremes in seen.items():
-        module.set_submodule(target, first_range(extremes, draft.grid, device))
-    if draft.grid.saturating:
-        halve_second_operands(module)
+    seen = _observed(module, draft.axes, draft.inputs)
+    place_first_ranges(module, seen, draft.grid)
     fidelity = reconstruct(module, seen, draft.inputs, draft.grid)
     module.recompile()
     record(module, draft=None, fidelity=fidelity)
     return module
 
 
-def first_range(observer: Observer, grid: IntegerGrid, device: torch.device) -> FakeQuantize:
-    """What is seen, whole: zero points are worth their price only where the error says so, which `reconstruct` sees."""
-    return FakeQuantize.of_grid(observer.grid(symmetric=True, unsigned=grid.unsigned)).to(device)
+def place_first_ranges(module: fx.GraphModule, seen: Mapping[str, Observer], grid: IntegerGrid) -> None:
+    """Put quantizers at these names, for what is seen, whole: zero points are worth their price only where the error
+    says so, which `reconstruct` sees.
+
+    Half of the codes cover it where a second operand takes the place of a weight: no two of them saturate 16 bits then,
+    at least within what was seen."""
+    device = device_of(module)
+    for target, observer in seen.items():
+        found = FakeQuantize.of_grid(observer.grid(symmetric=True, unsigned=grid.unsigned))
+        module.set_submodule(target, found.to(device))
+    for target in _second_operands(module) if grid.saturating else ():
+        fake = module.get_submodule(target)
+        assert isinstance(fake, FakeQuantize)
+        fake.scale = 2 * fake.step
 
 
-def second_operands(module: fx.GraphModule) -> set[str]:
+def _second_operands(module: fx.GraphModule) -> set[str]:
     """The quantizers of what INT8 products of two activations read second, by their names."""
     nodes = {node.name: node for node in module.graph.nodes}
     placed = deployment(module).placement.kernels
@@ -108,15 +116,6 @@ def second_operands(module: fx.GraphModule) -> set[str]:
             if isinstance(child, FakeQuantize) and child.axis is None:
                 found.add(str(read.target))
     return found
-
-
-def halve_second_operands(module: fx.GraphModule) -> None:
-    """Spend half of the codes on what calibration has seen of the second operands of products, where they take the
-    place of weights: no two of them saturate 16 bits then, at least within what was seen."""
-    for target in second_operands(module):
-        fake = module.get_submodule(target)
-        assert isinstance(fake, FakeQuantize)
-        fake.scale = 2 * fake.step
 
 
 def _observed(
@@ -251,7 +250,7 @@ def reconstruct(
     """
     choices = {} if choices is None else choices
     if grid.saturating:
-        settled = second_operands(module)
+        settled = _second_operands(module)
         seen = {target: extremes for target, extremes in seen.items() if target not in settled}
     sample = _Sample(module, _parts(module, inputs))
     calls = Counter(str(node.target) for node in module.graph.nodes if node.op == "call_module")
