@@ -18,7 +18,7 @@ import shutil
 import stat
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,13 +137,14 @@ class Artifact:
 
 def read(path: str | Path) -> Artifact:
     """The artifact at `path`: everything that can be known of it without its engine, checked; raises as `opened`."""
-    with opened(path) as saved:
+    with opened(path) as (saved, _):
         return saved
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[Artifact]:
-    """`read`, where the weights are hashed while the block does something else: it ends when they are checked, too.
+def opened(path: str | Path) -> Iterator[tuple[Artifact, Callable[[], Path]]]:
+    """`read`, while the block does something else: it ends when all files are checked. With the artifact comes what
+    waits for the engine's files to be checked and says where they are.
 
     Sizes are compared before anything is hashed, and hashes before anything is read. Files beside those of an
     artifact are ignored and never read; one that is not listed among the engine's own is an error.
@@ -154,38 +155,43 @@ def opened(path: str | Path) -> Iterator[Artifact]:
     from eqsat_deploy.deployment import Signature
 
     path = Path(path)
-    with checking(path) as (manifest, written):
+    with checking(path) as (manifest, written, engine_files):
         try:
             signature = Signature.from_json(written)
         except Exception as error:  # a class that the schema knows by name only refuses what it is given
             raise ArtifactError(f"{path / MANIFEST}: signature: {error}; save the artifact again") from error
-        yield Artifact(path, manifest, signature)
+        yield Artifact(path, manifest, signature), engine_files
 
 
 @contextmanager
-def checking(path: Path) -> Iterator[tuple[Manifest, dict[str, Any]]]:
-    """The manifest of the artifact at `path` and its signature as JSON, after the engine's files were checked; the
-    weights are when the block ends. Needs no torch; raises as `opened` does."""
+def checking(path: Path) -> Iterator[tuple[Manifest, dict[str, Any], Callable[[], Path]]]:
+    """The manifest of the artifact at `path`, its signature as JSON, and what waits for the engine's files to be
+    checked and says where they are; the rest is checked when the block ends. Needs no torch; raises as `opened`
+    does."""
     try:
         manifest, signature = decode(_manifest(path), path / MANIFEST)
         _check_sizes(path, manifest.files)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error}; {AGAIN}") from error
     names = sorted(manifest.files, key=WEIGHTS.__eq__)  # the weights last
-    with hashing(path / name for name in names) as hashes:
+    files = [path / name for name in names]
+    with hashing(files) as hashes, remembered(dict(zip(files, hashes, strict=True))):
         found = dict(zip(names, hashes, strict=True))
         weights = {WEIGHTS: found.pop(WEIGHTS)}
-        _check_hashes(path, manifest.files, found)
-        with remembered({path / name: hashed.result() for name, hashed in found.items()}):
-            yield manifest, signature
-        _check_hashes(path, manifest.files, weights)
+
+        def engine_files() -> Path:
+            _check_hashes(path, manifest.files, found)
+            return path / ENGINE
+
+        yield manifest, signature, engine_files
+        _check_hashes(path, manifest.files, {**found, **weights})
 
 
 def read_checked(path: Path) -> tuple[Manifest, dict[str, Any]]:
     """The manifest of the artifact at `path` and its signature as JSON, after its files were checked; needs no torch,
     and raises as `opened` does."""
-    with checking(path) as read:
-        return read
+    with checking(path) as (manifest, signature, _):
+        return manifest, signature
 
 
 def check_origin(path: Path, manifest: Manifest, device: str, version: str, *, portable: bool) -> None:

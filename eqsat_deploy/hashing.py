@@ -16,7 +16,7 @@ CHUNK = 1 << 20
 PIECE = 32 << 20
 """Bytes that one thread hashes of many."""
 
-_known: ContextVar[Mapping[Path, str]] = ContextVar("_known", default={})  # noqa: B039  (nobody changes it)
+_known: ContextVar[Mapping[Path, Future[str]]] = ContextVar("_known", default={})  # noqa: B039  (nobody changes it)
 
 
 def sha256(file: Path) -> str:
@@ -33,12 +33,12 @@ def hashing(files: Iterable[Path]) -> Iterator[list[Future[str]]]:
     """The hashes to be of files; they go on while the block does something else."""
     known = _known.get()
     with ThreadPoolExecutor(available()) as pool:
-        yield [pool.submit(known.__getitem__ if file in known else sha256, file) for file in files]
+        yield [known.get(file) or pool.submit(sha256, file) for file in files]
 
 
 @contextmanager
-def remembered(hashes: Mapping[Path, str]) -> Iterator[None]:
-    """What was hashed just before is not hashed again in the block."""
+def remembered(hashes: Mapping[Path, Future[str]]) -> Iterator[None]:
+    """What is hashed already, or being so, is not hashed again in the block."""
     token = _known.set(hashes)
     try:
         yield

@@ -10,15 +10,16 @@ from eqsat_deploy.artifact import BUCKETS, check_origin, opened
 from eqsat_deploy.bucketed import AXIS, BucketedEngine, read_padding
 from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.errors import ArtifactError
-from eqsat_deploy.manifest import ENGINE, WEIGHTS
+from eqsat_deploy.manifest import WEIGHTS
 from eqsat_deploy.targets import find_engine
-from eqsat_extraction.arguments import checked
+from eqsat_extraction.arguments import instance
 
 
-@checked
 def load(path: str | Path, engine: type[Engine] | None = None) -> Engine | BucketedEngine:
     """What `save` wrote to `path`: an engine, or those for several lengths; see `load_engine`."""
-    folder = Path(path)
+    folder = Path(instance("path", path, str, Path))
+    if engine is not None:
+        instance("engine", engine, type)
     if not (folder / BUCKETS).exists():
         return load_engine(folder, engine)
     padding = read_padding(folder)
@@ -40,12 +41,13 @@ def load_engine(path: str | Path, engine: type[Engine] | None = None) -> Engine:
     `ArtifactError`: not an artifact, a file missing or changed, made for another device or version by an
     engine that cannot move between them, or an engine this machine cannot run. An engine that can move warns.
     """
-    with opened(path) as saved:
+    with opened(path) as (saved, engine_files):
         manifest = saved.manifest
         try:
-            loaded = (engine or find_engine(manifest.engine)).load_files(
-                saved.path / ENGINE, saved.signature, manifest.options
-            )
+            engine = engine or find_engine(manifest.engine)  # imported while the files are hashed
+            loaded = engine.load_files(engine_files(), saved.signature, manifest.options)
+        except ArtifactError:
+            raise
         except Exception as error:  # whatever a runtime raises for files that it did not write
             raise ArtifactError(
                 f"{saved.path} needs engine {manifest.engine!r} ({manifest.versions.engine}, built on "

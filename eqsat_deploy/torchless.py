@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from eqsat_deploy import compiled_cache, openvino_compiled
 from eqsat_deploy.artifact import check_origin, checking
 from eqsat_deploy.errors import ArtifactError, EngineError, InputError
-from eqsat_deploy.manifest import ENGINE, Leaf, Manifest, Nested, Structure, Written
+from eqsat_deploy.manifest import Leaf, Manifest, Nested, Structure, Written
 from eqsat_deploy.openvino_compiled import Compiled, core
 from eqsat_deploy.processors import description, threads
 from eqsat_deploy.record import Record
-from eqsat_extraction.arguments import checked
+from eqsat_extraction.arguments import instance
 
 Array = NDArray[Any]
 Run = Callable[[Sequence[Array], int], Sequence[Array]]
@@ -110,22 +110,23 @@ class ArrayEngine:
         return _nest(signature.call.outputs, leaves)
 
 
-@checked
 def load(path: str | Path) -> ArrayEngine:
     """The engine at `path`, ready to run.
 
     Raises:
         ArtifactError: not an artifact, damaged, of an engine that torch is needed for, or one that does not run here.
     """
-    path = Path(path)
-    with checking(path) as (manifest, _):
+    path = Path(instance("path", path, str, Path))
+    with checking(path) as (manifest, _, engine_files):
         start = RUNTIMES.get(manifest.engine)
         if start is None:
             raise ArtifactError(
                 f"{path} needs torch: engines of {manifest.engine!r} run with it alone; pip install torch"
             )
         try:
-            device, version, run = start(path / ENGINE, manifest)
+            device, version, run = start(engine_files(), manifest)
+        except ArtifactError:
+            raise
         except Exception as error:  # whatever a runtime raises for files that it did not write
             raise ArtifactError(f"{path} needs {manifest.versions.engine}: {error}") from error
     check_origin(path, manifest, device, version, portable=True)

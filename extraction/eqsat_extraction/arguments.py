@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, wraps
 from math import isfinite
-from typing import Any
-
-from beartype import BeartypeConf, beartype
+from typing import Any, ParamSpec, TypeVar
 
 from eqsat_extraction.errors import InputError
 
-checked = beartype(conf=BeartypeConf(violation_param_type=InputError, is_color=False, is_pep484_tower=True))
-"""Decorates a public function or method: an argument that is not of its annotated type is an `InputError`."""
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def checked(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Decorates a public function or method: an argument that is not of its annotated type is an `InputError`."""
+
+    @wraps(function)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        checking: Callable[Arguments, Result] = _checking(function)
+        return checking(*args, **kwargs)
+
+    return call
+
+
+@cache
+def _checking(function: Callable[..., Any]) -> Callable[..., Any]:
+    # Imported by the first call: it takes as long as everything else that loading an engine imports.
+    from beartype import BeartypeConf, beartype
+
+    conf = BeartypeConf(violation_param_type=InputError, is_color=False, is_pep484_tower=True)
+    return beartype(conf=conf)(function)
 
 
 def whole(name: str, value: Any, *, least: int = 1) -> int:

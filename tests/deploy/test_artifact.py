@@ -305,6 +305,15 @@ def test_weights_that_are_damaged_are_found_although_the_engine_was_loaded_meanw
     assert asked == [saved / "engine"]
 
 
+def test_an_engine_reads_no_file_before_it_is_checked(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = saved / "engine/program/code.txt"
+    file.write_bytes(bytes(len(file.read_bytes())))
+    monkeypatch.setattr(Fake, "load_files", lambda *arguments: pytest.fail("it was read"))
+    with pytest.raises(ArtifactError, match=r"code\.txt is not what was saved .SHA-256") as raised:
+        load(saved, Fake)
+    assert "needs engine" not in str(raised.value)
+
+
 def test_an_engine_that_cannot_run_here_is_an_error_with_its_reason(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,9 @@ def test_what_is_remembered_is_not_read_again_until_the_block_ends(tmp_path: Pat
     one, other = tmp_path / "one", tmp_path / "other"
     for file in (one, other):
         file.write_bytes(b"content")
-    with hashing.remembered({one: "known"}), hashing.hashing([one, other]) as found:
+    known: Future[str] = Future()
+    known.set_result("known")
+    with hashing.remembered({one: known}), hashing.hashing([one, other]) as found:
         assert [each.result() for each in found] == ["known", hashlib.sha256(b"content").hexdigest()]
     with hashing.hashing([one]) as (found,):
         assert found.result() == hashlib.sha256(b"content").hexdigest()

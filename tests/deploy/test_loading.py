@@ -44,7 +44,7 @@ class Net(nn.Module):
         y = torch.relu(self.layer(x)) * scale + left
         return {"pair": Pair(y, [y.sum(1), right + 1]), "kept": BaseModelOutput(last_hidden_state=y), "mode": mode}
 """
-BLOCKED = ("egglog", "numba", "highspy", "rich", "eqsat_rewrites", "transformers", "a_model")
+BLOCKED = ("egglog", "numba", "highspy", "rich", "eqsat_rewrites", "transformers", "a_model", "beartype")
 # Prints what the engine returns for the arrays of a file, and which modules are there in the end.
 SCRIPT = """
 import json, sys
