@@ -8,10 +8,15 @@ dot products.
 1, and since INT8 maps lie channels last in memory, what turns one into the other moves nothing. What follows a product
 value by value, its bias, an activation and the rounding of the result, follows the convolution, which computes it in
 one go.
+
+There, convolutions read codes without a sign. OpenVINO gives tensors that have one a zero point, and sums over the
+weights what that adds, 8 ns each, whenever it compiles or loads a model: BERT-base, compiled before, loads in 1.1
+instead of 0.45 s. So codes are counted from 0 here, and what that adds is in the bias.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,17 +30,22 @@ BINARY = frozenset({"Add", "Multiply", "Subtract"})
 def as_convolutions(model: Any) -> None:
     """Write every product of a tensor with an INT8 weight in `model`, of OpenVINO, as a convolution, in place."""
     maps: dict[str, Any] = {}  # by the names of the nodes that make rows of them again
+    sums: dict[str, Any] = {}  # of the weights of an output, by the names of convolutions
     for product in model.get_ordered_ops():
         weight = _weight(product)
         if weight is None or sum(size.is_dynamic for size in product.get_output_partial_shape(0)) > 1:
             continue
-        written, readers = _convolved(product, weight, maps)
+        convolution = _convolution(product, weight, maps)
+        sums[convolution.get_name()] = weight[0].sum(1) * weight[1].reshape(-1)
+        written, readers = _followed(product, convolution)
         rows = _rows(written, product.get_output_partial_shape(0))
         rows.get_tensor().set_names(written.get_tensor().get_names())
         written.get_tensor().set_names(set())
         for reader in readers:
             reader.replace_source_output(rows)
         maps[rows.get_node().get_name()] = written
+    for rounding in model.get_ordered_ops():
+        _count_from_zero(rounding, sums)
     model.validate_nodes_and_infer_types()
 
 
@@ -55,8 +65,8 @@ def _weight(product: Any) -> tuple[Any, Any] | None:
     return codes.data, scales.data
 
 
-def _convolved(product: Any, weight: tuple[Any, Any], maps: dict[str, Any]) -> tuple[Any, Any]:
-    """What `product` and all that follows it row by row compute, on a map, and what reads it."""
+def _convolution(product: Any, weight: tuple[Any, Any], maps: dict[str, Any]) -> Any:
+    """What computes `product` on a map."""
     from openvino import opset13 as opset
 
     codes, scales = weight
@@ -69,6 +79,14 @@ def _convolved(product: Any, weight: tuple[Any, Any], maps: dict[str, Any]) -> t
     convolution = opset.convolution(given, kernel, [1, 1], [0, 0], [0, 0], [1, 1])
     convolution.set_friendly_name(product.get_friendly_name())
     convolution.output(0).get_tensor().set_names(product.output(0).get_names())
+    return convolution
+
+
+def _followed(product: Any, convolution: Any) -> tuple[Any, Any]:
+    """`convolution` with all that follows `product` row by row, and what reads it."""
+    from openvino import opset13 as opset
+
+    outputs = convolution.get_output_partial_shape(0)[1].get_length()
     written, readers = convolution.output(0), product.output(0).get_target_inputs()
     while len(readers) == 1 and _follows(reader := next(iter(readers)), outputs):
         node = reader.get_node()
@@ -81,6 +99,52 @@ def _convolved(product: Any, weight: tuple[Any, Any], maps: dict[str, Any]) -> t
         node.validate_and_infer_types()
         written = node.output(0)
     return written, readers
+
+
+def _count_from_zero(rounding: Any, sums: Mapping[str, Any]) -> None:
+    """Let what a FakeQuantize returns begin at 0, where all that read it are convolutions with these `sums`."""
+    from openvino import opset13 as opset
+
+    if rounding.get_type_name() != "FakeQuantize":
+        return
+    bounds = [rounding.input_value(place).get_node() for place in (3, 4)]
+    if any(bound.get_type_name() != "Constant" or bound.data.size != 1 for bound in bounds):
+        return
+    low, high = (bound.data for bound in bounds)
+    readers = list(_readers(rounding.output(0)))
+    if low.item() >= 0 or not all(reader.get_name() in sums for reader in readers):
+        return
+    for place, bound in ((3, np.zeros_like(low)), (4, high - low)):
+        rounding.input(place).replace_source_output(opset.constant(bound).output(0))
+    for reader in readers:
+        _add(reader.output(0), (low.item() * sums[reader.get_name()]).astype(np.float32))
+
+
+def _readers(tensor: Any) -> Iterator[Any]:
+    """The nodes that read `tensor` in whatever shape."""
+    for reader in tensor.get_target_inputs():
+        node = reader.get_node()
+        if node.get_type_name() in ("Reshape", "Transpose") and reader.get_index() == 0:
+            yield from _readers(node.output(0))
+        else:
+            yield node
+
+
+def _add(written: Any, addend: Any) -> None:
+    """Add this to every channel of a map, in the bias that is added already, if one is."""
+    from openvino import opset13 as opset
+
+    addend, readers = addend.reshape(-1, 1, 1), written.get_target_inputs()
+    reader = next(iter(readers))
+    if len(readers) == 1 and reader.get_node().get_type_name() == "Add":
+        other = reader.get_node().input(1 - reader.get_index())
+        if other.get_source_output().get_node().get_type_name() == "Constant":
+            bias = other.get_source_output().get_node().data
+            other.replace_source_output(opset.constant(bias + addend).output(0))
+            return
+    added = opset.add(written, opset.constant(addend))
+    for reader in readers:
+        reader.replace_source_output(added.output(0))
 
 
 def _follows(reader: Any, outputs: int) -> bool:

@@ -19,11 +19,12 @@ from eqsat_deploy.quantization import quantize
 from tests.deploy.placing import int8, traced
 
 RANDOM = np.random.default_rng(0)
+BOUNDS = (-2, 127 / 64)
 
 
 def rounded(values: Any) -> Any:
-    """On codes from -2 to 2."""
-    return opset.fake_quantize(values, *(np.float32(bound) for bound in (-2, 2, -2, 2)), levels=256)
+    """On 256 codes between `BOUNDS`."""
+    return opset.fake_quantize(values, *map(np.float32, (*BOUNDS, *BOUNDS)), levels=256)
 
 
 def weight(outputs: int, inputs: int) -> Any:
@@ -84,6 +85,25 @@ def test_the_name_of_an_output_moves_with_it() -> None:
     as_convolutions(model)
     assert kinds(model)["MatMul"] == 0
     assert model.output("scores").get_partial_shape().rank == openvino.Dimension(2)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("read_twice", [True, False])
+def test_codes_are_counted_from_zero_where_only_such_products_read_them(
+    biased: bool, read_twice: bool
+) -> None:
+    x = opset.parameter([-1, 5, 8], np.float32)
+    codes = rounded(x)
+    y = product(codes, 8, 8, "first") if biased else opset.matmul(codes, weight(8, 8), False, True)
+    z = opset.add(y, opset.add(product(codes, 8, 8, "second"), codes if read_twice else x))
+    model = openvino.Model([z], [x])
+    written = model.clone()
+    as_convolutions(written)
+    (rounding,) = (op for op in written.get_ordered_ops() if op.get_type_name() == "FakeQuantize")
+    bounds = [float(rounding.input_value(place).get_node().data) for place in range(1, 5)]
+    assert bounds == [*BOUNDS, *(BOUNDS if read_twice else (0, 255 / 64))]
+    given = RANDOM.standard_normal((3, 5, 8)).astype(np.float32)
+    np.testing.assert_allclose(run(written, given), run(model, given), atol=1e-4)
 
 
 def test_other_products_are_left() -> None:
