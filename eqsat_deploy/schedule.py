@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -160,10 +160,17 @@ class Schedule:
                 found |= dict.fromkeys(alike)
         return tuple(sorted(found))
 
-    def without(self, name: str) -> Schedule:
-        """The schedule where nothing of this name is run."""
-        rulesets = {key: tuple(n for n in names if n != name) for key, names in self.rulesets.items()}
-        return replace(self, steps=tuple(_without(self.steps, name)), rulesets=rulesets)
+    def among(self, rules: Sequence[EgglogRule], known: Sequence[EgglogRule]) -> Schedule:
+        """The schedule where nothing but `rules` is run, of all that are `known`.
+
+        Raises:
+            UnknownNameError: a name stands for none that is known.
+        """
+        names = {name for step in self.runs() for one in step.run for name in self.rulesets.get(one, (one,))}
+        self.members(sorted(names), known)
+        missing = {name for name in names if not any(name in (r.name, r.family, r.phase) for r in rules)}
+        rulesets = {key: tuple(n for n in run if n not in missing) for key, run in self.rulesets.items()}
+        return replace(self, steps=tuple(_without(self.steps, missing)), rulesets=rulesets)
 
     def drawn(self, steps: Sequence[Step], shuffle: bool, generator: random.Random) -> Sequence[Step]:
         """Steps in the order of one repetition."""
@@ -179,9 +186,9 @@ class Schedule:
                 yield step
 
 
-def _without(steps: Sequence[Step], name: str) -> Iterator[Step]:
+def _without(steps: Sequence[Step], names: Set[str]) -> Iterator[Step]:
     for step in steps:
-        run, inner = tuple(n for n in step.run if n != name), tuple(_without(step.steps, name))
+        run, inner = tuple(n for n in step.run if n not in names), tuple(_without(step.steps, names))
         if run or inner:
             yield replace(step, run=run, steps=inner)
 

@@ -13,7 +13,7 @@ from eqsat_deploy.lower import Lowered, Term
 from eqsat_deploy.research.destructive import lowered_form
 from eqsat_deploy.schedule import SATURATE, Schedule, Step
 from eqsat_deploy.search import Limits, Restrict, Search, search
-from eqsat_deploy.selection import Selection, find_rules
+from eqsat_deploy.selection import Selection, find_rules, registered_rules
 from eqsat_deploy.tables import Frozen
 from eqsat_extraction.kernel import CostModel
 
@@ -152,8 +152,8 @@ class Environment:
         ):
             raise Spent
         self.evaluations += 1
-        if schedule is not None and self.without is not None:
-            schedule = schedule.without(self.without)
+        if schedule is not None:
+            schedule = schedule.among(self.selection.rules, registered_rules())
         most = self.limits.budget.iterations if iterations is None else iterations
         nodes = max(self.effort.nodes, 1)
         budget = replace(self.limits.budget, nodes=nodes, schedule=schedule, iterations=most)

@@ -35,6 +35,7 @@ from eqsat_deploy.research import (
 from eqsat_deploy.research.sweeps import sweep
 from eqsat_deploy.saturate import Budget
 from eqsat_deploy.schedule import SATURATE
+from eqsat_deploy.selection import registered_rules
 from tests.deploy.test_research import IMAGE, Head, PooledBlock, build
 
 ALL = Step(run=("demand", "rewrites", "merging"), times=SATURATE)
@@ -113,15 +114,18 @@ def test_everything_to_saturation_is_the_usual_e_graph(joint):
     assert len(Derivation(found).made) == len(Derivation(joint).made)
 
 
-def test_a_schedule_without_a_family_runs_all_else():
+def test_a_schedule_among_some_rules_runs_nothing_else():
     inner = (Step(run=("folding",)), Step(run=("pooling", "folding")))
     schedule = Schedule(
-        (Step(steps=inner, times=2), Step(run=("folding",)), Step(run=("mine",))), {"mine": ("folding", "a")}
+        (Step(steps=inner, times=2), Step(run=("folding",)), Step(run=("mine",))),
+        {"mine": ("folding", "identity-pool")},
     )
-    left = Schedule((Step(steps=(Step(run=("pooling",)),), times=2), Step(run=("mine",))), {"mine": ("a",)})
-    assert schedule.without("folding") == left
-    assert schedule.without("a") != schedule
-    assert schedule.without("b") == schedule
+    known = registered_rules()
+    left = Schedule(
+        (Step(steps=(Step(run=("pooling",)),), times=2), Step(run=("mine",))), {"mine": ("identity-pool",)}
+    )
+    assert schedule.among([rule for rule in known if rule.family != "folding"], known) == left
+    assert schedule.among(known, known) == schedule
 
 
 def test_only_what_a_schedule_runs_acts():
@@ -402,8 +406,27 @@ def test_ablations_leave_a_family_or_a_rule_out():
         compare_orderings(build(PooledBlock), IMAGE, leave_out=["foldin"])
 
 
+def test_a_schedule_may_name_families_that_a_model_has_nothing_for() -> None:
+    schedule = Schedule.from_dict({
+        "rulesets": {"clean": ["folding", "attention"]},
+        "steps": [{"run": "clean", "times": "saturate"}, {"run": "attention"}, {"run": "kernels", "times": "saturate"}],
+    })  # fmt: skip
+    table = compare_orderings(
+        build(PooledBlock), IMAGE, cost="trt_int8", strategies={"mine": schedule}, leave_out=["folding"]
+    )
+    assert "attention" in table.inactive
+    assert [outcome.without for outcome in table.outcomes] == [None, "folding"]
+    assert table.outcomes[0].cost < table.outcomes[1].cost
+
+
+def test_a_schedule_that_names_nothing_is_told_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eqsat_deploy.research.orderings.capture", lambda *_, **__: pytest.fail("it ran"))
+    schedule = Schedule.from_dict({"rulesets": {"clean": ["foldin"]}, "steps": [{"run": "clean"}]})
+    with pytest.raises(UnknownNameError, match=r"'foldin': did you mean 'folding'"):
+        compare_orderings(build(PooledBlock), IMAGE, strategies={"mine": schedule})
+
+
 def test_rules_can_be_actions_too():
-    from eqsat_deploy.selection import registered_rules
 
     names = [r.name for r in registered_rules() if r.family in ("folding", "identity-pool")]
     found = compare_orderings(
