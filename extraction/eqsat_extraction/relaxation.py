@@ -14,8 +14,9 @@ from .egraph import Floats, Ints, Mask, Offsets
 from .problem import Problem, restrict, spans
 from .separation import TOLERANCE, separate
 
-DRAWS, GUESSES = 6, 14
-"""Attempts at separation in a round, and those after which a point without a violated cut counts as supported."""
+DRAWS, MOST_DRAWS, GUESSES = 6, 9, 14
+"""Attempts at separation in a round, up to how many while they cost less work than the last optimum did, and those
+after which a point without a violated cut counts as supported."""
 DEPTH = 5
 """Cuts of one e-class in one attempt, each of other chosen e-nodes than those before."""
 PATIENCE = 3
@@ -46,6 +47,7 @@ class Relaxation:
         self.keys: set[bytes] = set()
         self.slack_since = np.empty(0, dtype=np.int64)
         self.draws = 0
+        self.work = 0.0
         self.x = np.zeros(problem.n_nodes)
         self.mean: Floats | None = None
         self.duals = np.zeros(problem.n_nodes)
@@ -121,7 +123,8 @@ class Relaxation:
         self.highs.setOptionValue("simplex_iteration_limit", int(min(allowed, 2**31 - 1)))
         self.highs.run()
         self.keys.clear()
-        budget.charge(max(0, self.highs.getInfo().simplex_iteration_count) * self.rows / 1000)
+        self.work = max(0, self.highs.getInfo().simplex_iteration_count) * self.rows / 1000
+        budget.charge(self.work)
         if self.highs.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return False
         solution = self.highs.getSolution()
@@ -170,13 +173,16 @@ class Relaxation:
         """Separate cuts at or near the current point and add those that it violates; returns how many were new."""
         inner = self.x if self.mean is None else INWARD * self.x + (1 - INWARD) * self.mean
         chosen = np.bincount(self.problem.head, self.x)
-        added = 0
+        added, drawn = 0, 0.0
         for attempt in range(DRAWS + GUESSES):
-            if budget.spent or (added and attempt >= DRAWS):
+            if budget.spent or (added and attempt >= (MOST_DRAWS if drawn < self.work else DRAWS)):
                 break
-            targets, ptr, nodes = self.separate(inner if attempt < DRAWS else self.x, max_cuts, self.draws)
+            point = inner if attempt < DRAWS else self.x
+            targets, ptr, nodes = self.separate(point, max_cuts, self.draws)
             self.draws += 1
-            budget.charge(len(self.problem.child) * (1 + len(targets)) / 1000)
+            work = len(self.problem.child) * (1 + len(targets)) / 1000
+            drawn += work
+            budget.charge(work)
             supplied = np.diff(np.append(0.0, np.cumsum(self.x[nodes]))[ptr])
             broken = np.flatnonzero(chosen[targets] - supplied > TOLERANCE).astype(np.int32)
             sizes = np.diff(ptr)[broken]
