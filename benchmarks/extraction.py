@@ -26,7 +26,16 @@ from warnings import catch_warnings, simplefilter
 import numpy as np
 from numpy.typing import NDArray
 
-from eqsat_extraction import EGraph, ExtractionError, _budget, _jit, dump_json, extract, load_json
+from eqsat_extraction import (
+    EGraph,
+    EGraphError,
+    ExtractionError,
+    _budget,
+    _jit,
+    dump_json,
+    extract,
+    load_json,
+)
 
 Row = dict[str, Any]
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
@@ -76,7 +85,10 @@ def run(
     loading = perf_counter() - start
     with catch_warnings():
         simplefilter("ignore")
-        egraph, costs = load()
+        try:
+            egraph, costs = load()
+        except EGraphError as error:
+            return {"extractor": extractor, "error": str(error), "proved": False}
     row: Row = {"extractor": extractor, "nodes": egraph.n_nodes, "classes": egraph.n_classes}
     start, cpu_start = perf_counter(), process_time()
     try:

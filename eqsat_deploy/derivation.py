@@ -8,7 +8,7 @@ each of them proved by those before it.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -136,7 +136,7 @@ class Derivation:
         self.joins: dict[int, list[Join]] = {}
         self.time = 0
         self.waiting: dict[Member, list[Place]] = {}
-        self.woken: dict[Place, None] = {}
+        self.woken: OrderedDict[Place, None] = OrderedDict()
         for place in places:
             for one in flat(place.clause).left:
                 self.waiting.setdefault((place.binding[one.result], one.under(place.binding)), []).append(
@@ -149,9 +149,7 @@ class Derivation:
             args = fact.operator.join(tuple(self.term_of[o] for o in operands), attributes)
             self.term_of[row] = self._term(ENode(fact.operator, args), found.space.row_class[row])
         while self.woken:
-            place = next(iter(self.woken))
-            del self.woken[place]
-            self._take(place)
+            self._take(self.woken.popitem(last=False)[0])
 
     # -- what saturation did -------------------------------------------------------------------------------
 
@@ -221,7 +219,7 @@ class Derivation:
             self.readers.setdefault(operand, []).append(term)
         member = self._member(term)
         self.entries.setdefault(member, []).append(term)
-        self.woken |= dict.fromkeys(self.waiting.get(member, ()))
+        self.woken.update(dict.fromkeys(self.waiting.get(member, ())))
         return term
 
     def _operands(self, a: int, b: int) -> tuple[tuple[int, int], ...]:
@@ -255,19 +253,21 @@ class Derivation:
             joined = self.group.pop(gone)
             self.group[into] += joined
             for member in {self._member(term) for term in (*moved, *joined)}:
-                self.woken |= dict.fromkeys(self.waiting.get(member, ()))
+                self.woken.update(dict.fromkeys(self.waiting.get(member, ())))
 
     def _member(self, term: int) -> Member:
         return self.class_of[term], self._over(self.written[term], self.class_of.__getitem__)
 
     def _take(self, place: Place) -> None:
-        """Act on every way in which the left side of a place is there and was not acted on yet."""
+        """Act on one way in which the left side of a place is there and was not acted on yet; the next waits until
+        all other places have had their turn, since what these join may make it the same."""
         form = flat(place.clause)
-        for slots, because in list(self._ways(place, form.left, {}, ())):
+        for slots, because in self._ways(place, form.left, {}, ()):
             key = id(place), tuple(self.find(slots[name]) for name in sorted(slots))
             if key in self.taken:
                 continue
             self.taken.add(key)
+            self.woken[place] = None
             for one in form.right:
                 node = one.under(place.binding)
                 inner = ENode(
@@ -279,6 +279,7 @@ class Derivation:
                     self.made.setdefault((number, node), place.rule)
             for pair, (root, made) in enumerate(form.unions):
                 self._join(slots[root], slots[made], place, pair, because)
+            return
 
     def _ways(
         self,

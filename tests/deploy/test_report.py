@@ -70,6 +70,24 @@ def test_everything_in_the_egraph_is_derived_again(any_report):
     assert all(len(equal) == 1 for equal in terms.values())
 
 
+class Siblings(nn.Module):
+    """Four layers that read one tensor: they merge in pairs and threes, in every order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 4 + width) for width in range(4))
+
+    def forward(self, x):
+        return [torch.relu(layer(x)) for layer in self.layers]
+
+
+def test_what_can_be_derived_in_many_ways_is_written_in_few():
+    found = optimized(Siblings, (torch.randn(2, 8),)).report.searches.found
+    derivation = Derivation(found)
+    assert set(derivation.entries) == set(found.space.nodes)
+    assert len(derivation.written) < 4 * len(found.space.nodes)  # it was 150 times as many
+
+
 def test_what_made_an_e_node_acted_on_its_e_class_or_around_it(any_report):
     found = any_report.searches.found
     derivation = Derivation(found)
