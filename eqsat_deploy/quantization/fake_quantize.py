@@ -176,23 +176,22 @@ def peaks(weight: Tensor, axis: int, groups: int | None) -> Tensor:
     (ONNX Runtime); depthwise kernels have none.
     """
     inputs = 1 if axis == 0 else axis - 1
+    greatest = weight.abs().amax([dim for dim in range(weight.dim()) if dim != axis])
     if groups is None or (groups > 1 and weight.shape[inputs] // (groups if axis else 1) == 1):
-        return weight.abs().amax([dim for dim in range(weight.dim()) if dim != axis])
+        return greatest
     lines = weight.movedim((axis, inputs), (0, -1))
     if axis != 0:  # a transposed convolution's inputs are those of all groups
         lines = lines.reshape(*lines.shape[:-1], groups, -1).movedim(-2, 1)
-    unrolled = lines.flatten(1)
-    found = [_pairs(unrolled).flatten(1).amax(1)]
-    if lines.shape[-1] % 2:
-        found.append(_pairs(lines).flatten(1).amax(1))
-    return torch.stack(found).amax(0)
+    for each in (lines, lines.flatten(1)) if lines.shape[-1] % 2 else (lines,):
+        greatest = torch.maximum(greatest, _neighbours(each))
+    return greatest
 
 
-def _pairs(lines: Tensor) -> Tensor:
-    """The magnitude of what two neighbours along the last axis add up to, of either sign alone, the greater."""
-    even = F.pad(lines, (0, lines.shape[-1] % 2))
-    even = even.reshape(*even.shape[:-1], -1, 2)
-    return torch.maximum(even.clamp_min(0).sum(-1), -even.clamp_max(0).sum(-1))
+def _neighbours(lines: Tensor) -> Tensor:
+    """The greatest magnitude of what two neighbours along the last axis add up to, for each of the first. Those of two
+    signs add up to less than one of them."""
+    sums = lines[..., :-1:2] + lines[..., 1::2]
+    return sums.flatten(1).abs().amax(1) if sums.numel() else sums.new_zeros(len(lines))
 
 
 class Clipped(nn.Module):
