@@ -154,8 +154,9 @@ def separate(
 ) -> tuple[Ints, Offsets, Ints]:
     """Violated, minimal cuts of a fractional choice `x` (n,): target e-classes, and offsets and e-nodes of the cuts.
 
-    Up to `depth` of every e-class, each of other chosen e-nodes than those before. The support of e-classes is
-    scaled by `noise` (n_classes,) where the child that an e-node is held to is guessed.
+    Up to `depth` of every e-class, each of other chosen e-nodes than those before; those first that are chosen by most
+    more than they are supported, so that `max_cuts` are not all around one of many cycles. The support of e-classes is
+    scaled by `noise` (n_classes,), there and where the child that an e-node is held to is guessed.
     """
     n = len(head)
     class_ptr, class_node = members(head, n_classes)
@@ -201,8 +202,11 @@ def separate(
     used, n_cuts = 0, 0
     reader_ptr, reader = invert(ptr, child, n_classes)
     alive = np.empty(n, dtype=np.bool_)
-    for position in range(len(order) - 1, -1, -1):
-        t = order[position]
+    latest = order[::-1]
+    for k in np.argsort(supply[latest] - y[latest], kind="mergesort"):
+        t = latest[k]
+        if n_cuts == max_cuts:
+            break
         if y[t] <= 1e-4:
             continue
         room = x.copy()
