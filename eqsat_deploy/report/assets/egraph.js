@@ -110,7 +110,7 @@ function showEGraph(data, root) {
     const note = state.iteration === last && !state.rule && c[CLASS.why] ? `no form chosen: ${c[CLASS.why]}` : "";
     const hidden = forms.length - shown.length;
     const rows = shown.map(n => ({ node: n, text: cut(words(n), 64), price: price(n) }));
-    const longest = Math.max(lines[0].length, Math.min(note.length, 70) * 0.93, ...rows.map(r => r.text.length + r.price.length + 3), 12);
+    const longest = Math.max(lines[0].length, Math.min(note.length, 70), ...rows.map(r => r.text.length + r.price.length + 3), 12);
     const noted = note ? [cut(note, 70)] : [];
     const height = PAD * 2 + LINE * (1 + noted.length + rows.length + (hidden > 0 ? 1 : 0));
     return { number, title: lines[0], note: noted[0], full: note, rows, hidden, width: longest * LETTER + 4 * PAD, height };
