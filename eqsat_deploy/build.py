@@ -70,7 +70,7 @@ def build(
             "for INT8"
             if _expected_int8(module)
             else "no kernel of the chosen form is faster in INT8 by the cost model, so the engine computes in float",
-            stacklevel=4,
+            stacklevel=5,
         )
     notes: list[str] = []
     fidelity = deployment(module).fidelity
@@ -79,7 +79,7 @@ def build(
         notes.append(lost)
         warnings.warn(
             f"{lost}: sensitivity() says where, and quantize() with accuracy_budget= or effort='best' loses less",
-            stacklevel=4,
+            stacklevel=5,
         )
     built: dict[str, Engine] = {}
     chosen: Engine | None = None
@@ -212,7 +212,7 @@ def _plain(make: Callable[[], Engine | None]) -> dict[str, Engine]:
         engine = make()
         return {} if engine is None else {PLAIN: engine}
     except EqsatError as error:
-        warnings.warn(f"the plain form could not be built for comparison: {error}", stacklevel=5)
+        warnings.warn(f"the plain form could not be built for comparison: {error}", stacklevel=6)
         return {}
 
 

@@ -55,7 +55,7 @@ def calibrate(
     except KeyboardInterrupt:
         if count == 0:
             raise
-        warnings.warn(f"interrupted: calibrated on the first {count} batches", stacklevel=5)
+        warnings.warn(f"interrupted: calibrated on the first {count} batches", stacklevel=6)
     if count == 0:
         raise QuantizationError(
             "no calibration batches: pass an iterable of inputs (a generator is used up after one pass)"
@@ -187,5 +187,5 @@ class _Ranges:
         if doubts:
             warnings.warn(
                 f"the calibration data cannot stand for real inputs: {'; '.join(doubts)}; INT8 accuracy will suffer",
-                stacklevel=6,
+                stacklevel=7,
             )

@@ -130,7 +130,7 @@ def quantize(
         warnings.warn(
             "quantize() makes nothing INT8: no kernel of the chosen form is faster in INT8 by the cost model "
             f"(optimized for {known.target or 'no target'}); the result computes in float",
-            stacklevel=4,
+            stacklevel=5,
         )
     keep = TUNED if effort == "best" else SAMPLE
     stages = Stages()
@@ -163,7 +163,7 @@ def quantize(
         warnings.warn(
             f"in INT8, on calibration data, {'; '.join(fidelity.doubts)}: sensitivity() ranks the kernels; "
             "effort='best' trains scales, and accuracy_budget=dB or precision={name: 'float'} keeps some in float",
-            stacklevel=4,
+            stacklevel=5,
         )
     for form in (quantized, *others) if learnable else ():
         _learn(form)

@@ -119,4 +119,4 @@ def dump_json(egraph: EGraph, costs: ArrayLike, path: str | Path) -> None:
 
 
 def _warn(path: Path, message: str) -> None:
-    warn(f"{path}: {message}", GymFormatWarning, stacklevel=3)
+    warn(f"{path}: {message}", GymFormatWarning, stacklevel=5)
