@@ -177,14 +177,13 @@ def checking(path: Path) -> Iterator[tuple[Manifest, dict[str, Any], Callable[[]
     files = [path / name for name in names]
     with hashing(files) as hashes, remembered(dict(zip(files, hashes, strict=True))):
         found = dict(zip(names, hashes, strict=True))
-        weights = {WEIGHTS: found.pop(WEIGHTS)}
 
         def engine_files() -> Path:
-            _check_hashes(path, manifest.files, found)
+            _check_hashes(path, manifest.files, {name: found[name] for name in names if name != WEIGHTS})
             return path / ENGINE
 
         yield manifest, signature, engine_files
-        _check_hashes(path, manifest.files, {**found, **weights})
+        _check_hashes(path, manifest.files, found)
 
 
 def read_checked(path: Path) -> tuple[Manifest, dict[str, Any]]:

@@ -123,10 +123,9 @@ def load(path: str | Path) -> ArrayEngine:
             raise ArtifactError(
                 f"{path} needs torch: engines of {manifest.engine!r} run with it alone; pip install torch"
             )
+        folder = engine_files()
         try:
-            device, version, run = start(engine_files(), manifest)
-        except ArtifactError:
-            raise
+            device, version, run = start(folder, manifest)
         except Exception as error:  # whatever a runtime raises for files that it did not write
             raise ArtifactError(f"{path} needs {manifest.versions.engine}: {error}") from error
     check_origin(path, manifest, device, version, portable=True)

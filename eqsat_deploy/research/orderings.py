@@ -298,13 +298,10 @@ def compare_orderings(
             `optimize`.
 
     Raises:
-        UnknownNameError: no such strategy, family, rule or cost model, or a schedule names what is none.
+        UnknownNameError: no such strategy, family, rule or cost model, in a schedule neither.
         InputError: there is nothing to choose from.
     """
     chosen, cost_model, effort = find_strategies(strategies), find_cost(cost), effort or Effort()
-    for schedule in strategies.values() if isinstance(strategies, dict) else ():
-        if isinstance(schedule, Schedule):
-            schedule.among((), registered_rules())
     drawn = [whole("seeds", seed, least=0) for seed in seeds]
     if not drawn:
         raise InputError("seeds: at least one is expected")

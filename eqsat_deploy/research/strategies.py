@@ -19,6 +19,7 @@ from eqsat_deploy.research.environment import Actions, Environment
 from eqsat_deploy.research.sketches import Sketches
 from eqsat_deploy.research.staging import fusion_first, fusion_last, quantization_first, quantization_last
 from eqsat_deploy.schedule import SATURATE, Backoff, Schedule, Step
+from eqsat_deploy.selection import registered_rules
 
 ALL_UP_TO = 720
 """Orders of six actions."""
@@ -168,9 +169,12 @@ def find_strategies(
     """Strategies by name: built-in ones, all when `wanted` is missing, or functions and schedules.
 
     Raises:
-        UnknownNameError: there is none of that name.
+        UnknownNameError: there is none of that name, or a schedule names what is no rule.
     """
     if isinstance(wanted, dict):
+        for schedule in wanted.values():
+            if isinstance(schedule, Schedule):
+                schedule.among((), registered_rules())
         return {
             name: partial(joint, schedule=s) if isinstance(s, Schedule) else s for name, s in wanted.items()
         }

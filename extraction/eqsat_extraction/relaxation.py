@@ -177,8 +177,7 @@ class Relaxation:
         for attempt in range(DRAWS + GUESSES):
             if budget.spent or (added and attempt >= (MOST_DRAWS if drawn < self.work else DRAWS)):
                 break
-            point = inner if attempt < DRAWS else self.x
-            targets, ptr, nodes = self.separate(point, max_cuts, self.draws)
+            targets, ptr, nodes = self.separate(inner if attempt < DRAWS else self.x, max_cuts, self.draws)
             self.draws += 1
             work = len(self.problem.child) * (1 + len(targets)) / 1000
             drawn += work

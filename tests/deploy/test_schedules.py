@@ -427,7 +427,6 @@ def test_a_schedule_that_names_nothing_is_told_before_anything_runs(monkeypatch:
 
 
 def test_rules_can_be_actions_too():
-
     names = [r.name for r in registered_rules() if r.family in ("folding", "identity-pool")]
     found = compare_orderings(
         build(PooledBlock), IMAGE, cost="trt_int8", strategies=["greedy"], families=names, effort=FEW
