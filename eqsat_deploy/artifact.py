@@ -17,7 +17,6 @@ import platform
 import shutil
 import stat
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from eqsat_deploy.errors import ArtifactError, EqsatError
 from eqsat_deploy.hashing import hashing, remembered, sha256
 from eqsat_deploy.manifest import ENGINE, FORMAT, WEIGHTS, File, Manifest, decode, encode
 from eqsat_deploy.processors import saturating
+from eqsat_extraction.cautions import caution
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -211,7 +211,7 @@ def check_origin(path: Path, manifest: Manifest, device: str, version: str, *, p
     if not portable:
         raise ArtifactError(f"{message}: {rebuild}, or install the version it was built with")
     doubt = ", where INT8 made for another may saturate (`eqsat-deploy verify` tells)" if saturating() else ""
-    warnings.warn(f"{message}: it runs, but was not tuned for this machine{doubt}; {rebuild}", stacklevel=4)
+    caution(f"{message}: it runs, but was not tuned for this machine{doubt}; {rebuild}")
 
 
 def _manifest(path: Path) -> bytes:

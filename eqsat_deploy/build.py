@@ -3,7 +3,6 @@ and shipped."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ from eqsat_deploy.quantization.reconstruction import finished
 from eqsat_deploy.stages import Stages
 from eqsat_deploy.targets import find_engine
 from eqsat_extraction.arguments import checked
+from eqsat_extraction.cautions import caution
 
 CHOSEN, PLAIN = "chosen", "plain"
 
@@ -65,21 +65,19 @@ def build(
     sizes = _sizes(batch)
     integer = is_quantized(module)
     if not integer:
-        warnings.warn(
+        caution(
             "the module is not quantized, so the engine computes in float: call quantize(batches) before build() "
             "for INT8"
             if _expected_int8(module)
-            else "no kernel of the chosen form is faster in INT8 by the cost model, so the engine computes in float",
-            stacklevel=5,
+            else "no kernel of the chosen form is faster in INT8 by the cost model, so the engine computes in float"
         )
     notes: list[str] = []
     fidelity = deployment(module).fidelity
     if fidelity and fidelity.doubts and fingerprint(module) == deployment(module).fingerprint:
         lost = f"in INT8, on calibration data, {'; '.join(fidelity.doubts)}"
         notes.append(lost)
-        warnings.warn(
-            f"{lost}: sensitivity() says where, and quantize() with accuracy_budget= or effort='best' loses less",
-            stacklevel=5,
+        caution(
+            f"{lost}: sensitivity() says where, and quantize() with accuracy_budget= or effort='best' loses less"
         )
     built: dict[str, Engine] = {}
     chosen: Engine | None = None
@@ -212,7 +210,7 @@ def _plain(make: Callable[[], Engine | None]) -> dict[str, Engine]:
         engine = make()
         return {} if engine is None else {PLAIN: engine}
     except EqsatError as error:
-        warnings.warn(f"the plain form could not be built for comparison: {error}", stacklevel=6)
+        caution(f"the plain form could not be built for comparison: {error}")
         return {}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from eqsat_deploy.calling import Arguments, arguments
 from eqsat_deploy.capture import check_model, run, shared_copy
 from eqsat_deploy.deployment import KEY
 from eqsat_deploy.errors import InputError
+from eqsat_extraction.cautions import caution
 
 POSITIONS = 16
 
@@ -251,10 +251,9 @@ def _probe(model: nn.Module) -> Arguments:
         x = _random(shape, model)
         if accepted(x) is None:
             continue
-        warnings.warn(
+        caution(
             f"no example_inputs given; assuming one {x.dtype} input of shape {['batch', *shape[1:]]}, on which the "
-            "model runs. Pass example_inputs= if its inputs are others.",
-            stacklevel=4,
+            "model runs. Pass example_inputs= if its inputs are others."
         )
         return (x,), {}
     raise InputError(

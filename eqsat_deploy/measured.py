@@ -39,6 +39,7 @@ from eqsat_deploy.processors import available
 from eqsat_deploy.stages import Stages
 from eqsat_deploy.targets import find_cost, find_engine, target_of
 from eqsat_extraction import extract
+from eqsat_extraction.cautions import caution
 from eqsat_extraction.kernel import CostModel, Kernel
 from eqsat_extraction.slack import slack
 
@@ -105,10 +106,9 @@ class Measured:
             for start in range(0, len(left), BUNDLE):
                 bundle = list(left.items())[start : start + BUNDLE]
                 if time.monotonic() > stop:
-                    warnings.warn(
+                    caution(
                         f"cost={self.name!r}: {len(left) - start} kernels are not measured after {self.seconds:g} s "
-                        "and keep their prices; another run goes on",
-                        stacklevel=2,
+                        "and keep their prices; another run goes on"
                     )
                     known = len(self.times)
                     break

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +27,7 @@ from eqsat_deploy.stages import Stages, no_collection
 from eqsat_deploy.targets import find_cost, find_engine, target_of
 from eqsat_deploy.verify import verify
 from eqsat_extraction.arguments import whole
+from eqsat_extraction.cautions import caution
 from eqsat_extraction.extractor import EXTRACTORS
 from eqsat_extraction.kernel import CostModel
 
@@ -141,10 +141,9 @@ def optimize(
     if tune is not None:
         whole("tune", tune)
     if isinstance(model, nn.Module) and model.training:
-        warnings.warn(
+        caution(
             "the model is in training mode: it is optimized as it computes in eval mode (dropout off, stored "
-            "BatchNorm statistics); the model itself stays in training mode",
-            stacklevel=2,
+            "BatchNorm statistics); the model itself stays in training mode"
         )
 
     def form(inputs: Any) -> OptimizedModule:

@@ -39,6 +39,7 @@ from eqsat_deploy.processors import available
 from eqsat_deploy.search import Search
 from eqsat_deploy.stages import Stages
 from eqsat_extraction import Solution, extract, k_best
+from eqsat_extraction.cautions import caution
 from eqsat_extraction.kbest import distance
 
 DIVERSITY = 0.05
@@ -161,9 +162,7 @@ def fastest(
         log.delete()
     best = winner(timings) if timings else forms[0].name
     if not timings:
-        warnings.warn(
-            f"tune: no form could be built and timed, the cheapest is kept: {failures}", stacklevel=4
-        )
+        caution(f"tune: no form could be built and timed, the cheapest is kept: {failures}")
     one = engines[best].engine if best in engines else None
     return next(form for form in forms if form.name == best), {
         "winner": best,

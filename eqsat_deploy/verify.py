@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from eqsat_deploy.calling import Arguments
 from eqsat_deploy.capture import Captured
 from eqsat_deploy.capture.functional import argument, schema_of
 from eqsat_deploy.errors import VerificationError
+from eqsat_extraction.cautions import caution
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 5e-3}
 ROUNDING_FACTOR = 10.0
@@ -162,7 +162,7 @@ def _notes(outputs: list[Tensor], tolerance: float) -> Iterator[str]:
 
 def _warned(verified: Verified) -> Verified:
     for note in verified.notes:
-        warnings.warn(note, stacklevel=3)
+        caution(note)
     return verified
 
 

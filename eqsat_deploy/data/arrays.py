@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from eqsat_deploy.calling import InputSpec
 from eqsat_deploy.errors import InputError
 from eqsat_deploy.inputs import draw_integers
+from eqsat_extraction.cautions import caution
 
 Batch = tuple[Tensor, ...]
 
@@ -36,9 +36,8 @@ def samples(source: str) -> int:
 
 def random(count: int, inputs: Sequence[InputSpec], function: Callable[..., Any] | None) -> Batch:
     """Normal numbers, and integers that `function` accepts; a warning says what they are not good for."""
-    warnings.warn(
-        "calibrating on random data: latency is real, accuracy is not; calibrate on real samples before shipping",
-        stacklevel=3,
+    caution(
+        "calibrating on random data: latency is real, accuracy is not; calibrate on real samples before shipping"
     )
     generator = torch.Generator().manual_seed(0)
     shapes = ([count, *(s or 1 for s in spec.shape[1:])] for spec in inputs)

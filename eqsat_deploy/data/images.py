@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from eqsat_deploy.data.reading import Reading, read_each
 from eqsat_deploy.errors import InputError
 from eqsat_deploy.specs import library
+from eqsat_extraction.cautions import caution
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
 # Channel means and deviations of ImageNet, which torchvision's and most of timm's models were trained with.
@@ -94,10 +94,9 @@ def transform_for(model: Any, size: Size | None, reading: Reading) -> Transform:
             "nothing says how large the model's images are: image_size= (--image-size HEIGHTxWIDTH) does"
         )
     if (reading.mean, reading.deviation) == (None, None):
-        warnings.warn(
+        caution(
             "nothing says how the model's images are normalized: taking ImageNet's mean and deviation; mean= and "
-            "deviation= (--mean, --std) are others",
-            stacklevel=2,
+            "deviation= (--mean, --std) are others"
         )
     return _fitted((channels, *shape), reading.mean or MEAN, reading.deviation or DEVIATION)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from eqsat_deploy.errors import InputError
+from eqsat_extraction.cautions import caution
 
 Item = TypeVar("Item")
 Read = TypeVar("Read")
@@ -69,7 +69,7 @@ def read_each(
     if bad and not found:
         raise InputError(f"nothing can be read: {bad[0]}")
     if bad:
-        warnings.warn(f"{len(bad)} left out; {bad[0]}", stacklevel=2)
+        caution(f"{len(bad)} left out; {bad[0]}")
     return found
 
 

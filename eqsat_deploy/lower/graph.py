@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator as python_operator
-import warnings
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from eqsat_deploy.lower.imports import import_call, importer_of
 from eqsat_deploy.lower.opaque import Opaque, mapped
 from eqsat_deploy.lower.rows import UNKNOWN, Lowered, Row, Rows, Term
 from eqsat_deploy.lower.sizes import Sizes, check_sizes
+from eqsat_extraction.cautions import caution
 
 
 def lower(captured: Captured) -> Lowered:
@@ -37,7 +37,7 @@ def lower(captured: Captured) -> Lowered:
         for node in nodes:
             lowering.visit(node)
     for message in lowering.opaque.warnings:
-        warnings.warn(message, stacklevel=2)
+        caution(message)
     calls = sum(node.op == "call_function" for node in nodes)
     return rows.lowered(captured, lowering.outputs, nodes=calls, warnings=lowering.opaque.warnings)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from eqsat_deploy.calling import Arguments, CallSpec, InputSpec, arguments, batch_size
 from eqsat_deploy.deployment import device_of, samples_of
 from eqsat_deploy.errors import InputError, QuantizationError
+from eqsat_extraction.cautions import caution
 
 SAMPLE = 32
 """How many samples are held while quantizing, for what one pass over the data cannot tell."""
@@ -55,7 +55,7 @@ def calibrate(
     except KeyboardInterrupt:
         if count == 0:
             raise
-        warnings.warn(f"interrupted: calibrated on the first {count} batches", stacklevel=6)
+        caution(f"interrupted: calibrated on the first {count} batches")
     if count == 0:
         raise QuantizationError(
             "no calibration batches: pass an iterable of inputs (a generator is used up after one pass)"
@@ -185,7 +185,6 @@ class _Ranges:
         if self.samples < FEW:
             doubts.append(f"{self.samples} samples are few, some hundred show what real inputs reach")
         if doubts:
-            warnings.warn(
-                f"the calibration data cannot stand for real inputs: {'; '.join(doubts)}; INT8 accuracy will suffer",
-                stacklevel=7,
+            caution(
+                f"the calibration data cannot stand for real inputs: {'; '.join(doubts)}; INT8 accuracy will suffer"
             )

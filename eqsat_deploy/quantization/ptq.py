@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -52,6 +51,7 @@ from eqsat_deploy.quantization.sensitivity import outputs_of, ranked
 from eqsat_deploy.quantization.tuning import TUNED, tuned
 from eqsat_deploy.stages import Stages
 from eqsat_extraction.arguments import checked, instance
+from eqsat_extraction.cautions import caution
 
 ANY_GRID = IntegerGrid(unsigned=True, asymmetric=True, channels=True)
 """Where a module has no target; what this machine cannot compute is left out."""
@@ -127,10 +127,9 @@ def quantize(
     forms = [_Watched(form, patterns, grid, make_observer) for form in both]
     placed = known.placement
     if not placed.quantizers and not any(kernel.precision == "int8" for kernel in placed.kernels):
-        warnings.warn(
+        caution(
             "quantize() makes nothing INT8: no kernel of the chosen form is faster in INT8 by the cost model "
-            f"(optimized for {known.target or 'no target'}); the result computes in float",
-            stacklevel=5,
+            f"(optimized for {known.target or 'no target'}); the result computes in float"
         )
     keep = TUNED if effort == "best" else SAMPLE
     stages = Stages()
@@ -160,10 +159,9 @@ def quantize(
             quantized = tuned(quantized, module, held)
         fidelity = Fidelity.of(zip(outputs_of(module, sample), outputs_of(quantized, sample), strict=True))
     if fidelity and fidelity.doubts and budget is None:
-        warnings.warn(
+        caution(
             f"in INT8, on calibration data, {'; '.join(fidelity.doubts)}: sensitivity() ranks the kernels; "
-            "effort='best' trains scales, and accuracy_budget=dB or precision={name: 'float'} keeps some in float",
-            stacklevel=5,
+            "effort='best' trains scales, and accuracy_budget=dB or precision={name: 'float'} keeps some in float"
         )
     for form in (quantized, *others) if learnable else ():
         _learn(form)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from math import inf, isfinite
 from pathlib import Path
-from warnings import warn
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .arguments import checked
+from .cautions import caution
 from .egraph import EGraph, Floats
 from .errors import EGraphError, GymFormatWarning
 
@@ -119,4 +119,4 @@ def dump_json(egraph: EGraph, costs: ArrayLike, path: str | Path) -> None:
 
 
 def _warn(path: Path, message: str) -> None:
-    warn(f"{path}: {message}", GymFormatWarning, stacklevel=5)
+    caution(f"{path}: {message}", GymFormatWarning)
