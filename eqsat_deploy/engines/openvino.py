@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Self
@@ -90,14 +91,12 @@ class OpenVINOEngine(Engine):
         cls, module: fx.GraphModule, *, batch: Batch = DEFAULT_BATCH, options: Mapping[str, Any] | None = None
     ) -> Self:
         """Convert and compile `module`; `EngineError` when torch or OpenVINO refuses it."""
-        from eqsat_deploy.quantization.fake_quantize import swapped  # not for what is loaded
-
         options = check_options(cls.name, options, OPTIONS)
         weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
         # A copy: OpenVINO shares the parameters' memory, and the caller may go on training.
         module, signature = prepared(module, batch)
-        model, graph = _converted(swapped(module, _Marker), signature.wide)
-        _name(model, signature, node_origins(graph.graph))
+        model, origins = _converted(module, signature.wide)
+        _name(model, signature, origins)
         reshape(model, [spec.shape for spec in signature.inputs], ANY)
         _pad_pools(model)
         if saturating():
@@ -223,17 +222,25 @@ class _Marker(nn.Module):
         return marked
 
 
-def _converted(module: fx.GraphModule, signature: Signature) -> tuple[Any, fx.GraphModule]:
-    """OpenVINO's model of `module`, and the graph of operators known to its frontend that it was made from.
+def _converted(module: fx.GraphModule, signature: Signature) -> tuple[Any, dict[str, str]]:
+    """OpenVINO's model of `module`, and the module's nodes that its operators are from, by the operators' names.
 
-    One tracing does for what the language knows; `torch.export`, three times as long, for what opaque calls may do.
+    Written node by node where every function is known. Else one tracing does for what the language knows;
+    `torch.export`, three times as long, for what opaque calls may do.
     """
-    errors = []
+    # Not for what is loaded.
+    from eqsat_deploy.engines.openvino_graph import Unwritten, written
+    from eqsat_deploy.quantization.fake_quantize import swapped
+
+    with suppress(Unwritten):
+        named = [node.name for node in module.graph.nodes if node.op.startswith("call")]
+        return _transformed(written(module, signature)), dict(zip(named, named, strict=True))
+    module, errors = swapped(module, _Marker), []
     for lowered in (_traced, _exported):
         graph = None
         try:
             graph = lowered(module, signature, _decompositions())
-            return _of_graph(graph), graph
+            return _transformed(_of_graph(graph)), node_origins(graph.graph)
         except EngineError as error:
             errors.append(str(error))
         except Exception as error:  # neither the tracing's nor the frontend's errors have a common base
@@ -257,10 +264,6 @@ def _reason(message: str, graph: fx.GraphModule | None) -> str:
 def _of_graph(graph: fx.GraphModule) -> Any:
     """What `openvino.convert_model` makes of `graph`, by its steps: it would take operators apart by itself, too, so
     that names could not be traced back to the module's, prepare inputs that need no preparation, and report its use."""
-    from openvino._offline_transformations import (
-        apply_moc_transformations,
-        compress_quantize_weights_transformation,
-    )
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
@@ -270,7 +273,16 @@ def _of_graph(graph: fx.GraphModule) -> Any:
     for extension in (_extension(), *extensions()):
         frontend.add_extension(extension)
     decoder = TorchFXPythonDecoder(graph, dynamic_shapes=True)  # which the frontend does not keep alive
-    model = frontend.convert(frontend.load(decoder))
+    return frontend.convert(frontend.load(decoder))
+
+
+def _transformed(model: Any) -> Any:
+    """`model` as OpenVINO's converter leaves it, its rounded weights as codes."""
+    from openvino._offline_transformations import (
+        apply_moc_transformations,
+        compress_quantize_weights_transformation,
+    )
+
     apply_moc_transformations(model, cf=False, smart_reshape=True)
     compress_quantize_weights_transformation(model)
     return model
@@ -360,9 +372,9 @@ def _name(model: Any, signature: Signature, origins: Mapping[str, str]) -> None:
         node = next((n for n in (origins.get(re.split("[/:]", known)[0]) for known in named) if n), None)
         if op.get_type_name() == "FakeQuantize":  # of a marker, which has no name of its own here
             node, _, rest = op.input_value(0).get_node().get_friendly_name().partition("/")
-            node, name = node if rest else None, ""
+            node = node if rest else None
         if node is not None:  # numbered by position, where OpenVINO numbers through the whole process
-            op.set_friendly_name(f"{node}/{name if '/' in name else f'{op.get_type_name()}_{index}'}")
+            op.set_friendly_name(f"{node}/{op.get_type_name()}_{index}")
     model.set_friendly_name("model")
     _number(model)
 
