@@ -47,9 +47,10 @@ class Written:
         return tuple(size.get_length() if size.is_static else FREE for size in sizes)
 
     @property
-    def kind(self) -> str:
-        """Its element type."""
-        return str(self.output.get_element_type().get_type_name())
+    def dtype(self) -> torch.dtype | None:
+        """Its dtype; None for one that inputs cannot have."""
+        name = self.output.get_element_type().get_type_name()
+        return next((dtype for dtype, known in DTYPES.items() if known == name), None)
 
     def dim(self) -> int:
         """How many axes it has."""
@@ -284,8 +285,7 @@ def _unary(name: str) -> Callable[..., Any]:
 
 def _binary(name: str) -> Callable[..., Any]:
     def binary(a: Any, b: Any) -> Any:
-        kinds = {value.kind for value in (a, b) if isinstance(value, Written)}
-        if kinds == {"i64"} and name == "multiply" and isinstance(b, int):  # of sizes
+        if name == "multiply" and isinstance(b, int) and isinstance(a, Written) and a.dtype == torch.int64:
             return _ops().multiply(a.output, np.int64(b))
         _is_float(a, b)
         return getattr(_ops(), name)(*map(_float, (a, b)))
@@ -301,8 +301,8 @@ for _function, _name in BINARY.items():
 
 def _is_float(*values: Any) -> None:
     for value in values:
-        if isinstance(value, Written) and value.kind != "f32":
-            raise Unwritten(f"a function of {value.kind}")
+        if isinstance(value, Written) and value.dtype != torch.float32:
+            raise Unwritten(f"a function of {value.dtype}")
 
 
 def _float(value: Any) -> Any:

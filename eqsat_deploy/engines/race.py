@@ -58,6 +58,7 @@ def race(
     runs: int = 200,
     seed: int = 0,
     until_clear: bool = False,
+    handicaps: Mapping[str, float] | None = None,
     earlier: Iterable[Round] = (),
     keep: Callable[[Round], object] | None = None,
 ) -> dict[str, Timing]:
@@ -67,6 +68,8 @@ def race(
     that nobody follows the same neighbour, or itself, more often than others do. With `until_clear` one that is slower
     for certain runs no more, and the race ends when the winner is clear (`RULE`). A contestant that raises at any time
     has lost: it is left out of the result. Compare medians of one race, never of two.
+
+    One with a handicap is judged as if it took that many times as long: who wins, what is clear, and `Timing.over`.
 
     A race that was interrupted goes on from the `earlier` rounds that it gave to `keep`, one by one.
 
@@ -96,16 +99,22 @@ def race(
     deadline = time.perf_counter() + seconds
     while running and len(rounds) < max(runs, 5) and (len(rounds) < 5 or time.perf_counter() < deadline):
         if until_clear:
-            running[:] = standing(rounds, running)
-            if settled(rounds, running):
+            judged = _judged(rounds, handicaps or {})
+            running[:] = standing(judged, running)
+            if settled(judged, running):
                 break
         rounds.append(turn())
         if keep is not None:
             keep(rounds[-1])
     if not running:
         raise EngineError(f"no engine ran: {'; '.join(failures.values()) or 'none was given'}")
-    best = fastest(rounds, running)
-    return {name: _timing(rounds, name, best) for name in engines if name not in failures}
+    judged = _judged(rounds, handicaps or {})
+    best = fastest(judged, running)
+    return {
+        name: _timing(rounds, name, None if name == best else ratio(judged, name, best))
+        for name in engines
+        if name not in failures
+    }
 
 
 def winner(timings: Mapping[str, Timing]) -> str:
@@ -171,9 +180,11 @@ def _looks(rounds: int) -> Iterator[int]:
         look *= 2
 
 
-def _timing(rounds: Sequence[Round], name: str, best: str) -> Timing:
+def _judged(rounds: Sequence[Round], handicaps: Mapping[str, float]) -> Sequence[Round]:
+    return [{name: us * handicaps.get(name, 1.0) for name, us in taken.items()} for taken in rounds]
+
+
+def _timing(rounds: Sequence[Round], name: str, over: tuple[float, float, float] | None) -> Timing:
     taken = [entry[name] for entry in rounds if name in entry]
     lower, _, upper = quantiles(taken, n=4) if len(taken) > 1 else taken * 3
-    return Timing(
-        median(taken), lower, upper, len(taken), None if name == best else ratio(rounds, name, best)
-    )
+    return Timing(median(taken), lower, upper, len(taken), over)

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from eqsat_deploy.build import CHOSEN, PLAIN, build, is_quantized
+from eqsat_deploy.build import CHOSEN, DRAFT, PLAIN, build, is_quantized
 from eqsat_deploy.deployment import Signature, deployment, record
 from eqsat_deploy.engines import Batch, Engine, Layer
 from eqsat_deploy.engines.race import Timing
@@ -98,11 +98,12 @@ def test_the_faster_form_is_shipped(quantized, monkeypatch, faster):
 def test_the_plain_form_is_shipped_where_it_is_faster_for_certain_and_once_it_is_repaired(
     quantized, monkeypatch
 ):
-    won, doubtful = Timing(2.0, 2.0, 2.0, 16), Timing(2.1, 2.1, 2.1, 16, (1.02, 1.03, 1.05))
-    lost = Timing(2.1, 2.1, 2.1, 16, (1.04, 1.05, 1.08))
-    races = []
+    won, doubtful = Timing(2.0, 2.0, 2.0, 16), Timing(2.1, 2.1, 2.1, 16, (0.99, 1.01, 1.02))
+    lost = Timing(2.1, 2.1, 2.1, 16, (1.01, 1.02, 1.05))
+    races, handicapped = [], []
 
-    def race(engines, *_, **__):
+    def race(engines, *_, handicaps=None, **__):
+        handicapped.append(handicaps)
         races.append([engine.module for engine in engines.values()])
         return results[len(races) - 1]
 
@@ -117,6 +118,7 @@ def test_the_plain_form_is_shipped_where_it_is_faster_for_certain_and_once_it_is
     draft, repaired = (raced[1] for raced in races)
     assert deployment(draft).draft is not None
     assert deployment(repaired).draft is None
+    assert handicapped == [{PLAIN: 1 + DRAFT}, {PLAIN: 1 + DRAFT}, None]
 
 
 def test_realized_precision_is_compared_with_what_was_placed(quantized):

@@ -19,7 +19,8 @@ from eqsat_deploy.deployment import DEFAULT_BATCH, InputSpec, Signature, deploym
 from eqsat_deploy.engines import openvino as engine
 from eqsat_deploy.engines.openvino_graph import BINARY, FUNCTIONS, REDUCTIONS, UNARY, Unwritten, written
 from eqsat_deploy.engines.program import flat_module, prepared
-from eqsat_deploy.quantization.fake_quantize import swapped
+from eqsat_deploy.quantization.equalization import ChannelScale
+from eqsat_deploy.quantization.fake_quantize import Clipped, FakeQuantize, QuantizedConv2d, swapped
 from tests.deploy.test_random_networks import exportable
 from tests.support.models import Fire, Residual, Transformer, randomized
 from tests.support.networks import networks
@@ -171,6 +172,27 @@ def test_what_is_concatenated_and_repeated_for_the_batch() -> None:
     record(module, inputs=(InputSpec("x", (None, 5, 8), torch.float32),))
     for size in (1, 4):
         agree(module, some(size, 5, 8))
+
+
+def test_quantizers_and_what_calibration_puts_beside_them() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scaled = ChannelScale(some(6, 1, 1).abs() + 0.5)
+            self.clipped = Clipped(some(6, 1, 1).abs())
+            self.rounded = FakeQuantize(torch.tensor(0.05), low=0, high=255, zero_point=7)
+            self.layer = QuantizedConv2d.from_float(nn.Conv2d(6, 4, 3, groups=2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(self.rounded(self.clipped(self.scaled(x))))
+
+    class Leaves(fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return True
+
+    module = fx.GraphModule(root := Model().eval(), Leaves().trace(root))
+    record(module, inputs=(InputSpec("x", (None, 6, 9, 8), torch.float32),))
+    agree(module, some(*IMAGE))
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,19 @@ def test_equals_do_not_run_for_ever(clock: Clock) -> None:
     assert race(field, X, until_clear=True, seconds=1e-3, runs=10**6)["one"].runs < 20  # time is up
 
 
+def test_one_with_a_handicap_has_to_be_that_much_faster(clock: Clock) -> None:
+    def raced(behind: float, handicap: float) -> dict[str, module.Timing]:
+        field = {"one": clock.contestant("one", 100), "two": clock.contestant("two", 100 - behind)}
+        return race(field, X, until_clear=True, seconds=1e6, runs=10_000, handicaps={"two": handicap})
+
+    assert winner(raced(3, 1.0)) == winner(raced(13, 1.1)) == "two"
+    timings = raced(6, 1.1)
+    assert winner(timings) == "one"
+    assert timings["two"].median < timings["one"].median
+    assert timings["two"].over[0] > 1
+    assert raced(0, 1.05)["one"].runs < raced(0, 1.0)["one"].runs
+
+
 def test_who_follows_whom_is_left_to_chance(clock: Clock) -> None:
     names = ("a", "b", "c")
     race({n: clock.contestant(n, 100) for n in names}, X, seconds=1e6, runs=3000)
