@@ -77,7 +77,11 @@ def _torchvision(name: str) -> nn.Module:
         options = {"aux_logits": False, "init_weights": False}
     if name in torchvision.models.list_models(torchvision.models.segmentation):
         options = {"weights_backbone": None}
-    return torchvision.models.get_model(name, weights=None, **options).eval()  # type: ignore[no-any-return]
+    model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            module.reset_parameters()  # the heads of vision transformers begin at zero, and so would every output
+    return model.eval()
 
 
 def transformers_names() -> list[str]:

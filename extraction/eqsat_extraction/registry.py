@@ -5,9 +5,13 @@ Built-in ones register through the same entry points as anybody else's. Finding 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from functools import lru_cache
+from importlib import metadata
+from importlib.metadata import EntryPoint
 from typing import Any, Generic, TypeVar
 
 from .errors import RegistrationError, UnknownNameError
@@ -81,6 +85,26 @@ class Registry(Generic[T]):
                 f"{self.kind} {name!r} ({_origin(entry)}) is a {type(found).__name__}: it needs {self.needs}"
             )
         return found  # type: ignore[no-any-return]
+
+
+def entry_points(group: str) -> Iterable[EntryPoint]:
+    """Those of `group` that are installed, read again where something was installed since."""
+    installed = _installed(tuple((path, _changed(path)) for path in sys.path))
+    return [entry for entry in installed if entry.group == group]
+
+
+@lru_cache(maxsize=1)
+def _installed(paths: tuple[tuple[str, float], ...]) -> Sequence[EntryPoint]:
+    """All entry points: each reading goes through the metadata of every package."""
+    groups = metadata.entry_points()
+    return [entry for group in groups.groups for entry in groups.select(group=group)]
+
+
+def _changed(path: str) -> float:
+    try:
+        return os.stat(path or ".").st_mtime
+    except OSError:
+        return 0.0
 
 
 def _origin(entry: EntryPoint) -> str:

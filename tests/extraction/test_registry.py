@@ -106,3 +106,13 @@ def test_without_or_tools_the_extra_is_named(monkeypatch):
 
     with pytest.raises(ExtractionError, match=r"eqsat-deploy\[cpsat\]"):
         extract(EGraph.build([(0, [])], [0]), [1.0], extractor=cpsat)
+
+
+def test_what_is_installed_meanwhile_is_found(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not list(registry.entry_points(group="somebody.group"))
+    package = tmp_path / "somebody-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Name: somebody\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text("[somebody.group]\nmine = somewhere:MINE\n")
+    assert [entry.value for entry in registry.entry_points(group="somebody.group")] == ["somewhere:MINE"]
