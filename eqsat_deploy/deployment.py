@@ -351,6 +351,13 @@ def copied(module: Module) -> Module:
     return copy.deepcopy(module, {id(meta): dict(meta)})
 
 
+def at_rest(module: Module) -> Module:
+    """`module` in eval mode on the CPU: itself where it is, else a copy."""
+    if device_of(module).type == "cpu" and not any(part.training for part in module.modules()):
+        return module
+    return copied(module).cpu().eval()
+
+
 def device_of(model: nn.Module | ExportedProgram) -> torch.device:
     """Where the model's first parameter is; the CPU where it has none."""
     held = (

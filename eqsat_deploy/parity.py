@@ -28,7 +28,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, fx
 
-from eqsat_deploy.deployment import SAMPLES, InputSpec, Signature, copied, deployment, record
+from eqsat_deploy.deployment import SAMPLES, InputSpec, Signature, at_rest, copied, deployment, record
 from eqsat_deploy.engines.base import Engine
 from eqsat_deploy.engines.program import flat_module
 from eqsat_deploy.noise import decibels
@@ -78,8 +78,9 @@ def compare(
 
     `integer` says whether `module` is quantized. `module` is not changed.
     """
-    flat = rounded_once(flat_module(copied(module).cpu().eval()))
-    without = () if asked or not integer else (_runner(flat_module(unrounded(copied(module).cpu().eval()))),)
+    resting = at_rest(module)
+    flat = rounded_once(flat_module(resting))
+    without = () if asked or not integer else (_runner(flat_module(unrounded(resting))),)
     probes = _Kept(() if asked else (_probe(flat, seed) for seed in range(PROBES)))
     batches = list(_batches(module, engine.signature))
     at_once = (partial(_of_all, count := _kept(module), inputs_of(module, count)),)
@@ -305,7 +306,7 @@ def _tensors(module: fx.GraphModule) -> list[fx.Node]:
             return result
 
     with torch.no_grad():
-        Watch(copied(module).cpu().eval()).run(*inputs_of(module, 2))
+        Watch(at_rest(module)).run(*inputs_of(module, 2))
     names = {node.name for node in found}
     return [node for node in module.graph.nodes if node.name in names]
 

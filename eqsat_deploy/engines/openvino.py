@@ -1,4 +1,4 @@
-"""OpenVINO on a CPU: the exported program, with FakeQuantize exactly where quantization put it."""
+"""OpenVINO on a CPU: the module in its operators, with FakeQuantize exactly where quantization put it."""
 
 from __future__ import annotations
 

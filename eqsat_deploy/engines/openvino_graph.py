@@ -169,7 +169,8 @@ class _Rounding(nn.Module):
     def _codes(self, values: Tensor, scale: Tensor, zero_point: Tensor) -> Written:
         if zero_point.any():
             raise Unwritten("parameters with a zero point")
-        codes = (values / scale).clamp_(self.low, self.high).round_().to(torch.int8)
+        codes = (values / scale).clamp_(self.low, self.high).round_()
+        codes = codes.to(torch.int8 if self.low < 0 else torch.uint8)
         converted = _ops().convert(_ops().constant(codes.numpy()), "f32")
         return Written(_ops().multiply(converted, _output(scale)).output(0))
 

@@ -182,9 +182,11 @@ def test_quantizers_and_what_calibration_puts_beside_them() -> None:
             self.clipped = Clipped(some(6, 1, 1).abs())
             self.rounded = FakeQuantize(torch.tensor(0.05), low=0, high=255, zero_point=7)
             self.layer = QuantizedConv2d.from_float(nn.Conv2d(6, 4, 3, groups=2))
+            self.register_buffer("table", some(7, 6).abs())
+            self.unsigned = FakeQuantize(torch.tensor(0.01), low=0, high=255)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.layer(self.rounded(self.clipped(self.scaled(x))))
+            return self.layer(self.rounded(self.clipped(self.scaled(x)))) + self.unsigned(self.table)
 
     class Leaves(fx.Tracer):
         def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
