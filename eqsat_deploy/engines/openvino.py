@@ -370,10 +370,12 @@ def _name(model: Any, signature: Signature, origins: Mapping[str, str]) -> None:
         port.get_tensor().set_names({spec.name})
     for index, port in enumerate(model.outputs):
         port.get_tensor().add_names({f"output_{index}"})
+    place = {name: index for index, name in enumerate(origins)}
     for index, op in enumerate(model.get_ordered_ops()):
-        name = op.get_friendly_name()
-        named = (name, *(op.output(0).get_names() if op.get_output_size() else ()))
-        node = next((n for n in (origins.get(re.split("[/:]", known)[0]) for known in named) if n), None)
+        node = origins.get(_stem(op.get_friendly_name()))
+        if node is None and op.get_output_size():  # of several nodes, the first
+            known = [stem for stem in map(_stem, op.output(0).get_names()) if stem in place]
+            node = origins[min(known, key=place.__getitem__)] if known else None
         if op.get_type_name() == "FakeQuantize":  # of a marker, which has no name of its own here
             node, _, rest = op.input_value(0).get_node().get_friendly_name().partition("/")
             node = node if rest else None
@@ -381,6 +383,10 @@ def _name(model: Any, signature: Signature, origins: Mapping[str, str]) -> None:
             op.set_friendly_name(f"{node}/{op.get_type_name()}_{index}")
     model.set_friendly_name("model")
     _number(model)
+
+
+def _stem(name: str) -> str:
+    return re.split("[/:]", name)[0]
 
 
 def _number(model: Any) -> None:

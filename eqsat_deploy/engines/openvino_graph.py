@@ -116,6 +116,8 @@ class _Run(fx.Interpreter):
             for part in value if isinstance(value, tuple) else (value,):
                 if isinstance(part, Written):
                     self._name(part.output.get_node(), n.name)
+                    # Which stays with the tensor, whatever operators OpenVINO makes of those that wrote it.
+                    part.output.get_tensor().add_names({n.name})
         return value
 
     def _name(self, op: Any, name: str) -> None:
@@ -463,10 +465,8 @@ def _attended(module: SelfAttention, x: Written) -> Any:
 def _batch_norm(x: Written, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
                 training: bool = False, momentum: float = 0.1, eps: float = 1e-5) -> Any:  # fmt: skip
     _refuse(training, weight is None, bias is None)
-    scale = weight * torch.rsqrt(running_var + eps)
-    per_channel = (1, -1, *[1] * (x.dim() - 2))
-    scaled = _ops().multiply(x.output, _output(scale.reshape(per_channel)))
-    return _ops().add(scaled, _output((bias - running_mean * scale).reshape(per_channel)))
+    held = map(_output, (weight, bias, running_mean, running_var))
+    return _ops().batch_norm_inference(x.output, *held, eps)
 
 
 @writes(F.layer_norm)
