@@ -353,9 +353,8 @@ def copied(module: Module) -> Module:
 
 def at_rest(module: Module) -> Module:
     """`module` in eval mode on the CPU: itself where it is, else a copy."""
-    if device_of(module).type == "cpu" and not any(part.training for part in module.modules()):
-        return module
-    return copied(module).cpu().eval()
+    module = located(module, torch.device("cpu"))
+    return copied(module).eval() if any(part.training for part in module.modules()) else module
 
 
 def device_of(model: nn.Module | ExportedProgram) -> torch.device:

@@ -237,8 +237,8 @@ def _converted(module: fx.GraphModule, signature: Signature) -> tuple[Any, dict[
     from eqsat_deploy.quantization.fake_quantize import swapped
 
     with suppress(Unwritten):
-        named = [node.name for node in module.graph.nodes if node.op.startswith("call")]
-        return _transformed(written(module, signature)), dict(zip(named, named, strict=True))
+        origins = {node.name: node.name for node in module.graph.nodes if node.op.startswith("call")}
+        return _transformed(written(module, signature)), origins
     module, errors = swapped(module, _Marker), []
     for lowered in (_traced, _exported):
         graph = None

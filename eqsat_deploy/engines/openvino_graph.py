@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from eqsat_deploy.deployment import Signature
 from eqsat_deploy.engines.program import flat_module
-from eqsat_deploy.language.attention import SelfAttention
+from eqsat_deploy.language.attention import SelfAttention, attended
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize, swapped
 
 DTYPES = {torch.float32: "f32", torch.int64: "i64", torch.int32: "i32", torch.bool: "boolean"}
@@ -451,11 +451,7 @@ def _attended(module: SelfAttention, x: Written) -> Any:
     """`nn.MultiheadAttention` on one tensor, (batch, positions, width)."""
     held = module.attention
     qkv = F.linear(x, held.in_proj_weight, held.in_proj_bias)  # type: ignore[arg-type]
-    _, positions, width = x.shape
-    parts = qkv.reshape(FREE, positions, 3, held.num_heads, width // held.num_heads)
-    query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
-    found: Any = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-    return F.linear(found, held.out_proj.weight, held.out_proj.bias)
+    return F.linear(attended(qkv, held.num_heads), held.out_proj.weight, held.out_proj.bias)
 
 
 # -- normalization and reduction ---------------------------------------------------------------------------------------

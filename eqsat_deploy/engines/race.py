@@ -76,7 +76,9 @@ def race(
     Raises:
         EngineError: no engine is left; the message has every contestant's error.
     """
+    handicaps = handicaps or {}
     rounds = list(earlier)
+    judged = [_judged(taken, handicaps) for taken in rounds]
     failures: dict[str, str] = {}
     running, draw = list(engines), random.Random(f"{seed} {len(rounds)}")
 
@@ -99,16 +101,15 @@ def race(
     deadline = time.perf_counter() + seconds
     while running and len(rounds) < max(runs, 5) and (len(rounds) < 5 or time.perf_counter() < deadline):
         if until_clear:
-            judged = _judged(rounds, handicaps or {})
             running[:] = standing(judged, running)
             if settled(judged, running):
                 break
         rounds.append(turn())
+        judged.append(_judged(rounds[-1], handicaps))
         if keep is not None:
             keep(rounds[-1])
     if not running:
         raise EngineError(f"no engine ran: {'; '.join(failures.values()) or 'none was given'}")
-    judged = _judged(rounds, handicaps or {})
     best = fastest(judged, running)
     return {
         name: _timing(rounds, name, None if name == best else ratio(judged, name, best))
@@ -180,8 +181,8 @@ def _looks(rounds: int) -> Iterator[int]:
         look *= 2
 
 
-def _judged(rounds: Sequence[Round], handicaps: Mapping[str, float]) -> Sequence[Round]:
-    return [{name: us * handicaps.get(name, 1.0) for name, us in taken.items()} for taken in rounds]
+def _judged(taken: Round, handicaps: Mapping[str, float]) -> Round:
+    return {name: us * handicaps.get(name, 1.0) for name, us in taken.items()}
 
 
 def _timing(rounds: Sequence[Round], name: str, over: tuple[float, float, float] | None) -> Timing:

@@ -57,6 +57,14 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
 
 
+def attended(qkv: Tensor, heads: int, scale: float | None = None) -> Tensor:
+    """What `PackedAttention` computes; without a scale, with that of `nn.MultiheadAttention`."""
+    batch, positions, width = qkv.shape
+    parts = qkv.reshape(batch, positions, 3, heads, width // (3 * heads))
+    q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
+
+
 class PackedAttention(nn.Module):
     """Self-attention between its projections: (batch, positions, 3 x width) to (batch, positions, width).
 
@@ -70,10 +78,7 @@ class PackedAttention(nn.Module):
 
     def forward(self, qkv: Tensor) -> Tensor:
         """The attended values, heads joined."""
-        batch, positions, width = qkv.shape
-        parts = qkv.reshape(batch, positions, 3, self.heads, width // (3 * self.heads))
-        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
-        return F.scaled_dot_product_attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2)
+        return attended(qkv, self.heads, self.scale)
 
     def extra_repr(self) -> str:
         """What `print` shows."""
