@@ -17,7 +17,7 @@ import platform
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from eqsat_deploy.errors import ArtifactError, EqsatError
-from eqsat_deploy.hashing import hashing, remembered, sha256
+from eqsat_deploy.hashing import CheckedFiles, hashing, sha256
 from eqsat_deploy.manifest import ENGINE, FORMAT, WEIGHTS, File, Manifest, decode, encode
 from eqsat_deploy.processors import saturating
 from eqsat_extraction.cautions import caution
@@ -142,9 +142,9 @@ def read(path: str | Path) -> Artifact:
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[tuple[Artifact, Callable[[], Path]]]:
-    """`read`, while the block does something else: it ends when all files are checked. With the artifact comes what
-    waits for the engine's files to be checked and says where they are.
+def opened(path: str | Path) -> Iterator[tuple[Artifact, CheckedFiles]]:
+    """`read`, while the block does something else: it ends when all files are checked. With the artifact come the
+    engine's files.
 
     Sizes are compared before anything is hashed, and hashes before anything is read. Files beside those of an
     artifact are ignored and never read; one that is not listed among the engine's own is an error.
@@ -164,10 +164,9 @@ def opened(path: str | Path) -> Iterator[tuple[Artifact, Callable[[], Path]]]:
 
 
 @contextmanager
-def checking(path: Path) -> Iterator[tuple[Manifest, dict[str, Any], Callable[[], Path]]]:
-    """The manifest of the artifact at `path`, its signature as JSON, and what waits for the engine's files to be
-    checked and says where they are; the rest is checked when the block ends. Needs no torch; raises as `opened`
-    does."""
+def checking(path: Path) -> Iterator[tuple[Manifest, dict[str, Any], CheckedFiles]]:
+    """The manifest of the artifact at `path`, its signature as JSON, and the engine's files; all are checked when the
+    block ends. Needs no torch; raises as `opened` does."""
     try:
         manifest, signature = decode(_manifest(path), path / MANIFEST)
         _check_sizes(path, manifest.files)
@@ -175,14 +174,16 @@ def checking(path: Path) -> Iterator[tuple[Manifest, dict[str, Any], Callable[[]
         raise ArtifactError(f"{path} cannot be read: {error}; {AGAIN}") from error
     names = sorted(manifest.files, key=WEIGHTS.__eq__)  # the weights last
     files = [path / name for name in names]
-    with hashing(files) as hashes, remembered(dict(zip(files, hashes, strict=True))):
+    with hashing(files) as hashes:
         found = dict(zip(names, hashes, strict=True))
+        own = {name: hashed for name, hashed in found.items() if name != WEIGHTS}
 
-        def engine_files() -> Path:
-            _check_hashes(path, manifest.files, {name: found[name] for name in names if name != WEIGHTS})
+        def folder() -> Path:
+            _check_hashes(path, manifest.files, own)
             return path / ENGINE
 
-        yield manifest, signature, engine_files
+        stated = {name.removeprefix(f"{ENGINE}/"): manifest.files[name].sha256 for name in own}
+        yield manifest, signature, CheckedFiles(stated, folder)
         _check_hashes(path, manifest.files, found)
 
 

@@ -15,14 +15,14 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from mmap import ACCESS_COPY, mmap
 from pathlib import Path
 from typing import Any
 
 from eqsat_deploy.cache import root
-from eqsat_deploy.hashing import hashing, of_bytes
+from eqsat_deploy.hashing import of_bytes
 from eqsat_deploy.processors import available, cpu
 
 MOST = 4 << 30
@@ -34,12 +34,6 @@ def folder() -> Path | None:
     """Where compiled models are kept; None where they are not."""
     named = root()
     return named and named / "compiled"
-
-
-def digest(files: Iterable[Path]) -> str:
-    """A hash over the contents of `files`, in their order."""
-    with hashing(files) as hashes:
-        return "".join(each.result() for each in hashes)
 
 
 def key(**facts: Any) -> str:

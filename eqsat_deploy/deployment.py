@@ -23,7 +23,6 @@ from eqsat_deploy.calling import InputSpec as InputSpec
 from eqsat_deploy.calling_json import call_from_json, call_to_json, value_from_json, value_to_json
 from eqsat_deploy.errors import InputError
 from eqsat_deploy.grid import IntegerGrid
-from eqsat_deploy.language import OPERATORS
 from eqsat_deploy.noise import Fidelity
 
 if TYPE_CHECKING:
@@ -81,6 +80,8 @@ class Formula:
         """Its value, of tensors by their names."""
         if not self.args:
             return given[self.name]
+        from eqsat_deploy.language import OPERATORS  # not for what is loaded
+
         operator = OPERATORS[self.name]
         operands, attributes = operator.split(self.args)
         values = tuple(operand.value(given) for operand in operands)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from eqsat_deploy.processors import available
 
@@ -16,7 +17,29 @@ CHUNK = 1 << 20
 PIECE = 32 << 20
 """Bytes that one thread hashes of many."""
 
-_known: ContextVar[Mapping[Path, Future[str]]] = ContextVar("_known", default={})  # noqa: B039  (nobody changes it)
+
+@dataclass(frozen=True)
+class CheckedFiles:
+    """Files of a folder that are being checked: what they have to be is known meanwhile.
+
+    Attributes:
+        hashes: of the files, by their paths in the folder.
+        folder: waits until the files are checked, and says where they are; `ArtifactError` where one is damaged.
+    """
+
+    hashes: Mapping[str, str]
+    folder: Callable[[], Path]
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """Those of `folder`, taken as they are."""
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        with hashing(files) as hashes:
+            found = {
+                file.relative_to(folder).as_posix(): each.result()
+                for file, each in zip(files, hashes, strict=True)
+            }
+        return cls(found, lambda: folder)
 
 
 def sha256(file: Path) -> str:
@@ -31,19 +54,8 @@ def sha256(file: Path) -> str:
 @contextmanager
 def hashing(files: Iterable[Path]) -> Iterator[list[Future[str]]]:
     """The hashes to be of files; they go on while the block does something else."""
-    known = _known.get()
     with ThreadPoolExecutor(available()) as pool:
-        yield [known.get(file) or pool.submit(sha256, file) for file in files]
-
-
-@contextmanager
-def remembered(hashes: Mapping[Path, Future[str]]) -> Iterator[None]:
-    """What is hashed already, or being so, is not hashed again in the block."""
-    token = _known.set(hashes)
-    try:
-        yield
-    finally:
-        _known.reset(token)
+        yield [pool.submit(sha256, file) for file in files]
 
 
 def of_bytes(content: memoryview) -> bytes:

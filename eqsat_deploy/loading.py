@@ -45,7 +45,7 @@ def load_engine(path: str | Path, engine: type[Engine] | None = None) -> Engine:
         manifest = saved.manifest
         try:
             engine = engine or find_engine(manifest.engine)  # imported while the files are hashed
-            loaded = engine.load_files(engine_files(), saved.signature, manifest.options)
+            loaded = engine.load(engine_files, saved.signature, manifest.options)
         except ArtifactError:
             raise
         except Exception as error:  # whatever a runtime raises for files that it did not write

@@ -6,7 +6,8 @@ Arrays in, arrays out; knows neither torch nor what the model was made of.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from queue import SimpleQueue
 from threading import Lock
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from eqsat_deploy import compiled_cache
 from eqsat_deploy.errors import EngineError, UnknownNameError
+from eqsat_deploy.hashing import CheckedFiles
 from eqsat_deploy.processors import description, threads
 from eqsat_extraction.arguments import whole
 
@@ -40,20 +42,20 @@ class Compiled:
 
     def __init__(
         self,
-        model: Any,
+        read: Callable[[], Any],
         shapes: Sequence[Sequence[int | None]],
         typical: int,
         options: Mapping[str, Any],
-        digest: str | None = None,
+        hashes: Mapping[str, str] | None = None,
     ) -> None:
         """Compile it for the size that is `typical`.
 
         Args:
-            model: of OpenVINO.
+            read: gives the model of OpenVINO; called once, after what was compiled before is found, or is not.
             shapes: of its inputs, None where the batch stands.
             typical: the size with static shapes; all others share one dynamic compilation.
             options: some of `OPTIONS`.
-            digest: of the files that it was read from; where it is given, what was compiled is kept on disk
+            hashes: of the files that it is read from; where they are given, what was compiled is kept on disk
                 (`compiled_cache`).
 
         Raises:
@@ -62,14 +64,17 @@ class Compiled:
             EngineError: this processor does not compute in that precision, OpenVINO cannot compile the model, or it
                 was in use in the process that this one was forked from.
         """
-        self.model, self.properties = model, properties(options)
-        self._shapes, self._digest = shapes, digest
+        self.properties = properties(options)
+        self._shapes, self._hashes = shapes, hashes
         self._static = None if chosen(options, "shapes") == "dynamic" else typical
-        self._results = range(len(model.outputs))
-        self._made: dict[int, SimpleQueue[Any]] = {}
         self._kept: list[memoryview] = []
         self._lock = Lock()  # nobody compiles what somebody else compiles
-        self.concurrency = self._requests(typical).qsize()
+        size = self._size(typical)
+        imported = self._imported(size)  # while the file that `read` reads may still be being checked
+        self.model = read()
+        self._results = range(len(self.model.outputs))
+        self._made = {size: _requests(imported or self._compiled(size))}
+        self.concurrency = self._made[size].qsize()
 
     def run(self, arrays: Sequence[Array], batch: int) -> list[Array]:
         """The results for contiguous arrays of batch size `batch`, in memory of their own."""
@@ -89,28 +94,36 @@ class Compiled:
 
     def compile(self, batch: int, more: Mapping[str, Any] | None = None) -> Any:
         """OpenVINO's compiled model that serves `batch`, with `more` properties."""
-        import openvino
-
-        used, found = core(), {**self.properties, **(more or {})}
         size = self._size(batch)
-        name = None
-        if self._digest is not None and not more and compiled_cache.folder() is not None:
-            name = compiled_cache.key(
-                openvino=openvino.__version__, model=self._digest, size=size, properties=found,
-                device=used.get_property("CPU", "FULL_DEVICE_NAME"),
-            )  # fmt: skip
-        try:
-            if name is not None and (kept := compiled_cache.read(name)) is not None:
-                self._kept.append(kept)  # constants are read where they are kept
-                return used.import_model(_tensor(np.frombuffer(kept, np.uint8)), "CPU", found)
+        return (not more and self._imported(size)) or self._compiled(size, more)
+
+    def _imported(self, size: int) -> Any | None:
+        """What was compiled for `size` before; None where nothing is kept."""
+        if (name := self._name(size)) is None or (kept := compiled_cache.read(name)) is None:
+            return None
+        self._kept.append(kept)  # constants are read where they are kept
+        with _compiling():
+            return core().import_model(_tensor(np.frombuffer(kept, np.uint8)), "CPU", self.properties)
+
+    def _compiled(self, size: int, more: Mapping[str, Any] | None = None) -> Any:
+        with _compiling():
             model = self.model.clone()
             reshape(model, self._shapes, size)
-            compiled = used.compile_model(model, "CPU", found)
-        except RuntimeError as error:
-            raise EngineError(f"OpenVINO cannot compile the model: {error}") from error
-        if name is not None:
+            compiled = core().compile_model(model, "CPU", {**self.properties, **(more or {})})
+        if not more and (name := self._name(size)) is not None:
             compiled_cache.write(name, compiled.export_model().getvalue())
         return compiled
+
+    def _name(self, size: int) -> str | None:
+        """What the compilation for `size` is kept under; None where none is kept."""
+        import openvino
+
+        if self._hashes is None or compiled_cache.folder() is None:
+            return None
+        return compiled_cache.key(
+            openvino=openvino.__version__, model=dict(self._hashes), size=size, properties=self.properties,
+            device=core().get_property("CPU", "FULL_DEVICE_NAME"),
+        )  # fmt: skip
 
     def _size(self, batch: int) -> int:
         return batch if batch == self._static else ANY
@@ -121,11 +134,35 @@ class Compiled:
         if (free := self._made.get(size)) is None:
             with self._lock:
                 if (free := self._made.get(size)) is None:
-                    compiled, free = self.compile(batch), SimpleQueue()
-                    for _ in range(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")):
-                        free.put(compiled.create_infer_request())
-                    self._made[size] = free
+                    free = self._made[size] = _requests(self.compile(batch))
         return free
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise EngineError(f"OpenVINO cannot compile the model: {error}") from error
+
+
+def _requests(compiled: Any) -> SimpleQueue[Any]:
+    """As many as it has streams."""
+    free: SimpleQueue[Any] = SimpleQueue()
+    for _ in range(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")):
+        free.put(compiled.create_infer_request())
+    return free
+
+
+def read_model(files: CheckedFiles) -> Any:
+    """The model in OpenVINO IR among `files`, once they are checked; `EngineError` when OpenVINO refuses it."""
+    import openvino
+
+    file = files.folder() / "model.xml"
+    try:
+        return core().read_model(file)
+    except RuntimeError as error:
+        raise EngineError(f"OpenVINO {openvino.__version__} cannot read {file}: {error}") from error
 
 
 def properties(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,17 +10,19 @@ import inspect
 import re
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eqsat_deploy import compiled_cache, openvino_compiled
+from eqsat_deploy import openvino_compiled
 from eqsat_deploy.artifact import check_origin, checking
 from eqsat_deploy.errors import ArtifactError, EngineError, InputError
+from eqsat_deploy.hashing import CheckedFiles
 from eqsat_deploy.manifest import Leaf, Manifest, Nested, Structure, Written
-from eqsat_deploy.openvino_compiled import Compiled, core
+from eqsat_deploy.openvino_compiled import Compiled, read_model
 from eqsat_deploy.processors import description, threads
 from eqsat_deploy.record import Record
 from eqsat_extraction.arguments import instance
@@ -123,9 +125,10 @@ def load(path: str | Path) -> ArrayEngine:
             raise ArtifactError(
                 f"{path} needs torch: engines of {manifest.engine!r} run with it alone; pip install torch"
             )
-        folder = engine_files()
         try:
-            device, version, run = start(folder, manifest)
+            device, version, run = start(engine_files, manifest)
+        except ArtifactError:
+            raise
         except Exception as error:  # whatever a runtime raises for files that it did not write
             raise ArtifactError(f"{path} needs {manifest.versions.engine}: {error}") from error
     check_origin(path, manifest, device, version, portable=True)
@@ -137,20 +140,19 @@ def load(path: str | Path) -> ArrayEngine:
     return engine
 
 
-def _openvino(folder: Path, manifest: Manifest) -> tuple[str, str, Run]:
+def _openvino(files: CheckedFiles, manifest: Manifest) -> tuple[str, str, Run]:
     """Its device, its version and how it runs."""
-    model = core().read_model(folder / "model.xml")
     shapes = [_shape(leaf) for leaf in _inputs(manifest)]
-    digest = compiled_cache.digest([folder / "model.xml", folder / "model.bin"])
-    compiled = Compiled(model, shapes, manifest.signature.batch.typical, manifest.options, digest)
+    typical = manifest.signature.batch.typical
+    compiled = Compiled(partial(read_model, files), shapes, typical, manifest.options, files.hashes)
     return openvino_compiled.device(), openvino_compiled.version(), compiled.run
 
 
-def _onnxruntime(folder: Path, manifest: Manifest) -> tuple[str, str, Run]:
+def _onnxruntime(files: CheckedFiles, manifest: Manifest) -> tuple[str, str, Run]:
     """As `engines.onnxruntime`."""
     import onnxruntime
 
-    file = (folder / "onnxruntime.onnx").read_bytes()
+    file = (files.folder() / "onnxruntime.onnx").read_bytes()
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3  # errors
     settings.intra_op_num_threads = threads(manifest.options)
@@ -169,7 +171,7 @@ def _onnxruntime(folder: Path, manifest: Manifest) -> tuple[str, str, Run]:
     return description("CPU"), onnxruntime.__version__, run
 
 
-RUNTIMES: Mapping[str, Callable[[Path, Manifest], tuple[str, str, Run]]] = {
+RUNTIMES: Mapping[str, Callable[[CheckedFiles, Manifest], tuple[str, str, Run]]] = {
     "openvino": _openvino,
     "onnxruntime": _onnxruntime,
 }

@@ -19,6 +19,7 @@ from eqsat_deploy.calling import array_of, holds_arrays
 from eqsat_deploy.deployment import DEFAULT_BATCH, Batch, PlacedKernel, Signature
 from eqsat_deploy.engines import measure
 from eqsat_deploy.errors import EngineError, EqsatError, UnknownNameError
+from eqsat_deploy.hashing import CheckedFiles
 from eqsat_extraction.arguments import checked
 
 if TYPE_CHECKING:
@@ -142,6 +143,11 @@ class Engine(ABC):
     def load_files(cls, folder: Path, signature: Signature, options: Mapping[str, Any]) -> Self:
         """The engine of these `options` whose `save_files` wrote `folder`; `EngineError` when this machine cannot
         run it."""
+
+    @classmethod
+    def load(cls, files: CheckedFiles, signature: Signature, options: Mapping[str, Any]) -> Self:
+        """`load_files`, once the files are checked. An engine that knows something to do until then does it here."""
+        return cls.load_files(files.folder(), signature, options)
 
     @abstractmethod
     def layers(self, *inputs: Tensor) -> tuple[Layer, ...]:

@@ -47,16 +47,6 @@ def test_any_fact_and_the_machine_name_another_one(monkeypatch: pytest.MonkeyPat
     assert len({one, compiled_cache.key(**facts), *names}) == 2 + len(others)
 
 
-def test_every_byte_of_every_file_counts(tmp_path: Path) -> None:
-    files = [tmp_path / "a", tmp_path / "b"]
-    found = set()
-    for contents in ((b"12", b"3"), (b"1", b"23"), (b"12", b"4")):
-        for file, content in zip(files, contents, strict=True):
-            file.write_bytes(content)
-        found.add(compiled_cache.digest(files))
-    assert len(found) == 3
-
-
 def test_what_was_used_longest_ago_makes_room(where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled_cache, "MOST", 300)
     for number, name in enumerate(("one", "two", "three")):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -32,16 +31,15 @@ def test_what_cannot_be_read_is_said_when_it_is_asked_for(tmp_path: Path) -> Non
         found.result()
 
 
-def test_what_is_remembered_is_not_read_again_until_the_block_ends(tmp_path: Path) -> None:
-    one, other = tmp_path / "one", tmp_path / "other"
-    for file in (one, other):
-        file.write_bytes(b"content")
-    known: Future[str] = Future()
-    known.set_result("known")
-    with hashing.remembered({one: known}), hashing.hashing([one, other]) as found:
-        assert [each.result() for each in found] == ["known", hashlib.sha256(b"content").hexdigest()]
-    with hashing.hashing([one]) as (found,):
-        assert found.result() == hashlib.sha256(b"content").hexdigest()
+def test_files_taken_as_they_are_have_the_hashes_of_their_contents(tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    for name, content in (("b", b"12"), ("inside/a", b"3")):
+        (tmp_path / name).write_bytes(content)
+    files = hashing.CheckedFiles.of(tmp_path)
+    assert files.folder() == tmp_path
+    assert files.hashes == {
+        name: hashlib.sha256(c).hexdigest() for name, c in (("b", b"12"), ("inside/a", b"3"))
+    }
 
 
 @pytest.mark.parametrize("size", [1, 8, 9, 20])

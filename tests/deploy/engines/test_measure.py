@@ -127,7 +127,7 @@ def test_what_cannot_be_compared_is_said(built: Any, fake: Fake) -> None:
 
 
 def test_warm_sizes_compile_no_more(built: Any) -> None:
-    engine = OpenVINOEngine(built[1].model, built[1].signature, options={"threads": 1})
+    engine = OpenVINOEngine(lambda: built[1].model, built[1].signature, options={"threads": 1})
     assert set(engine._compiled._made) == {2}
     engine.warm([2, image(3, 8)])
     assert set(engine._compiled._made) == {2, ANY}

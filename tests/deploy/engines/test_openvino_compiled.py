@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event, Thread
@@ -212,6 +213,21 @@ def test_a_damaged_one_is_compiled_again(saved: Path, kept: Path, compilations: 
     assert torch.equal(eqd.load(saved)(x), expected)
     assert compilations == [2, 2]
     assert file.read_bytes()[32:] != b""
+
+
+@pytest.mark.parametrize("load", [eqd.load, load_without_torch])
+@pytest.mark.parametrize("name", ["model.xml", "model.bin"])
+def test_what_is_kept_does_not_hide_that_the_artifact_is_damaged(
+    saved: Path, kept: Path, tmp_path: Path, load: Callable[[Path], Any], name: str
+) -> None:
+    path = tmp_path / "net.eqsat"
+    shutil.copytree(saved, path)
+    load(path)
+    assert list(kept.iterdir())
+    content = (path / "engine" / name).read_bytes()
+    (path / "engine" / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ArtifactError, match=f"{name} is not what was saved"):
+        load(path)
 
 
 def test_processes_share_a_cache_from_empty_on(saved: Path, kept: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 import eqsat_deploy as eqd
 from eqsat_deploy.deployment import DEFAULT_BATCH, InputSpec, Signature, deployment, record
-from eqsat_deploy.engines import openvino as engine
+from eqsat_deploy.engines import openvino_model as engine
 from eqsat_deploy.engines.openvino_graph import BINARY, FUNCTIONS, REDUCTIONS, UNARY, Unwritten, written
 from eqsat_deploy.engines.program import flat_module, prepared
 from eqsat_deploy.quantization.equalization import ChannelScale
