@@ -23,6 +23,8 @@ from eqsat_deploy.processors import saturating
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize, swapped
 
 aten = torch.ops.aten
+LOST = 1e-5
+"""What is smaller OpenVINO takes for zero."""
 
 
 def model_of(module: fx.GraphModule, signature: Signature) -> Any:
@@ -32,6 +34,7 @@ def model_of(module: fx.GraphModule, signature: Signature) -> Any:
     _name(model, signature, origins)
     reshape(model, [spec.shape for spec in signature.inputs], ANY)
     _pad_pools(model)
+    _add_biases_last(model)
     if saturating():
         as_convolutions(model)
         number(model)
@@ -256,3 +259,43 @@ def _pad_pools(model: Any) -> None:
         padded.set_friendly_name(op.get_friendly_name())
         for reader in op.output(0).get_target_inputs():
             reader.replace_source_output(padded.output(0))
+
+
+def _add_biases_last(model: Any) -> None:
+    """Where a signed tensor of less than `LOST` is added to a layer with a bias: the plugin reads it in unsigned codes,
+    and takes what these have to be moved by for nothing (2026.4.1); added before the bias, it is not."""
+    from openvino import opset13
+
+    for op in model.get_ordered_ops():
+        if op.get_type_name() != "Add":
+            continue
+        for layer, other in ((0, 1), (1, 0)):
+            biased, added = (op.input_value(place).get_node() for place in (layer, other))
+            if _is_small(added) and (bias := _bias(biased)) is not None:
+                summed = opset13.add(biased.input_value(1 - bias), op.input_value(other))
+                moved = opset13.add(summed, biased.input_value(bias))
+                summed.set_friendly_name(biased.get_friendly_name())
+                moved.set_friendly_name(op.get_friendly_name())
+                for reader in op.output(0).get_target_inputs():
+                    reader.replace_source_output(moved.output(0))
+                break
+
+
+def _is_small(op: Any) -> bool:
+    """Whether it quantizes, signed, to values below `LOST`."""
+    if op.get_type_name() != "FakeQuantize" or (low := _values(op.input_value(3))) is None:
+        return False
+    return bool(-LOST < low.min() < 0)
+
+
+def _bias(op: Any) -> int | None:
+    """Which operand of an addition nobody else reads is constant."""
+    if op.get_type_name() != "Add" or len(op.output(0).get_target_inputs()) > 1:
+        return None
+    return next((place for place in (0, 1) if _values(op.input_value(place)) is not None), None)
+
+
+def _values(port: Any) -> Any:
+    """Those of a constant, None where it is none."""
+    op = port.get_node()
+    return op.get_data() if op.get_type_name() == "Constant" else None

@@ -78,6 +78,38 @@ def test_a_quantized_module_runs_in_int8_where_placed(module: fx.GraphModule) ->
     assert {found[name].precision for name in weighted} == {"int8"}
 
 
+class Faint(nn.Module):
+    """A residual block whose values are of the size `scale`, as in deep networks that nobody has trained."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1, bias=False)
+        self.branch = nn.Sequential(nn.Conv2d(8, 16, 1, bias=False), nn.ReLU(), nn.Conv2d(16, 8, 1))
+        with torch.no_grad():
+            for parameter in (*self.first.parameters(), self.branch[2].bias):
+                parameter *= scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.last(y + self.branch(y))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e-5, 1e-6, 1e-9])
+def test_values_of_any_size_are_computed(scale: float) -> None:
+    torch.manual_seed(0)
+    quantized = quantize(
+        int8(traced(Faint(scale), torch.zeros(1, 3, 8, 8)), WEIGHTED + ADDS), images(3, size=8)
+    )
+    nodes = {node.name: node for node in quantized.graph.nodes}
+    nodes["branch_2_quantizer"].replace_all_uses_with(
+        nodes["branch_2"]
+    )  # the sum is the convolution's epilogue
+    quantized.recompile()
+    x = images(1, size=8, batch=2, seed=5)[0]
+    with torch.no_grad():
+        assert sqnr(quantized(x), build(quantized)(x)) > 30
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_every_convolution_of_a_torchvision_model_runs_in_int8(name: str) -> None:
