@@ -173,11 +173,11 @@ def peaks(weight: Tensor, axis: int, groups: int | None) -> Tensor:
     Else codes of activations, up to 255, are multiplied by those of two neighbouring inputs and added in 16 bits: as
     codes are rounded, no two of one sign may then be over 128 together, which is 127 and a half twice. Neighbours are
     the inputs 2n and 2n + 1 of a group at one position of the window (oneDNN), or in the window unrolled, inputs last
-    (ONNX Runtime); depthwise kernels have none.
+    (ONNX Runtime, and oneDNN where a group has one input); depthwise kernels, of as many outputs as inputs, have none.
     """
     inputs = 1 if axis == 0 else axis - 1
     greatest = weight.abs().amax([dim for dim in range(weight.dim()) if dim != axis])
-    if groups is None or (groups > 1 and weight.shape[inputs] // (groups if axis else 1) == 1):
+    if groups is None or (groups > 1 and weight.shape[0] == groups and weight.shape[1] == 1):
         return greatest
     lines = weight.movedim((axis, inputs), (0, -1))
     if axis != 0:  # a transposed convolution's inputs are those of all groups

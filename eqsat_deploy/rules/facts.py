@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from typing import Any
 
 from eqsat_deploy.language.expressions import Call, Guard, Variable
@@ -264,9 +265,10 @@ def structure(value: Any) -> Any:
     """Equal, and hashed alike, for what is written alike: expressions themselves compare to guards."""
     if isinstance(value, tuple):
         return tuple(map(structure, value))
-    if is_dataclass(value) and not isinstance(value, Operator | type):
-        return (type(value), *(structure(getattr(value, f.name)) for f in fields(value)))
-    return (type(value), value)
+    kind = value.__class__
+    if (names := _parts(kind)) is not None:
+        return (kind, *(structure(getattr(value, name)) for name in names))
+    return (kind, value)
 
 
 def variables(value: Any) -> Iterator[Variable]:
@@ -276,6 +278,14 @@ def variables(value: Any) -> Iterator[Variable]:
     elif isinstance(value, tuple):
         for item in value:
             yield from variables(item)
-    elif is_dataclass(value) and not isinstance(value, Operator | type):
-        for f in fields(value):
-            yield from variables(getattr(value, f.name))
+    elif (names := _parts(value.__class__)) is not None:
+        for name in names:
+            yield from variables(getattr(value, name))
+
+
+@cache
+def _parts(kind: type) -> tuple[str, ...] | None:
+    """The fields of what facts are made of; None for what is whole."""
+    if not is_dataclass(kind) or issubclass(kind, Operator):
+        return None
+    return tuple(field.name for field in fields(kind))

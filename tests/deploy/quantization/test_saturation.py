@@ -61,7 +61,7 @@ def test_no_two_neighbours_of_a_rounded_weight_saturate(case: tuple[Tensor, int,
     fake = FakeQuantize.of_weight(weight, axis, groups=groups)
     step = fake.step.reshape([-1 if dim == axis else 1 for dim in range(4)])
     codes = (fake(weight) / step).round().int().numpy()
-    depthwise = groups > 1 and weight.shape[1 - axis] == (groups if axis else 1)
+    depthwise = groups > 1 and weight.shape[:2] == (groups, 1)
     for sign in (1, -1):
         assert worst(neighbours(sign * codes, axis, groups, unrolled=False)) <= INT16.max
         if axis == 0 and not depthwise:
@@ -159,12 +159,14 @@ class Loud(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.conv = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3, stride=2)
-        self.grouped, self.head = nn.Conv2d(6, 6, 3, groups=2), nn.Linear(6, 4)
+        self.grouped, self.spread = nn.Conv2d(6, 6, 3, groups=2), nn.Conv2d(6, 12, 3, padding=1, groups=6)
+        self.head = nn.Linear(12, 4)
         for layer in self.children():
             nn.init.constant_(layer.weight, 0.1)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.grouped(self.conv(self.stem(x).relu()).relu()).relu().mean((2, 3)))
+        y = self.grouped(self.conv(self.stem(x).relu()).relu()).relu()
+        return self.head(self.spread(y).relu().mean((2, 3)))
 
 
 @pytest.mark.parametrize("kind", [OpenVINOEngine, ONNXRuntimeEngine])
