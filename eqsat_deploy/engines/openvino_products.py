@@ -91,8 +91,8 @@ def _followed(product: Any, convolution: Any) -> tuple[Any, Any]:
     while len(readers) == 1 and _follows(reader := next(iter(readers)), outputs):
         node = reader.get_node()
         readers = node.output(0).get_target_inputs()
-        if node.get_type_name() in BINARY:
-            other = node.input(1 - reader.get_index())
+        others = [each for each in node.inputs() if each.get_index() != reader.get_index()]
+        for other in others if node.get_type_name() not in UNARY else ():
             value = other.get_source_output().get_node().data
             other.replace_source_output(opset.constant(value.reshape(-1, 1, 1)).output(0))
         reader.replace_source_output(written)

@@ -23,8 +23,10 @@ BOUNDS = (-2, 127 / 64)
 
 
 def rounded(values: Any) -> Any:
-    """On 256 codes between `BOUNDS`."""
-    return opset.fake_quantize(values, *map(np.float32, (*BOUNDS, *BOUNDS)), levels=256)
+    """On 256 codes between `BOUNDS`, which have as many axes as the values."""
+    shape = [1] * values.get_output_partial_shape(0).rank.get_length()
+    bounds = [np.full(shape, bound, np.float32) for bound in (*BOUNDS, *BOUNDS)]
+    return opset.fake_quantize(values, *bounds, levels=256)
 
 
 def weight(outputs: int, inputs: int) -> Any:
@@ -100,7 +102,7 @@ def test_codes_are_counted_from_zero_where_only_such_products_read_them(
     written = model.clone()
     as_convolutions(written)
     (rounding,) = (op for op in written.get_ordered_ops() if op.get_type_name() == "FakeQuantize")
-    bounds = [float(rounding.input_value(place).get_node().data) for place in range(1, 5)]
+    bounds = [rounding.input_value(place).get_node().data.item() for place in range(1, 5)]
     assert bounds == [*BOUNDS, *(BOUNDS if read_twice else (0, 255 / 64))]
     given = RANDOM.standard_normal((3, 5, 8)).astype(np.float32)
     np.testing.assert_allclose(run(written, given), run(model, given), atol=1e-4)
@@ -139,7 +141,7 @@ class Mlp(nn.Module):
 
 @pytest.mark.parametrize("old", [False, True])
 def test_engines_do_so_on_cpus_without_dot_products(old: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eqsat_deploy.engines.openvino.saturating", lambda: old)
+    monkeypatch.setattr("eqsat_deploy.engines.openvino_model.saturating", lambda: old)
     torch.manual_seed(0)
     module = int8(traced(Mlp(), torch.zeros(1, 6, 16)), (nn.Linear,))
     rows = torch.randn(8, 6, 16, generator=torch.Generator().manual_seed(1))
