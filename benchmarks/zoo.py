@@ -12,6 +12,11 @@ architecture that takes them, to save time; the others get their own.
 Parameters are re-randomized by a seed. Every row also says whether noise planted on one weight of the optimized
 module was caught by the same verification: a check that cannot fail is none. Where the first weight matters less than
 the tolerance, up to two others are tried.
+
+With `--build ENGINE` every model is also calibrated on its inputs and built; one that does not compute what its module
+computes fails:
+
+    python -m benchmarks.zoo --models timm --side 128 --cost openvino_int8 --build openvino --threads 1 --jobs 2
 """
 
 from __future__ import annotations
@@ -84,7 +89,9 @@ def expand(models: str) -> list[str]:
     )
 
 
-def survey(spec: str, *, cost: str, seed: int, threads: int, side: int | None) -> dict[str, Any]:
+def survey(
+    spec: str, *, cost: str, seed: int, threads: int, side: int | None, build: str | None = None
+) -> dict[str, Any]:
     """One model in this process: its row.
 
     A model whose own rounding error in float32 would hide a mistake is verified in float64.
@@ -93,15 +100,21 @@ def survey(spec: str, *, cost: str, seed: int, threads: int, side: int | None) -
     warnings.simplefilter("ignore")
     model: nn.Module = rerandomize(load(spec, seed), seed)
     args, kwargs = example_arguments(model, inputs(spec, seed, model, side))
-    row = _row(spec, model, args, kwargs, cost, seed)
+    row = _row(spec, model, args, kwargs, cost, seed, build)
     if row["tolerance"] <= STABLE:
         return row
     args, kwargs = pytree.tree_map(lambda v: v.double() if v.is_floating_point() else v, (args, kwargs))
-    return _row(spec, model.double(), args, kwargs, cost, seed)
+    return _row(spec, model.double(), args, kwargs, cost, seed)  # which no engine is built of
 
 
 def _row(
-    spec: str, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], cost: str, seed: int
+    spec: str,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    cost: str,
+    seed: int,
+    build: str | None = None,
 ) -> dict[str, Any]:
     start = time.perf_counter()
     captured = capture(model, args, kwargs)
@@ -129,7 +142,18 @@ def _row(
             break
     if not row["mutation_caught"]:
         row["status"] = f"no planted mutation was noticed: {', '.join(row['mutated'])}"
+    if build is not None and row["tolerance"] <= STABLE:
+        row["engine"] = _built(optimized, kwargs or args, build)
     return row
+
+
+def _built(optimized: Any, example: Any, name: str) -> dict[str, Any]:
+    """What an INT8 engine reports of itself; raises `EngineError` where it departs from its module."""
+    start = time.perf_counter()
+    engine = optimized.quantize([example]).build(name, baseline=False)
+    found = engine.report["engine"]
+    kept = ("name", "version", "device", "notes", "expected_int8", "realized_int8", "not_realized")
+    return {key: found[key] for key in kept} | {"seconds": round(time.perf_counter() - start, 2)}
 
 
 def _differs(captured: Captured, module: nn.Module) -> bool:
@@ -198,6 +222,7 @@ def main() -> int:
     parser.add_argument("--models", default=",".join(FOUNDING), help="comma-separated SPECs and lists")
     parser.add_argument("--json", type=Path, help="where the rows go; rewritten after every model")
     parser.add_argument("--cost", default="trt_int8")
+    parser.add_argument("--build", help="the engine that each is built for, too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--timeout", type=float, default=900.0, help="seconds per model")
@@ -220,7 +245,7 @@ def main() -> int:
     known = {row["model"] for row in rows}
     missing = [spec for spec in expand(arguments.models) if spec not in known]
     work = partial(survey, cost=arguments.cost, seed=arguments.seed, threads=arguments.threads,
-                   side=arguments.side)  # fmt: skip
+                   side=arguments.side, build=arguments.build)  # fmt: skip
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for row in pool.map(partial(isolated, work, timeout=arguments.timeout), missing):
             rows.append(row)

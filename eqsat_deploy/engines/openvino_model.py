@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 from torch.export import default_decompositions
 
 from eqsat_deploy.deployment import Signature
-from eqsat_deploy.engines.openvino_graph import Unwritten, written
+from eqsat_deploy.engines.openvino_graph import written
 from eqsat_deploy.engines.openvino_products import as_convolutions
+from eqsat_deploy.engines.openvino_writing import Unwritten
 from eqsat_deploy.engines.program import composites, export_program, node_origins, traced
 from eqsat_deploy.errors import EngineError
 from eqsat_deploy.openvino_compiled import ANY, reshape

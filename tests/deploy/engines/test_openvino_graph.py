@@ -17,7 +17,9 @@ from torch import Tensor, fx, nn
 import eqsat_deploy as eqd
 from eqsat_deploy.deployment import DEFAULT_BATCH, InputSpec, Signature, deployment, record
 from eqsat_deploy.engines import openvino_model as engine
-from eqsat_deploy.engines.openvino_graph import BINARY, FUNCTIONS, REDUCTIONS, UNARY, Unwritten, written
+from eqsat_deploy.engines.openvino_functions import BINARY, REDUCTIONS, UNARY
+from eqsat_deploy.engines.openvino_graph import written
+from eqsat_deploy.engines.openvino_writing import FUNCTIONS, Unwritten
 from eqsat_deploy.engines.program import flat_module, prepared
 from eqsat_deploy.quantization.equalization import ChannelScale
 from eqsat_deploy.quantization.fake_quantize import Clipped, FakeQuantize, QuantizedConv2d, swapped
