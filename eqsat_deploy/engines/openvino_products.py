@@ -75,7 +75,7 @@ def _convolution(product: Any, weight: tuple[Any, Any], maps: dict[str, Any]) ->
         opset.convert(opset.constant(codes.reshape(outputs, inputs, 1, 1)), scales.dtype),
         opset.constant(scales.reshape(-1, 1, 1, 1)),
     )
-    given = _map(product.input_value(0), inputs, maps)
+    given = _map(_straight(product), inputs, maps)
     convolution = opset.convolution(given, kernel, [1, 1], [0, 0], [0, 0], [1, 1])
     convolution.set_friendly_name(product.get_friendly_name())
     convolution.output(0).get_tensor().set_names(product.output(0).get_names())
@@ -160,6 +160,17 @@ def _follows(reader: Any, outputs: int) -> bool:
     if kind == "FakeQuantize":
         return reader.get_index() == 0 and all(other.data.size == 1 for other in others)
     return all(other.data.size == 1 or other.data.size == other.data.shape[-1] == outputs for other in others)
+
+
+def _straight(product: Any) -> Any:
+    """What `product` multiplies with its weight, (..., rows, inputs): OpenVINO turns some round."""
+    from openvino import opset13 as opset
+
+    tensor = product.input_value(0)
+    if not product.get_attributes()["transpose_a"]:
+        return tensor
+    *others, width, rows = range(len(tensor.get_partial_shape()))
+    return opset.transpose(tensor, np.array([*others, rows, width])).output(0)
 
 
 def _map(tensor: Any, width: int, maps: dict[str, Any]) -> Any:

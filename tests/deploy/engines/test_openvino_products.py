@@ -70,6 +70,17 @@ def test_what_is_computed_stays_the_same_at_every_rank(shape: list[int]) -> None
     np.testing.assert_allclose(run(written, x), run(model, x), atol=0.05)
 
 
+@pytest.mark.parametrize("shape", [[8, 5], [-1, 8, 5], [2, 3, 8, 5]])
+def test_what_is_read_the_other_way_round_is_turned(shape: list[int]) -> None:
+    x = opset.parameter(shape, np.float32)
+    model = openvino.Model([opset.matmul(rounded(x), weight(24, 8), True, True)], [x])
+    given = RANDOM.standard_normal([2 if size < 0 else size for size in shape]).astype(np.float32)
+    written = model.clone()
+    as_convolutions(written)
+    assert kinds(written)["MatMul"] == 0
+    np.testing.assert_allclose(run(written, given), run(model, given), atol=1e-3)
+
+
 def test_what_follows_row_by_row_is_computed_on_the_map_and_names_stay() -> None:
     model = block([-1, 5, 8])
     as_convolutions(model)
