@@ -1,4 +1,4 @@
-"""OpenVINO on a CPU: the module in its operators, with FakeQuantize exactly where quantization put it."""
+"""OpenVINO on a CPU: what `openvino_model` makes of a module, compiled, run, saved and looked into."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, fx
@@ -24,10 +24,6 @@ from eqsat_deploy.openvino_compiled import (
     version,
 )
 
-if TYPE_CHECKING:
-    pass
-
-aten = torch.ops.aten
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 PRECISIONS = {"u8": "int8", "i8": "int8", "f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 # What the executed graph lists that computes nothing.
