@@ -257,9 +257,14 @@ def _pad_pools(model: Any) -> None:
             continue
         strides, dilations, before, kernel = axes
         padded = opset14.max_pool(op.input_value(0), strides, dilations, before, after, kernel, "floor")
-        padded.set_friendly_name(op.get_friendly_name())
-        for reader in op.output(0).get_target_inputs():
-            reader.replace_source_output(padded.output(0))
+        _replace(op, padded)
+
+
+def _replace(op: Any, other: Any) -> None:
+    """Let all that reads `op` read `other`, which takes its name."""
+    other.set_friendly_name(op.get_friendly_name())
+    for reader in op.output(0).get_target_inputs():
+        reader.replace_source_output(other.output(0))
 
 
 def _add_biases_last(model: Any) -> None:
@@ -274,11 +279,8 @@ def _add_biases_last(model: Any) -> None:
             biased, added = (op.input_value(place).get_node() for place in (layer, other))
             if _is_small(added) and (bias := _bias(biased)) is not None:
                 summed = opset13.add(biased.input_value(1 - bias), op.input_value(other))
-                moved = opset13.add(summed, biased.input_value(bias))
                 summed.set_friendly_name(biased.get_friendly_name())
-                moved.set_friendly_name(op.get_friendly_name())
-                for reader in op.output(0).get_target_inputs():
-                    reader.replace_source_output(moved.output(0))
+                _replace(op, opset13.add(summed, biased.input_value(bias)))
                 break
 
 
