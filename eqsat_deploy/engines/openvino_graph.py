@@ -1,8 +1,7 @@
 """A rebuilt module in OpenVINO's operators, each torch function written as the one that it is.
 
 What OpenVINO's own frontend makes of a traced graph, without the tracing and the decoding, which take ten times as
-long. A function that `openvino_functions` lacks, or that is called in a way that it does not know, raises `Unwritten`:
-nothing is guessed, the module is then traced.
+long and are for the nodes that `openvino_functions` does not know.
 """
 
 from __future__ import annotations
@@ -12,20 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from eqsat_deploy.deployment import Signature
-from eqsat_deploy.engines.openvino_functions import self_attention
-from eqsat_deploy.engines.openvino_writing import (
-    FREE,
-    Unwritten,
-    Written,
-    element_type,
-    is_written,
-    ops,
-    output_of,
-    write,
-)
-from eqsat_deploy.engines.program import flat_module
-from eqsat_deploy.language.attention import SelfAttention
+from eqsat_deploy.deployment import InputSpec, Signature
+from eqsat_deploy.engines import openvino_functions, openvino_pointwise  # noqa: F401 - which fill the table
+from eqsat_deploy.engines.openvino_nodes import converted
+from eqsat_deploy.engines.openvino_writing import FUNCTIONS, element_type, ops, output_of
+from eqsat_deploy.engines.writing import FREE, Region, Writer, Written
+from eqsat_deploy.errors import EngineError
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize, swapped
 
 
@@ -33,38 +24,36 @@ def written(module: fx.GraphModule, signature: Signature) -> Any:
     """OpenVINO's model of `module`, whose operators are named after its nodes.
 
     Raises:
-        Unwritten: it has a function that nothing writes.
+        EngineError: OpenVINO has no form of one of its nodes, which is named.
     """
     import openvino
 
-    run = _Run(flat_module(swapped(module, _Rounding)))
     inputs = [_parameter(spec) for spec in signature.inputs]
-    with torch.no_grad():
-        outputs = run.run(*(Written(parameter.output(0)) for parameter in inputs))
+    writer = _Writer(swapped(module, _Rounding), FUNCTIONS, _Rounding)
+    outputs = writer.outputs([parameter.output(0) for parameter in inputs], signature.inputs)
     results = [ops().result(output_of(value)) for value in outputs]
     return openvino.Model(results, inputs, "model")
 
 
-class _Run(fx.Interpreter):
-    """Writes a graph node by node; what depends on no input is computed."""
+class _Writer(Writer):
+    """Names operators after the node that they are of."""
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
         self.named: set[str] = set()
 
-    def run_node(self, n: fx.Node) -> Any:
-        """The node's value, its operators named after it."""
-        value = super().run_node(n)
-        if n.op.startswith("call"):
-            for part in value if isinstance(value, tuple) else (value,):
-                if isinstance(part, Written):
-                    self._name(part.output.get_node(), n.name)
-                    # Which stays with the tensor, whatever operators OpenVINO makes of those that wrote it.
-                    part.output.get_tensor().add_names({n.name})
-        return value
+    def converted(self, region: Region) -> list[Any]:
+        """By OpenVINO's frontend."""
+        return converted(region)
+
+    def finished(self, node: str, results: list[Written]) -> None:
+        """Name what was written since the last node, and its results."""
+        for result in results:
+            self._name(result.value.get_node(), node)
+            # Which stays with the tensor, whatever operators OpenVINO makes of those that wrote it.
+            result.value.get_tensor().add_names({node})
 
     def _name(self, op: Any, name: str) -> None:
-        """Name what was written since the last node."""
         pending = [op]
         while pending:
             op = pending.pop()
@@ -74,21 +63,6 @@ class _Run(fx.Interpreter):
                     if op.get_type_name() != "FakeQuantize":  # which is told apart by what it rounds
                         op.set_friendly_name(f"{name}/{op.get_type_name()}")
                     pending += [op.input_value(i).get_node() for i in range(op.get_input_size())]
-
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """As torch has it where nothing is written yet."""
-        given = any(map(is_written, (*args, *kwargs.values())))
-        return write(target, args, kwargs) if given else super().call_function(target, args, kwargs)
-
-    def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Likewise."""
-        given = any(map(is_written, (*args, *kwargs.values())))
-        return write(target, args, kwargs) if given else super().call_method(target, args, kwargs)
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the module's forward writes."""
-        module = self.fetch_attr(target)
-        return self_attention(module, *args) if isinstance(module, SelfAttention) else module(*args, **kwargs)
 
 
 class _Rounding(nn.Module):
@@ -106,21 +80,22 @@ class _Rounding(nn.Module):
             shape = [-1 if dim == self.axis else 1 for dim in range(values.dim())]
             scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
         if isinstance(values, Tensor):
-            return self._codes(values, scale, zero_point)
+            return Written(FUNCTIONS, self._codes(values, scale, zero_point), values.to("meta"))
         bounds = [output_of((code - zero_point) * scale) for code in (self.low, self.high)]
         levels = self.high - self.low + 1
-        return Written(ops().fake_quantize(values.output, *bounds, *bounds, levels).output(0))
+        rounded = ops().fake_quantize(values.value, *bounds, *bounds, levels)
+        return Written(FUNCTIONS, rounded.output(0), values.like)
 
-    def _codes(self, values: Tensor, scale: Tensor, zero_point: Tensor) -> Written:
+    def _codes(self, values: Tensor, scale: Tensor, zero_point: Tensor) -> Any:
         if zero_point.any():
-            raise Unwritten("parameters with a zero point")
+            raise EngineError("parameters with a zero point have no form in OpenVINO")
         codes = (values / scale).clamp_(self.low, self.high).round_()
         codes = codes.to(torch.int8 if self.low < 0 else torch.uint8)
         converted = ops().convert(ops().constant(codes.numpy()), "f32")
-        return Written(ops().multiply(converted, output_of(scale)).output(0))
+        return ops().multiply(converted, output_of(scale)).output(0)
 
 
-def _parameter(spec: Any) -> Any:
+def _parameter(spec: InputSpec) -> Any:
     from openvino import PartialShape, Type
 
     shape = PartialShape([FREE if size is None else size for size in spec.shape])

@@ -1,7 +1,7 @@
-"""Operators that OpenVINO has and its frontend does not know in a traced graph: PReLU and recurrent layers.
+"""Recurrent layers, which OpenVINO has and its frontend does not know in an exported graph.
 
-Each is traced as one operator of our own that is never run, and converted into one of OpenVINO's. Taken apart instead,
-a PReLU is a selection that no convolution takes in, and a recurrent layer a copy of its cell for every step.
+Each is exported as one operator of our own that is never run, and converted into one of OpenVINO's. Taken apart
+instead, it is a copy of its cell for every step.
 """
 
 from __future__ import annotations
@@ -19,16 +19,6 @@ aten = torch.ops.aten
 GATES = {"lstm": (1, 0, 2, 3), "gru": (1, 0, 2), "rnn_tanh": (0,), "rnn_relu": (0,)}
 KINDS = tuple(GATES)  # numbered: what the frontend hands on are numbers
 Layers = tuple[Tensor, list[Tensor], list[Tensor]]
-
-
-@torch.library.custom_op("eqsat_deploy::prelu", mutates_args=())
-def _prelu(values: Tensor, slopes: Tensor) -> Tensor:
-    raise NotImplementedError("exists for conversion only")
-
-
-@_prelu.register_fake
-def _(values: Tensor, slopes: Tensor) -> Tensor:
-    return torch.empty_like(values)
 
 
 @torch.library.custom_op("eqsat_deploy::recurrent", mutates_args=())
@@ -115,7 +105,6 @@ def _one_state(kind: str) -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
-    aten.prelu.default: _prelu,
     aten.lstm.input: _lstm,
     **{getattr(aten, kind).input: _one_state(kind) for kind in ("gru", "rnn_tanh", "rnn_relu")},
 }
@@ -126,15 +115,8 @@ def extensions() -> list[Any]:
     from openvino.frontend.pytorch import ConversionExtension
 
     return [
-        ConversionExtension("eqsat_deploy.prelu.default", _translate_prelu),
         ConversionExtension("eqsat_deploy.recurrent.default", _translate_recurrent),
     ]
-
-
-def _translate_prelu(context: Any) -> Any:
-    from openvino import opset13
-
-    return opset13.prelu(context.get_input(0), context.get_input(1)).outputs()
 
 
 def _translate_recurrent(context: Any) -> Any:

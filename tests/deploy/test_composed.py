@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from eqsat_deploy.deployment import DEFAULT_BATCH, Signature, deployment
 from eqsat_deploy.engines.onnx import ONNXRUNTIME, export_onnx
-from eqsat_deploy.engines.program import export_program
+from eqsat_deploy.engines.program import export_program, flat_module
 from eqsat_deploy.verify import relative_error
 from tests.support.models import image
 from tests.support.stages import assert_same, kinds, lowered, optimized, outputs
@@ -163,7 +163,9 @@ def test_composed_calls_export_to_onnx(half):
 def test_composed_calls_convert_to_openvino(both):
     openvino = pytest.importorskip("openvino")
     model, module = both
-    converted = openvino.convert_model(export_program(module, Signature.of(module, DEFAULT_BATCH)))
+    signature = Signature.of(module, DEFAULT_BATCH)
+    dynamic = [[size is None for size in spec.shape] for spec in signature.inputs]
+    converted = openvino.convert_model(export_program(flat_module(module), signature.zeros(2), dynamic))
     compiled = openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     x = image(3, 4, 6, 8, seed=2)
     actual = [torch.from_numpy(array) for array in compiled([x.numpy()]).values()]

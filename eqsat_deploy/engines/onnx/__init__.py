@@ -1,8 +1,7 @@
 """ONNX: a module as a file for the runtimes that read it."""
 
+from eqsat_deploy.engines.onnx.attention import ATTENTION_OPSET, OPSET
 from eqsat_deploy.engines.onnx.export import (
-    ATTENTION_OPSET,
-    OPSET,
     OnnxFile,
     SavedOnnx,
     export_onnx,

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from eqsat_deploy.engines.onnx.graph import DOMAIN, Array, Exported, array_of, constant, insert, replace
-from eqsat_deploy.errors import EngineError
 from eqsat_deploy.quantization import FakeQuantize
 
 if TYPE_CHECKING:
@@ -48,18 +47,6 @@ def symmetric(encoding: Encoding) -> Encoding:
     return Encoding(max(-encoding.low, encoding.high) / 127, 0, False)
 
 
-def absorb_weight_transposes(exported: Exported) -> None:
-    """Stores a quantized weight the way its reader wants it, so that nothing stands between the two."""
-    graph = exported.graph
-    for name in list(exported.weights):
-        if name not in graph.initializers:
-            raise EngineError(f"the exporter lost the quantized weight {name!r}")
-        readers = graph.initializers[name].consumers()
-        if len(readers) == 1 and readers[0].op_type == "Transpose":
-            permutation = [int(axis) for axis in readers[0].attributes["perm"].as_ints()]
-            replace(readers[0], transposed(exported, name, permutation))
-
-
 def transposed(exported: Exported, name: str, permutation: list[int]) -> ir.Value:
     """The quantized weight `name` with its axes permuted, as an initializer of its own."""
     quantizer = copy.copy(exported.weights[name])
@@ -78,13 +65,7 @@ def quantize_activations(
             continue
         source, quantizer = node.inputs[0], exported.activations[node.attributes["index"].as_int()]
         assert source is not None
-        if quantizer.axis is not None:
-            _quantize_constant(exported, node, quantizer, scale)
-        else:
-            replacement = insert_pair(
-                exported.graph, source, encode(node, encoding_of(quantizer)), node, scale
-            )
-            replace(node, replacement)
+        replace(node, insert_pair(exported.graph, source, encode(node, encoding_of(quantizer)), node, scale))
     exported.graph.opset_imports.pop(DOMAIN, None)
 
 
@@ -99,17 +80,6 @@ def quantize_weights(exported: Exported, scale: type) -> None:
         stored = _dequantized(graph, name, array_of(weight), quantizer, uses[0][0], scale)
         for reader, position in uses:
             reader.replace_input_with(position, stored)
-
-
-def _quantize_constant(exported: Exported, marker: ir.Node, quantizer: FakeQuantize, scale: type) -> None:
-    """A weight that reaches its reader through a marker: of a functional call."""
-    source = marker.inputs[0]
-    if source is None or source.const_value is None:
-        raise EngineError(f"{marker.name!r} rounds per channel what is not a constant; only weights can be")
-    name = str(source.name)
-    replace(marker, _dequantized(exported.graph, name, array_of(source), quantizer, marker, scale))
-    if not source.uses():
-        exported.graph.initializers.pop(name, None)
 
 
 def _dequantized(

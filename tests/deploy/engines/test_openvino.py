@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 import eqsat_deploy
 from eqsat_deploy.deployment import DEFAULT_BATCH, deployment
-from eqsat_deploy.engines import Batch, Layer, base, openvino_model
+from eqsat_deploy.engines import Batch, Layer, base, openvino_nodes
 from eqsat_deploy.engines.base import realized
 from eqsat_deploy.engines.openvino import OpenVINOEngine
 from eqsat_deploy.errors import InputError, UnknownNameError
@@ -271,11 +271,11 @@ class ChannelsLast(nn.Module):
 
 
 @pytest.mark.parametrize("model", [ChannelsLast, Residual, Attention])
-def test_what_the_language_knows_is_traced_once_and_not_exported(
+def test_what_the_language_knows_is_written_and_not_exported(
     model: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = traced(model().eval(), torch.zeros(1, 3, 32, 32))
-    monkeypatch.setattr(openvino_model, "export_program", pytest.fail)
+    monkeypatch.setattr(openvino_nodes, "export_program", pytest.fail)
     engine = build(module)
     for size in (1, 3):
         x = images(1, batch=size)[0]
