@@ -25,7 +25,7 @@ def export_program(
     """
     sizes = tuple({axis: Dim.DYNAMIC for axis, free in enumerate(axes) if free} for axes in dynamic)
     try:
-        with warnings.catch_warnings(), _whole_attention():
+        with warnings.catch_warnings(), whole_attention():
             warnings.simplefilter("ignore")
             return torch.export.export(module, tuple(examples), dynamic_shapes=sizes, strict=False)
     except Exception as error:  # torch.export raises whatever an operator's tracing raises
@@ -70,8 +70,8 @@ def flat_module(module: fx.GraphModule) -> fx.GraphModule:
 
 
 @contextmanager
-def _whole_attention() -> Iterator[None]:
-    # The eager fast path of nn.MultiheadAttention is one private operator that no converter knows.
+def whole_attention() -> Iterator[None]:
+    """Without the eager fast path of nn.MultiheadAttention: one private operator that no converter knows."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -17,7 +17,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from eqsat_deploy.deployment import InputSpec
-from eqsat_deploy.engines.program import flat_module
+from eqsat_deploy.engines.program import flat_module, whole_attention
 from eqsat_deploy.errors import EngineError
 from eqsat_deploy.language.attention import SelfAttention, attended
 from eqsat_deploy.language.shapes import BATCH
@@ -144,7 +144,7 @@ class Region(NamedTuple):
         """What it returns, without values, for a batch of `BATCH`."""
         from torch._subclasses.fake_tensor import FakeTensorMode  # which loading an engine has no use for
 
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with FakeTensorMode(allow_non_fake_inputs=True), whole_attention():
             given = [torch.empty(v.like.shape, dtype=v.dtype) for v in self.read]
             return pytree.tree_map_only(Tensor, lambda value: value.to("meta"), self.module(*given))
 

@@ -30,6 +30,7 @@ from tests.deploy.placing import (
     traced,
 )
 from tests.support.models import Fire, randomized
+from tests.support.stages import optimized
 
 OPTIONS = {"threads": 1}
 
@@ -274,7 +275,7 @@ class ChannelsLast(nn.Module):
 def test_what_the_language_knows_is_written_and_not_exported(
     model: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = traced(model().eval(), torch.zeros(1, 3, 32, 32))
+    module = optimized(model().eval(), torch.zeros(1, 3, 32, 32), cost="openvino_fp32")
     monkeypatch.setattr(openvino_nodes, "export_program", pytest.fail)
     engine = build(module)
     for size in (1, 3):
