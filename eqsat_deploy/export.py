@@ -58,7 +58,8 @@ def export(
         path: of the file; one that is there is replaced.
         target: whose encoding it gets, `tensorrt` or `onnxruntime`.
         batch: the typical size, or the range; without a maximum it is at least 8.
-        opset: of ONNX, 21 unless given. From 23 on attention is one operator, which TensorRT reads from 10.14 on.
+        opset: of ONNX, 21, the oldest, unless given. From 23 on attention is one operator, which TensorRT reads from
+            10.14 on.
         triton: make `path` a model's folder in a repository of the Triton Inference Server, `config.pbtxt` and the file
             in `1/`. Then `target` may be `openvino`, too, which has to be installed; for `tensorrt`, `command` builds
             the plan that Triton reads.

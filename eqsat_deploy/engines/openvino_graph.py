@@ -84,7 +84,7 @@ class _Rounding(nn.Module):
         bounds = [output_of((code - zero_point) * scale) for code in (self.low, self.high)]
         levels = self.high - self.low + 1
         rounded = ops().fake_quantize(values.value, *bounds, *bounds, levels)
-        return Written(FUNCTIONS, rounded.output(0), values.like)
+        return Written(FUNCTIONS, rounded.output(0), values.known)
 
     def _codes(self, values: Tensor, scale: Tensor, zero_point: Tensor) -> Any:
         if zero_point.any():

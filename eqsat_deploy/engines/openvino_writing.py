@@ -9,14 +9,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqsat_deploy.engines.writing import Functions, Unwritten, Written
+from eqsat_deploy.engines.writing import FREE, Functions, Unwritten, Written
 
 DTYPES = {
     torch.float32: "f32", torch.float64: "f64", torch.int64: "i64", torch.int32: "i32", torch.int16: "i16",
     torch.int8: "i8", torch.uint8: "u8", torch.bool: "boolean",
 }  # fmt: skip
 
-FUNCTIONS = Functions(lambda op: op.output(0))
+
+def _shape(output: Any) -> tuple[int, ...]:
+    return tuple(size.get_length() if size.is_static else FREE for size in output.get_partial_shape())
+
+
+def _dtype(output: Any) -> torch.dtype:
+    name = output.get_element_type().get_type_name()
+    found = next((dtype for dtype, known in DTYPES.items() if known == name), None)
+    if found is None:
+        raise Unwritten(f"tensors of {name}")
+    return found
+
+
+FUNCTIONS = Functions(lambda op: op.output(0), _shape, _dtype)
 """What writes a torch function in OpenVINO's operators."""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -37,11 +37,19 @@ class Functions(dict[Any, Callable[..., Any]]):
 
     Args:
         result: the value of an operator that `Written` holds.
+        shape: the sizes of such a value, `FREE` where one is not known; None where the engine does not tell, so that
+            torch has to, which takes a millisecond a call.
+        dtype: likewise, its dtype.
     """
 
-    def __init__(self, result: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        result: Callable[[Any], Any],
+        shape: Callable[[Any], tuple[int, ...]] | None = None,
+        dtype: Callable[[Any], torch.dtype] | None = None,
+    ) -> None:
         super().__init__()
-        self.result = result
+        self.result, self.shape, self.dtype = result, shape, dtype
 
     def writes(self, *functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         """Register what writes these functions, or methods by their names."""
@@ -58,34 +66,73 @@ class Functions(dict[Any, Callable[..., Any]]):
         if known is None:
             raise Unwritten(f"{function}")
         try:
-            made, like = known(*args, **kwargs), _like(function, args, kwargs)
-        except (TypeError, RuntimeError) as error:  # other arguments than it, or torch, knows
+            made = known(*args, **kwargs)
+        except (TypeError, RuntimeError) as error:  # other arguments than it knows
             raise Unwritten(f"{function}: {error}") from error
         if isinstance(made, Written | int | torch.dtype):
             return made
+        call = _Call(function, tuple(args), kwargs)
         if isinstance(made, list):
-            return tuple(Written(self, *part) for part in zip(map(self.result, made), like, strict=True))
-        return Written(self, self.result(made), like)
+            return tuple(self._written(part, replace(call, part=i)) for i, part in enumerate(made))
+        return self._written(made, call)
+
+    def _written(self, made: Any, call: _Call) -> Written:
+        found = Written(self, self.result(made), call)
+        if self.shape is None and found.like is None:
+            raise Unwritten(f"{call.function}: torch does not compute that")
+        return found
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
+class _Call:
+    """What a tensor is the result of, or one of the results."""
+
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    part: int | None = None
+
+    @property
+    def operands(self) -> list[Written]:
+        return [value for value in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(value, Written)]
+
+
+@dataclass(eq=False)
 class Written:
     """A tensor that an engine is to compute: torch functions on it write more of the model.
 
     Attributes:
         functions: of the engine.
         value: the engine's.
-        like: a tensor without values, whose shape has `BATCH` for the batch; the number itself of a size.
+        known: what `like` is, or the call that tells it.
     """
 
     functions: Functions
     value: Any
-    like: Any
+    known: Any
+
+    @property
+    def like(self) -> Any:
+        """A tensor without values, whose shape has `BATCH` for the batch; the number itself of a size; None where torch
+        refuses."""
+        pending = [self]
+        while pending:
+            call = pending[-1].known
+            before = (
+                [v for v in call.operands if isinstance(v.known, _Call)] if isinstance(call, _Call) else []
+            )
+            if not before:
+                written = pending.pop()
+                written.known = _like(call) if isinstance(call, _Call) else call
+            pending += before
+        return self.known
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Its sizes, `FREE` where one is not known."""
-        return tuple(map(_size, self.like.shape))
+        if self.functions.shape is not None:
+            return self.functions.shape(self.value)
+        return tuple(map(_size, self.like.shape)) if isinstance(self.like, Tensor) else (1,)
 
     @property
     def is_readable(self) -> bool:
@@ -95,11 +142,13 @@ class Written:
     @property
     def dtype(self) -> torch.dtype:
         """Its dtype."""
+        if self.functions.dtype is not None:
+            return self.functions.dtype(self.value)
         return self.like.dtype if isinstance(self.like, Tensor) else torch.int64
 
     def dim(self) -> int:
         """How many axes it has."""
-        return self.like.dim()  # type: ignore[no-any-return]
+        return len(self.shape)
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -138,7 +187,7 @@ class Region(NamedTuple):
     @property
     def dynamic(self) -> list[list[bool]]:
         """For every tensor and axis."""
-        return [[size == FREE for size in value.shape] for value in self.read]
+        return [[_size(size) == FREE for size in value.like.shape] for value in self.read]
 
     def like(self) -> Any:
         """What it returns, without values, for a batch of `BATCH`."""
@@ -298,20 +347,21 @@ def _unpack(module: fx.GraphModule, places: Sequence[int]) -> None:
     module.recompile()
 
 
-def _like(function: Any, args: Any, kwargs: Any) -> Any:
-    """What a function returns, or the method of that name, of tensors without values."""
+def _like(call: _Call) -> Any:
+    """What a function returns, or the method of that name, of tensors without values; None where torch refuses."""
 
     def bare(value: Any) -> Any:
         if isinstance(value, Written):
             return value.like
         return value.to("meta") if isinstance(value, Tensor) else value
 
-    args, kwargs = pytree.tree_map(bare, (tuple(args), kwargs))
-    return (
-        getattr(args[0], function)(*args[1:], **kwargs)
-        if isinstance(function, str)
-        else function(*args, **kwargs)
-    )
+    args, kwargs = pytree.tree_map(bare, (call.args, call.kwargs))
+    function = getattr(args[0], call.function) if isinstance(call.function, str) else call.function
+    try:
+        found = function(*(args[1:] if isinstance(call.function, str) else args), **kwargs)
+    except (TypeError, RuntimeError):
+        return None
+    return found if call.part is None else found[call.part]
 
 
 def _size(size: int) -> int:
@@ -405,6 +455,4 @@ def alike(*values: Any) -> list[Any]:
 
 def _typed(value: Any) -> Any:
     """What torch finds dtypes of."""
-    if isinstance(value, Written):
-        return value.like if isinstance(value.like, Tensor) else torch.empty(1, dtype=torch.int64)
-    return value
+    return torch.empty([1] * value.dim(), dtype=value.dtype) if isinstance(value, Written) else value

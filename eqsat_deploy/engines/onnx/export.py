@@ -66,7 +66,7 @@ def export_onnx(
         module: a rebuilt or quantized module.
         lane: the runtime that will read the file.
         batch: the typical size must be one the module accepts.
-        opset: ONNX opset, 21 unless given; 23 keeps attention as one operator.
+        opset: ONNX opset, 21, the oldest, unless given; 23 keeps attention as one operator.
 
     Raises:
         EngineError: the module has no ONNX form (the message names the operator), or exceeds the 2 GB of one

@@ -75,7 +75,7 @@ class _Writer(Writer):
         """Append what was written since the last node, each after what it reads."""
         for result in results:
             self._append(result.value, self.sources[node])
-            if result.value.shape is None and isinstance(result.like, Tensor):
+            if isinstance(result.like, Tensor):
                 result.value.shape = _shape(result.like.shape)
                 result.value.dtype = type_of(result.like.dtype)
 
@@ -116,6 +116,8 @@ class _Writer(Writer):
         _fold_constants(found.model)
         for value in all_values(graph):
             value.metadata_props.clear()
+            if value.shape is not None:  # in symbols of its own
+                value.shape = ir.Shape([n if isinstance(n, int) else ir.SymbolicDim(None) for n in value.shape])
         self.exported.graph.opset_imports.update(
             {d: v for d, v in graph.opset_imports.items() if d not in self.exported.graph.opset_imports}
         )

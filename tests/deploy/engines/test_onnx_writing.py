@@ -130,9 +130,17 @@ def test_quantizers_and_what_calibration_puts_beside_them(regions: list[list[str
 def test_what_is_not_known_is_converted_by_itself(
     function: Any, x: Tensor, args: tuple[Any, ...], regions: list[list[str]]
 ) -> None:
-    agree(calling(function, x, *args), x)
+    module = calling(function, x, *args)
+    agree(module, x)
     (region,) = regions
     assert len(region) == 1
+    file = onnx.load_model_from_string(export_onnx(module, lane=ONNXRUNTIME).model)
+    sizes = {
+        d.dim_param
+        for v in (*file.graph.value_info, *file.graph.output)
+        for d in v.type.tensor_type.shape.dim
+    }
+    assert sizes <= {"", "batch", "3*batch", "15*batch"}
 
 
 def test_what_is_made_for_a_batch_is_of_its_size(regions: list[list[str]]) -> None:

@@ -160,7 +160,7 @@ def test_it_is_the_model_that_the_frontend_makes_of_its_nodes(
         optimized = eqd.optimize(randomized(model()).eval(), some(2, 3, side, side), cost="openvino_fp32")
     module, signature = prepared(optimized, DEFAULT_BATCH)
     found = _transformed(written(module, signature))
-    none = Functions(FUNCTIONS.result)
+    none = Functions(FUNCTIONS.result, FUNCTIONS.shape, FUNCTIONS.dtype)
     none.update({name: FUNCTIONS[name] for name in ("size", operator.getitem)})
     monkeypatch.setattr(graph, "FUNCTIONS", none)
     expected = _transformed(written(module, signature))
