@@ -190,8 +190,8 @@ def _logsumexp(x: Written, dim: Any, keepdim: bool = False) -> Any:
 
 
 @writes(torch.cumsum)
-def _cumsum(x: Written, dim: int) -> Any:
-    refuse(x.dtype not in (torch.float32, torch.int64))
+def _cumsum(x: Written, dim: int, dtype: torch.dtype | None = None) -> Any:
+    refuse(x.dtype not in (torch.float32, torch.int64), dtype not in (None, x.dtype))
     return ops().cum_sum(x.value, ops().constant(np.int64(axis_of(x, dim))))
 
 

@@ -67,7 +67,7 @@ def calls() -> list[tuple[Any, ...]]:
         *(("to", x, dtype) for x in (rows * 3, whole_numbers) for dtype in (torch.float32, torch.int64, torch.bool)),
         (F.celu, rows, 0.7), (F.selu, rows), (F.softplus, rows), (F.logsigmoid, rows),
         (torch.round, rows * 4), (torch.expm1, rows), (torch.log1p, rows.abs()), (torch.log2, rows.abs() + 0.1),
-        (torch.log10, rows.abs() + 0.1), (torch.flip, image, (1, -1)), (torch.cumsum, rows, 1),
+        (torch.log10, rows.abs() + 0.1), (torch.flip, image, (1, -1)), (torch.cumsum, rows, 1, {"dtype": torch.float32}),
         (torch.cumsum, whole_numbers, -1), (torch.logsumexp, rows * 9, (1, 2)), (torch.logsumexp, rows, -1, True),
         (F.rms_norm, rows, (8,), some(8), 1e-3), (F.rms_norm, rows, (5, 8)),
         (operator.getitem, rows, (slice(None), slice(None), torch.tensor([1, -1, 0, 3]))),
@@ -219,6 +219,7 @@ def reshaped(values: Tensor) -> Tensor:
 # Not in the tables: a function, a way to call one, a dtype.
 UNKNOWN = [
     (F.unfold, some(*IMAGE), (3,)),
+    (torch.cumsum, torch.tensor([[1, 2], [3, 4]], dtype=torch.int32), (1,)),
     (F.interpolate, some(*IMAGE), ((12, 5), None, "area")),
     (operator.add, torch.tensor([[1, 2]]), (0.5,)),
     (operator.truediv, torch.tensor([[1, 2]]), (3,)),

@@ -145,8 +145,8 @@ for _function, _name in REDUCTIONS.items():
 
 
 @writes(torch.cumsum)
-def _cumsum(x: Written, dim: int) -> Any:
-    refuse(x.dtype not in (torch.float32, torch.int64))
+def _cumsum(x: Written, dim: int, dtype: torch.dtype | None = None) -> Any:
+    refuse(x.dtype not in (torch.float32, torch.int64), dtype not in (None, x.dtype))
     return made("CumSum", x, np.int64(axis_of(x, dim)))
 
 

@@ -117,7 +117,9 @@ class _Writer(Writer):
         for value in all_values(graph):
             value.metadata_props.clear()
             if value.shape is not None:  # in symbols of its own
-                value.shape = ir.Shape([n if isinstance(n, int) else ir.SymbolicDim(None) for n in value.shape])
+                value.shape = ir.Shape(
+                    [n if isinstance(n, int) else ir.SymbolicDim(None) for n in value.shape]
+                )
         self.exported.graph.opset_imports.update(
             {d: v for d, v in graph.opset_imports.items() if d not in self.exported.graph.opset_imports}
         )
