@@ -15,7 +15,8 @@ from eqsat_deploy.deployment import InputSpec, Signature
 from eqsat_deploy.engines import openvino_functions, openvino_pointwise  # noqa: F401 - which fill the table
 from eqsat_deploy.engines.openvino_nodes import converted
 from eqsat_deploy.engines.openvino_writing import FUNCTIONS, element_type, ops, output_of
-from eqsat_deploy.engines.writing import FREE, Region, Writer, Written
+from eqsat_deploy.engines.writer import Region, Writer
+from eqsat_deploy.engines.writing import FREE, Written
 from eqsat_deploy.errors import EngineError
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize, swapped
 

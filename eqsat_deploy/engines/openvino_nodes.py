@@ -10,7 +10,7 @@ from torch import fx
 from torch.export import default_decompositions
 
 from eqsat_deploy.engines.program import export_program
-from eqsat_deploy.engines.writing import Region
+from eqsat_deploy.engines.writer import Region
 from eqsat_deploy.errors import EngineError
 
 

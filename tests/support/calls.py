@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from eqsat_deploy.deployment import InputSpec, record
+from eqsat_deploy.deployment import DEFAULT_BATCH, InputSpec, Signature, record
+from eqsat_deploy.engines.onnx import ONNXRUNTIME, export_onnx
 from eqsat_deploy.engines.openvino_functions import REDUCTIONS
+from eqsat_deploy.engines.openvino_graph import written
 from eqsat_deploy.engines.openvino_pointwise import BINARY, OF_FLOATS, UNARY
 from eqsat_deploy.quantization.equalization import ChannelScale
 from eqsat_deploy.quantization.fake_quantize import Clipped, FakeQuantize, QuantizedConv2d
@@ -67,7 +71,8 @@ def calls() -> list[tuple[Any, ...]]:
         *(("to", x, dtype) for x in (rows * 3, whole_numbers) for dtype in (torch.float32, torch.int64, torch.bool)),
         (F.celu, rows, 0.7), (F.selu, rows), (F.softplus, rows), (F.logsigmoid, rows),
         (torch.round, rows * 4), (torch.expm1, rows), (torch.log1p, rows.abs()), (torch.log2, rows.abs() + 0.1),
-        (torch.log10, rows.abs() + 0.1), (torch.flip, image, (1, -1)), (torch.cumsum, rows, 1, {"dtype": torch.float32}),
+        (torch.log10, rows.abs() + 0.1), (torch.flip, image, (1, -1)),
+        (torch.cumsum, rows, 1, {"dtype": torch.float32}),
         (torch.cumsum, whole_numbers, -1), (torch.logsumexp, rows * 9, (1, 2)), (torch.logsumexp, rows, -1, True),
         (F.rms_norm, rows, (8,), some(8), 1e-3), (F.rms_norm, rows, (5, 8)),
         (operator.getitem, rows, (slice(None), slice(None), torch.tensor([1, -1, 0, 3]))),
@@ -230,3 +235,33 @@ UNKNOWN = [
     (reshaped, some(*ROWS), ()),
     (torch.ops.aten.max.dim, some(*ROWS), (2,)),
 ]  # fmt: skip
+
+
+def in_onnx(module: fx.GraphModule, *inputs: Tensor, opset: int | None = None) -> list[Tensor]:
+    """What ONNX Runtime computes of the file, operator by operator."""
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    file = export_onnx(module, lane=ONNXRUNTIME, opset=opset).model
+    onnx.checker.check_model(onnx.load_model_from_string(file), full_check=True)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    feeds = {value.name: x.numpy() for value, x in zip(session.get_inputs(), inputs, strict=True)}
+    return [torch.from_numpy(value) for value in session.run(None, feeds)]
+
+
+def in_openvino(module: fx.GraphModule, *inputs: Tensor) -> list[Tensor]:
+    """What OpenVINO computes of the module as written."""
+    openvino = pytest.importorskip("openvino")
+    model = written(module, Signature.of(module, DEFAULT_BATCH))
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return [torch.from_numpy(value.copy()) for value in compiled([x.numpy() for x in inputs]).values()]
+
+
+def agree(run: Callable[..., list[Tensor]], module: fx.GraphModule, *inputs: Tensor) -> None:
+    """Assert that it computes what the module computes."""
+    with torch.no_grad():
+        expected = module(*inputs)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    for wanted, found in zip(expected, run(module, *inputs), strict=True):
+        assert found.shape == wanted.shape
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5, check_dtype=run is in_onnx)

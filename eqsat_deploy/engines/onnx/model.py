@@ -18,7 +18,8 @@ from eqsat_deploy.engines.onnx.attention import OPSET, functions_of
 from eqsat_deploy.engines.onnx.graph import DOMAIN, Exported, all_values
 from eqsat_deploy.engines.onnx.writing import made, type_of, value_of
 from eqsat_deploy.engines.program import export_program
-from eqsat_deploy.engines.writing import Functions, Region, Writer, Written
+from eqsat_deploy.engines.writer import Region, Writer
+from eqsat_deploy.engines.writing import Functions, Written
 from eqsat_deploy.errors import EngineError
 from eqsat_deploy.language.shapes import BATCH
 from eqsat_deploy.quantization.fake_quantize import FakeQuantize, swapped
