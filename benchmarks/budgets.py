@@ -26,6 +26,7 @@ from eqsat_deploy import optimize
 from eqsat_deploy.capture import capture
 from eqsat_deploy.engines.onnx import TENSORRT, export_onnx
 from eqsat_deploy.lower import lower
+from eqsat_deploy.processors import cpu
 from eqsat_deploy.search import Limits, search
 from eqsat_deploy.selection import find_rules
 from eqsat_deploy.targets import find_cost
@@ -114,7 +115,7 @@ def main() -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"peak memory of all this: {peak:.1f} GiB")
     if arguments.json:
-        result = {"rows": rows, "peak_gib": round(peak, 2)}
+        result = {"cpu": cpu()[0], "rows": rows, "peak_gib": round(peak, 2)}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -47,12 +47,10 @@ class Region(NamedTuple):
 
     def examples(self) -> list[Tensor]:
         """Zeros for a batch of two: torch specializes a dimension whose example is 0 or 1."""
-        return [
-            torch.zeros(
-                [size * 2 // BATCH if size % BATCH == 0 else size for size in v.like.shape], dtype=v.dtype
-            )
-            for v in self.read
-        ]
+        shapes = (
+            [size * 2 // BATCH if size % BATCH == 0 else size for size in v.like.shape] for v in self.read
+        )
+        return [torch.zeros(shape, dtype=v.dtype) for shape, v in zip(shapes, self.read, strict=True)]
 
 
 class _Deferred:
@@ -105,26 +103,22 @@ class Writer(fx.Interpreter):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """As torch has it where nothing is written yet."""
-        given = _is_written((args, kwargs))
-        return (
-            self.functions.write(target, args, kwargs)
-            if given
-            else super().call_function(target, args, kwargs)
-        )
+        if _is_written((args, kwargs)):
+            return self.functions.write(target, args, kwargs)
+        return super().call_function(target, args, kwargs)
 
     def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Likewise."""
-        given = _is_written((args, kwargs))
-        return (
-            self.functions.write(target, args, kwargs) if given else super().call_method(target, args, kwargs)
-        )
+        if _is_written((args, kwargs)):
+            return self.functions.write(target, args, kwargs)
+        return super().call_method(target, args, kwargs)
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the module's forward writes."""
         module = self.fetch_attr(target)
-        return (
-            _self_attention(module, *args) if isinstance(module, SelfAttention) else module(*args, **kwargs)
-        )
+        if isinstance(module, SelfAttention):
+            return _self_attention(module, *args)
+        return module(*args, **kwargs)
 
     def _settled(self, output: fx.Node) -> list[Any]:
         """What the module returns, converting what was deferred."""

@@ -114,13 +114,12 @@ class Written:
         pending = [self]
         while pending:
             call = pending[-1].known
-            before = (
-                [v for v in call.operands if isinstance(v.known, _Call)] if isinstance(call, _Call) else []
-            )
-            if not before:
-                written = pending.pop()
-                written.known = _like(call) if isinstance(call, _Call) else call
-            pending += before
+            if not isinstance(call, _Call):
+                pending.pop()
+            elif waiting := [operand for operand in call.operands if isinstance(operand.known, _Call)]:
+                pending += waiting
+            else:
+                pending.pop().known = _like(call)
         return self.known
 
     @property

@@ -133,24 +133,27 @@ class _Writer(Writer):
         return results
 
     def _append(self, value: ir.Value, source: str) -> None:
-        graph = self.exported.graph
+        """Append the node that computes `value`, after those that it waits for."""
         pending = [value.producer()]
         while pending:
             node = pending[-1]
-            operands = [] if node is None else [operand for operand in node.inputs if operand is not None]
-            later = [p for o in operands if (p := o.producer()) is not None and p.graph is None]
-            if node is not None and node.graph is None and later:
-                pending += later
-                continue
-            pending.pop()
             if node is None or node.graph is not None:
+                pending.pop()
                 continue
-            for place, operand in enumerate(node.inputs):
-                if operand is not None and operand.const_value is not None and operand.graph is not graph:
-                    node.replace_input_with(place, self._constant(operand, source))
-            node.metadata_props.clear()
-            node.doc_string = source
-            graph.append(node)
+            producers = (operand.producer() for operand in node.inputs if operand is not None)
+            waiting = [each for each in producers if each is not None and each.graph is None]
+            pending += waiting
+            if not waiting:
+                self._put(node, source)
+
+    def _put(self, node: ir.Node, source: str) -> None:
+        graph = self.exported.graph
+        for place, operand in enumerate(node.inputs):
+            if operand is not None and operand.const_value is not None and operand.graph is not graph:
+                node.replace_input_with(place, self._constant(operand, source))
+        node.metadata_props.clear()
+        node.doc_string = source  # which `_name` reads
+        graph.append(node)
 
     def _constant(self, value: ir.Value, source: str) -> ir.Value:
         """`value` among the graph's initializers, once."""
