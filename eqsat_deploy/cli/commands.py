@@ -74,10 +74,13 @@ def _bucketed(args: argparse.Namespace, model: Any, made: BucketedModule, wants_
 
 def export(args: argparse.Namespace) -> int:
     """Optimize, quantize, and write what a target builds its engine from elsewhere, or what Triton serves."""
+    from eqsat_deploy.engines.onnx import check_opset, missing_packages
     from eqsat_deploy.targets import find_target
 
-    _check_calibration(args)
     target = find_target(args.target)
+    _check_calibration(args)
+    if args.opset is not None and missing_packages() is None:
+        check_opset(args.opset)
     # A repository is made with its first model.
     place = args.out.parent.parent if args.triton else args.out.parent
     if not place.is_dir():

@@ -143,6 +143,10 @@ def test_export_writes_a_file_and_the_command(artifact: Path, capsys: pytest.Cap
     assert "there is no folder nowhere" in error["message"]
     error = printed(capsys, *words, "--out", "net.onnx", "--target", "tensort", code=2)["error"]
     assert "tensorrt" in error["message"]
+    assert cli.main([*words[:4], "--float", "--out", "net.onnx", "--opset", "17"]) == 5
+    said = capsys.readouterr()
+    assert "opset 17: modules are written in 21 to " in said.err
+    assert "capture" not in said.err  # told before anything runs
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ from eqsat_deploy.engines.onnx.export import (
     save_onnx,
 )
 from eqsat_deploy.engines.onnx.lane import Lane
+from eqsat_deploy.engines.onnx.model import check_opset
 from eqsat_deploy.engines.onnx.onnxruntime import ONNXRUNTIME
 from eqsat_deploy.engines.onnx.tensorrt import TENSORRT
 
 __all__ = [
-    "ATTENTION_OPSET", "ONNXRUNTIME", "OPSET", "TENSORRT", "Lane", "OnnxFile", "SavedOnnx", "export_onnx",
-    "missing_packages", "nodes_of", "save_onnx",
+    "ATTENTION_OPSET", "ONNXRUNTIME", "OPSET", "TENSORRT", "Lane", "OnnxFile", "SavedOnnx", "check_opset",
+    "export_onnx", "missing_packages", "nodes_of", "save_onnx",
 ]  # fmt: skip

@@ -40,12 +40,11 @@ def written(module: fx.GraphModule, signature: Signature, opset: int) -> Exporte
     """`module`, which is prepared, as an ONNX graph whose nodes and values are named after the module's nodes.
 
     Raises:
-        EngineError: a node has no ONNX form at `opset`; or `opset` is older than what modules are written in.
+        EngineError: a node has no ONNX form at `opset`, or modules are not written in that.
     """
     import onnx_ir as ir
 
-    if opset < OPSET:
-        raise EngineError(f"opset {opset}: modules are written in {OPSET}, or a newer one")
+    check_opset(opset)
     inputs = [
         ir.Value(name=s.name, type=ir.TensorType(type_of(s.dtype)), shape=_shape(s.shape))
         for s in signature.inputs
@@ -58,6 +57,17 @@ def written(module: fx.GraphModule, signature: Signature, opset: int) -> Exporte
         writer.give(result, f"output_{index}")
     _name(model)
     return exported
+
+
+def check_opset(opset: int) -> None:
+    """`EngineError` where modules are not written in that."""
+    from onnx import __version__, defs
+
+    newest = defs.onnx_opset_version()
+    if not OPSET <= opset <= newest:
+        raise EngineError(
+            f"opset {opset}: modules are written in {OPSET} to {newest}, which onnx {__version__} has"
+        )
 
 
 class _Writer(Writer):

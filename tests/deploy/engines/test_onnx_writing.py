@@ -107,9 +107,10 @@ def test_only_constants_have_a_scale_for_each_channel() -> None:
         export_onnx(whole(Model(), 6), lane=ONNXRUNTIME)
 
 
-def test_older_opsets_are_refused() -> None:
-    with pytest.raises(EngineError, match="opset 20: modules are written in 21"):
-        export_onnx(calling(torch.relu, some(2, 3)), lane=ONNXRUNTIME, opset=20)
+@pytest.mark.parametrize("opset", [20, 99])
+def test_opsets_that_modules_are_not_written_in_are_refused(opset: int) -> None:
+    with pytest.raises(EngineError, match=rf"opset {opset}: modules are written in 21 to \d\d"):
+        export_onnx(calling(torch.relu, some(2, 3)), lane=ONNXRUNTIME, opset=opset)
 
 
 def test_what_has_no_form_names_its_node() -> None:
