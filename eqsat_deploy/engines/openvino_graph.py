@@ -1,7 +1,7 @@
 """A rebuilt module in OpenVINO's operators, each torch function written as the one that it is.
 
-What OpenVINO's own frontend makes of a traced graph, without the tracing and the decoding, which take ten times as
-long and are for the nodes that `openvino_functions` does not know.
+What OpenVINO's own frontend makes of an exported graph, without the exporting and the decoding, which take ten times as
+long and are for the nodes that no function is known of.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Nodes that nothing writes, through OpenVINO's frontend for traced graphs."""
+"""Nodes that nothing writes, through OpenVINO's frontend for exported graphs."""
 
 from __future__ import annotations
 

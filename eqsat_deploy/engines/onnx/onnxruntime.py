@@ -67,7 +67,7 @@ def _split_bias(exported: Exported) -> None:
     for name in [name for name in exported.weights if name in graph.initializers]:
         weight = graph.initializers[name]
         for node in [reader for reader in weight.consumers() if reader.op_type == "Gemm"]:
-            # The exporter writes x @ w.T + b, with alpha and beta 1.
+            # `functions` writes x @ w.T + b, with alpha and beta 1.
             stored = transposed(exported, name, [1, 0])
             result = insert(graph, node, "MatMul", [node.inputs[0], stored], f"{node.name}:MatMul")
             if len(node.inputs) > 2:
