@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,13 +16,18 @@ from eqsat_deploy.engines.writing import (
     FREE,
     Unwritten,
     Written,
+    axes_of,
     axis_of,
+    exchanged,
+    flat,
     index_of,
     is_float,
     listed,
     pair,
     refuse,
     spread,
+    widths,
+    with_one_free,
 )
 
 writes = FUNCTIONS.writes
@@ -169,7 +173,7 @@ REDUCTIONS: dict[Any, str] = {
 def _reduction(name: str) -> Callable[..., Any]:
     def reduction(x: Written, dim: Any, keepdim: bool = False) -> Any:
         is_float(x)
-        axes = ints(*(axis_of(x, d) for d in ([dim] if isinstance(dim, int) else dim)))
+        axes = ints(*axes_of(x, dim))
         return getattr(ops(), name)(x.value, axes, keepdim)
 
     return reduction
@@ -182,7 +186,7 @@ for _function, _name in REDUCTIONS.items():
 @writes(torch.logsumexp)
 def _logsumexp(x: Written, dim: Any, keepdim: bool = False) -> Any:
     is_float(x)
-    axes = ints(*(axis_of(x, d) for d in ([dim] if isinstance(dim, int) else dim)))
+    axes = ints(*axes_of(x, dim))
     highest = ops().reduce_max(x.value, axes, True)
     summed = ops().reduce_sum(ops().exp(ops().subtract(x.value, highest)), axes, True)
     found = ops().add(ops().log(summed), highest)
@@ -233,29 +237,22 @@ def _adaptive_avg_pool2d(x: Written, output_size: Any) -> Any:
 
 @writes(torch.reshape, "reshape", "view")
 def _reshape(x: Written, *shape: Any) -> Any:
-    sizes = listed(shape)
-    if sum(size == FREE for size in sizes if isinstance(size, int)) > 1:
-        raise Unwritten("a reshape to more than one size that is not known")
-    return ops().reshape(x.value, sizes_of(sizes), special_zero=False)
+    return ops().reshape(x.value, sizes_of(with_one_free(listed(shape))), special_zero=False)
 
 
 @writes(torch.flatten, "flatten")
 def _flatten(x: Written, start_dim: int = 0, end_dim: int = -1) -> Any:
-    first, last, shape = axis_of(x, start_dim), axis_of(x, end_dim), x.shape
-    middle = shape[first : last + 1]
-    return _reshape(x, (*shape[:first], FREE if FREE in middle else math.prod(middle), *shape[last + 1 :]))
+    return _reshape(x, flat(x, start_dim, end_dim))
 
 
 @writes(torch.permute, "permute")
 def _permute(x: Written, *dims: Any) -> Any:
-    return ops().transpose(x.value, ints(*(axis_of(x, d) for d in listed(dims))))
+    return ops().transpose(x.value, ints(*axes_of(x, listed(dims))))
 
 
 @writes(torch.transpose, "transpose")
 def _transpose(x: Written, dim0: int, dim1: int) -> Any:
-    order = list(range(x.dim()))
-    order[dim0], order[dim1] = order[dim1], order[dim0]
-    return ops().transpose(x.value, ints(*order))
+    return ops().transpose(x.value, ints(*exchanged(x, dim0, dim1)))
 
 
 @writes(torch.narrow, "narrow")
@@ -280,7 +277,7 @@ def _unbind(x: Written, dim: int = 0) -> Any:
 def _flip(x: Written, dims: Any) -> Any:
     count, lowest = len(dims), np.iinfo(np.int64).min
     bounds = (ints(*[value] * count) for value in (-1, lowest, -1))
-    return ops().slice(x.value, *bounds, ints(*(axis_of(x, d) for d in dims)))
+    return ops().slice(x.value, *bounds, ints(*axes_of(x, dims)))
 
 
 @writes(operator.getitem)
@@ -307,8 +304,8 @@ def _cat(tensors: Sequence[Any], dim: int = 0) -> Any:
 @writes(torch.roll)
 def _roll(x: Written, shifts: Any, dims: Any = None) -> Any:
     refuse(dims is None)
-    shifts, dims = ([value] if isinstance(value, int) else value for value in (shifts, dims))
-    return ops().roll(x.value, ints(*shifts), ints(*(axis_of(x, d) for d in dims)))
+    shifts = [shifts] if isinstance(shifts, int) else shifts
+    return ops().roll(x.value, ints(*shifts), ints(*axes_of(x, dims)))
 
 
 @writes(F.pad)
@@ -317,9 +314,7 @@ def _pad(x: Written, pad: Sequence[int], mode: str = "constant", value: float | 
     if mode not in modes:
         raise Unwritten(f"padding {mode!r}")
     is_float(x)
-    before, after = [0] * x.dim(), [0] * x.dim()
-    for place, width in enumerate(pad):
-        (after if place % 2 else before)[-1 - place // 2] = width
+    before, after = widths(x, pad)
     filler = np.float32(value or 0) if mode == "constant" else None
     return ops().pad(x.value, ints(*before), ints(*after), modes[mode], filler)
 

@@ -22,8 +22,6 @@ from eqsat_deploy.engines.writing import (
 
 writes = FUNCTIONS.writes
 
-# -- pointwise ---------------------------------------------------------------------------------------------------------
-
 UNARY: dict[Any, str] = {
     torch.abs: "abs", torch.acos: "acos", torch.acosh: "acosh", torch.asin: "asin", torch.asinh: "asinh",
     torch.atan: "atan", torch.atanh: "atanh", torch.ceil: "ceil", torch.cos: "cos", torch.cosh: "cosh",

@@ -7,6 +7,7 @@ exported by itself, which takes a hundred times as long.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -214,16 +215,48 @@ def pair(value: Any) -> list[int]:
     return spread(value, 2)
 
 
+def axes_of(x: Written, dims: Any) -> list[int]:
+    """One axis, or several, from the front."""
+    return [axis_of(x, dim) for dim in ([dims] if isinstance(dims, int) else dims)]
+
+
+def exchanged(x: Written, dim0: int, dim1: int) -> list[int]:
+    """The order of the axes with two of them in each other's place."""
+    order = list(range(x.dim()))
+    order[dim0], order[dim1] = order[dim1], order[dim0]
+    return order
+
+
+def flat(x: Written, start: int, end: int) -> list[int]:
+    """The sizes with the axes from `start` to `end` joined."""
+    first, last, shape = axis_of(x, start), axis_of(x, end), x.shape
+    middle = shape[first : last + 1]
+    return [*shape[:first], FREE if FREE in middle else math.prod(middle), *shape[last + 1 :]]
+
+
+def widths(x: Written, pad: Sequence[int]) -> tuple[list[int], list[int]]:
+    """What padding adds before and after each axis."""
+    before, after = [0] * x.dim(), [0] * x.dim()
+    for place, width in enumerate(pad):
+        (after if place % 2 else before)[-1 - place // 2] = width
+    return before, after
+
+
+def with_one_free(sizes: Sequence[Any]) -> list[Any]:
+    """The sizes of a reshape, which can infer one."""
+    if sum(size == FREE for size in sizes if isinstance(size, int)) > 1:
+        raise Unwritten("a reshape to more than one size that is not known")
+    return list(sizes)
+
+
 def index_of(index: Any) -> tuple[int, Any]:
     """The axis and the integers of `x[:, :, integers]`."""
-    axis = len(index) - 1 if isinstance(index, tuple) else -1
-    integers = index[-1] if axis >= 0 else None
-    plain = (
-        all(isinstance(part, slice) and part == slice(None) for part in index[:axis]) if axis >= 0 else False
-    )
-    if not plain or getattr(integers, "dtype", None) not in (torch.int64, torch.int32):
+    if not isinstance(index, tuple) or not index:
         raise Unwritten("an index")
-    return axis, integers
+    *before, integers = index
+    whole = all(isinstance(part, slice) and part == slice(None) for part in before)
+    refuse(not whole, getattr(integers, "dtype", None) not in (torch.int64, torch.int32))
+    return len(before), integers
 
 
 def axis_of(x: Written, dim: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,18 +10,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from eqsat_deploy.engines.onnx.writing import FUNCTIONS as FUNCTIONS
-from eqsat_deploy.engines.onnx.writing import made, permuted, shape_to, value_of
+from eqsat_deploy.engines.onnx.writing import FUNCTIONS, made, permuted, value_of
 from eqsat_deploy.engines.writing import (
     FREE,
     Written,
+    axes_of,
     axis_of,
+    exchanged,
+    flat,
     index_of,
     is_float,
     listed,
     pair,
     refuse,
     spread,
+    widths,
+    with_one_free,
 )
 
 writes = FUNCTIONS.writes
@@ -134,8 +137,7 @@ REDUCTIONS: dict[Any, str] = {
 def _reduction(name: str) -> Callable[..., Any]:
     def reduction(x: Written, dim: Any, keepdim: bool = False) -> Any:
         is_float(x)
-        axes = [axis_of(x, d) for d in ([dim] if isinstance(dim, int) else dim)]
-        return made(name, x, axes, keepdims=int(keepdim))
+        return made(name, x, axes_of(x, dim), keepdims=int(keepdim))
 
     return reduction
 
@@ -207,26 +209,22 @@ def _averages(size: int, results: int) -> np.ndarray[Any, Any]:
 
 @writes(torch.reshape, "reshape", "view")
 def _reshape(x: Written, *shape: Any) -> Any:
-    return made("Reshape", x, shape_to(listed(shape)), allowzero=1)
+    return made("Reshape", x, with_one_free(listed(shape)), allowzero=1)
 
 
 @writes(torch.flatten, "flatten")
 def _flatten(x: Written, start_dim: int = 0, end_dim: int = -1) -> Any:
-    first, last, shape = axis_of(x, start_dim), axis_of(x, end_dim), x.shape
-    middle = shape[first : last + 1]
-    return _reshape(x, (*shape[:first], FREE if FREE in middle else math.prod(middle), *shape[last + 1 :]))
+    return _reshape(x, flat(x, start_dim, end_dim))
 
 
 @writes(torch.permute, "permute")
 def _permute(x: Written, *dims: Any) -> Any:
-    return permuted(x.value, [axis_of(x, d) for d in listed(dims)])
+    return permuted(x.value, axes_of(x, listed(dims)))
 
 
 @writes(torch.transpose, "transpose")
 def _transpose(x: Written, dim0: int, dim1: int) -> Any:
-    order = list(range(x.dim()))
-    order[dim0], order[dim1] = order[dim1], order[dim0]
-    return permuted(x.value, order)
+    return permuted(x.value, exchanged(x, dim0, dim1))
 
 
 @writes(torch.narrow, "narrow")
@@ -248,8 +246,7 @@ def _unbind(x: Written, dim: int = 0) -> Any:
 @writes(torch.flip)
 def _flip(x: Written, dims: Any) -> Any:
     count, lowest = len(dims), int(np.iinfo(np.int64).min)
-    axes = [axis_of(x, d) for d in dims]
-    return made("Slice", x, [-1] * count, [lowest] * count, axes, [-1] * count)
+    return made("Slice", x, [-1] * count, [lowest] * count, axes_of(x, dims), [-1] * count)
 
 
 @writes(operator.getitem)
@@ -276,9 +273,9 @@ def _cat(tensors: Sequence[Any], dim: int = 0) -> Any:
 @writes(torch.roll)
 def _roll(x: Written, shifts: Any, dims: Any = None) -> Any:
     refuse(dims is None)
-    shifts, dims = ([value] if isinstance(value, int) else value for value in (shifts, dims))
+    shifts = [shifts] if isinstance(shifts, int) else shifts
     rolled, shape = x.value, x.shape
-    for shift, axis in zip(shifts, (axis_of(x, d) for d in dims), strict=True):
+    for shift, axis in zip(shifts, axes_of(x, dims), strict=True):
         refuse(shape[axis] == FREE)
         start = -shift % shape[axis]
         ends = (
@@ -293,9 +290,7 @@ def _roll(x: Written, shifts: Any, dims: Any = None) -> Any:
 def _pad(x: Written, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
     modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
     is_float(x)
-    before, after = [0] * x.dim(), [0] * x.dim()
-    for place, width in enumerate(pad):
-        (after if place % 2 else before)[-1 - place // 2] = width
+    before, after = widths(x, pad)
     return made("Pad", x, before + after, np.float32(value or 0), mode=modes[mode])
 
 

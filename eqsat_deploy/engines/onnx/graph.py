@@ -23,13 +23,12 @@ DOMAIN = "eqsat_deploy"
 
 @dataclass
 class Exported:
-    """A float32 ONNX graph with markers, its input names, and the quantizers by marker and by initializer.
+    """A float32 ONNX graph with markers, and the quantizers by marker and by initializer.
 
     `changes` is what a lane computes otherwise than the module, on purpose, a sentence each.
     """
 
     model: ir.Model
-    inputs: list[str]
     activations: list[FakeQuantize]
     weights: dict[str, FakeQuantize]
     changes: list[str] = field(default_factory=list)

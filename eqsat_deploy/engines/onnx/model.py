@@ -51,7 +51,7 @@ def written(module: fx.GraphModule, signature: Signature, opset: int) -> Exporte
     ]
     graph = ir.Graph(inputs, [], nodes=[], opset_imports={"": opset, DOMAIN: 1}, name="model")
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name=PRODUCER)
-    exported = Exported(model, [spec.name for spec in signature.inputs], [], {})
+    exported = Exported(model, [], {})
     writer = _Writer(module, exported, opset)
     for index, result in enumerate(writer.outputs(inputs, signature.inputs)):
         writer.give(result, f"output_{index}")

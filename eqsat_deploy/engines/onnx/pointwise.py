@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eqsat_deploy.engines.onnx.writing import FUNCTIONS as FUNCTIONS
-from eqsat_deploy.engines.onnx.writing import made, type_of
+from eqsat_deploy.engines.onnx.writing import FUNCTIONS, made, type_of
 from eqsat_deploy.engines.writing import (
     Written,
     alike,
@@ -22,8 +21,6 @@ from eqsat_deploy.engines.writing import (
 )
 
 writes = FUNCTIONS.writes
-
-# -- pointwise ---------------------------------------------------------------------------------------------------------
 
 UNARY: dict[Any, str] = {
     torch.abs: "Abs", torch.acos: "Acos", torch.acosh: "Acosh", torch.asin: "Asin", torch.asinh: "Asinh",

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eqsat_deploy.engines.writing import FREE, Functions, Unwritten, Written
+from eqsat_deploy.engines.writing import Functions, Unwritten, Written
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -18,17 +18,16 @@ FUNCTIONS = Functions(lambda value: value)
 """What writes a torch function in ONNX operators, of opset 21."""
 
 
-def made(op_type: str, *operands: Any, outputs: int = 1, **attributes: Any) -> Any:
-    """The result of an operator, or the list of them, that no graph has yet. Operands are tensors, integers, which
-    become a tensor of one axis, and None."""
+def made(op_type: str, *operands: Any, **attributes: Any) -> Any:
+    """The result of an operator that no graph has yet. Operands are tensors, None, and integers, which become a tensor
+    of one axis."""
     import onnx_ir as ir
 
     inputs = [None if operand is None else value_of(operand) for operand in operands]
     while inputs and inputs[-1] is None:
         inputs.pop()
     given = {name: value for name, value in attributes.items() if value is not None}
-    results = ir.node(op_type, inputs, given, num_outputs=outputs).outputs
-    return results[0] if outputs == 1 else list(results)
+    return ir.node(op_type, inputs, given).outputs[0]
 
 
 def value_of(operand: Any) -> ir.Value:
@@ -72,13 +71,6 @@ def permuted(value: ir.Value, order: Sequence[int]) -> ir.Value:
     stored.meta.update(value.meta)
     stored.meta["order"] = [value.meta.get("order", list(range(array.ndim)))[axis] for axis in order]
     return stored
-
-
-def shape_to(sizes: Sequence[Any]) -> ir.Value:
-    """Sizes of a reshape, one of which may be free."""
-    if sum(size == FREE for size in sizes if isinstance(size, int)) > 1:
-        raise Unwritten("a reshape to more than one size that is not known")
-    return value_of(list(sizes))
 
 
 def type_of(dtype: torch.dtype) -> ir.DataType:
