@@ -155,6 +155,9 @@ PRELUDE = f"""
       ((siblings d e)) :ruleset kin)
 """
 
+E_NODES = frozenset(o.constructor for o in OPERATORS.values())
+SCAFFOLDS = frozenset({"over", "steps", "joins", facts.QUANTIZED_STEPS.name, facts.INTEGER_STEPS.name})
+
 
 def declaration(o: Operator) -> str:
     """Constructors, row loaders and analysis rules of an operator."""
@@ -293,10 +296,10 @@ class EGraph:
         self._egglog.run_program(*self._egglog.parse_program(text))
         return name
 
-    def load(self, lowered: Lowered, *, shapes: bool = False) -> None:
-        """Put the rows in. With `shapes`, torch's shape of every row is loaded too, so that a wrong shape rule,
-        or a union that changes a shape, fails at once."""
-        tables, vectors = tables_of(lowered, shapes)
+    def load(self, lowered: Lowered) -> None:
+        """Put the rows in, with torch's shape of every one: a wrong shape rule, or a union that changes a shape, fails
+        at once."""
+        tables, vectors = tables_of(lowered)
         program = []
         for length in sorted({len(v) for v in vectors}):
             columns = [f"x{i}" for i in range(length)]
@@ -337,8 +340,8 @@ class EGraph:
 
     def size(self) -> int:
         """Number of e-nodes of sort T."""
-        functions = self._egglog.freeze().functions.items()
-        return sum(len(t.rows) for n, t in functions if t.output_sort == "T" and n not in ("Node", "Run"))
+        (output,) = self._run("(print-size)")
+        return sum(size for name, size in output.sizes if name in E_NODES)
 
     def holds(self, given: Iterable[facts.Fact]) -> bool:
         """Whether the facts hold together for some values of their variables.
@@ -376,7 +379,7 @@ class EGraph:
         return tables
 
     def frozen(self) -> Frozen:
-        """Everything in the e-graph, decoded."""
+        """What the e-graph has found, decoded."""
         egglog = self._egglog
         vectors: dict[Any, tuple[int, ...]] = {}
 
@@ -395,6 +398,8 @@ class EGraph:
         def rows(table: Any) -> list[TableRow]:
             decoders = [decode.get(s) for s in table.input_sorts]
             output = decode.get(table.output_sort)
+            if not any(decoders) and not output:
+                return [(tuple(row.inputs), row.output) for row in table.rows]
             return [
                 (
                     tuple(d(v) if d else v for d, v in zip(decoders, row.inputs, strict=True)),
@@ -403,8 +408,13 @@ class EGraph:
                 for row in table.rows
             ]
 
-        tables = egglog.freeze().functions.items()
-        return Frozen({n: (tuple(t.input_sorts), t.output_sort, rows(t)) for n, t in tables})
+        tables = {n: t for n, t in egglog.freeze().functions.items() if not _is_scaffold(n)}
+        return Frozen({n: (tuple(t.input_sorts), t.output_sort, rows(t)) for n, t in tables.items()})
+
+
+def _is_scaffold(table: str) -> bool:
+    """Whether a table only serves to load rows or to find others."""
+    return table in SCAFFOLDS or table.startswith(("row-", "vector"))
 
 
 def _distinguishes(fact: facts.Fact) -> bool:

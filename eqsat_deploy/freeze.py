@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,12 +15,15 @@ from eqsat_deploy.kernels import CONSTANT, QUANTIZE, ENode, Step
 from eqsat_deploy.language import OPERATORS, Operator, concat_all, decode
 from eqsat_deploy.lower import Lowered, Term
 from eqsat_deploy.saturate import Saturation
+from eqsat_deploy.stages import no_collection
 from eqsat_deploy.tables import Frozen
 
 Member = tuple[int, ENode]
 """An e-class, and an e-node of it."""
 Anchors = dict[Any, ENode]
 Epilogues = dict[Any, tuple[Step, ...]]
+Launch = tuple[int, Any, Any]
+"""The e-class that a launch provides, and the handles of its anchor and of its epilogue."""
 
 
 @dataclass(frozen=True)
@@ -64,22 +67,20 @@ class Space:
         return {node: number for number, node in self.nodes}
 
 
+@no_collection()
 def freeze(lowered: Lowered, saturation: Saturation) -> Space:
     """Decode the e-graph's tables. Deterministic: classes are numbered in order of the model's rows, then of rows."""
     tables = _Tables(saturation.frozen)
     row_class = tables.rows_of(lowered)
     fired = _fired(tables)
     nodes = tuple(_plain(tables))
-    parts = _anchors(tables), _steps(tables)
-    kernels = [*_kernels(tables, nodes, *parts), *_integer_kernels(tables, *parts)]
+    anchors, epilogues = _anchors(tables), _epilogues(tables)
+    alone, launches = list(_alone(tables, nodes)), list(_launches(tables, epilogues))
     classes = _classes(tables, lowered, row_class, nodes)
-    leaves = [(c, ENode(CONSTANT)) for c, known in enumerate(classes) if known.constant]
-    choices = [(c, n) for c, n in kernels if not classes[c].constant and c not in n.children]
-    choices = sorted(dict.fromkeys([*choices, *leaves]), key=lambda member: (member[0], member[1].sort_key))
     return Space(
         classes=classes,
         nodes=nodes,
-        choices=tuple(choices),
+        choices=_choices(classes, anchors, epilogues, alone, launches),
         row_class=row_class,
         roots=tuple(row_class[o.row] for o in lowered.outputs if isinstance(o, Term)),
         original=frozenset(_original(lowered, row_class)),
@@ -155,13 +156,10 @@ class _Tables:
 
     def decode(self, function: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
         """Arguments with e-classes as numbers."""
+        decoders = self.decoders
         return tuple(
-            self.decoders.get(s, _same)(v) for s, v in zip(self.sorts(function), values, strict=True)
+            decoders[s](v) if s in decoders else v for s, v in zip(self.sorts(function), values, strict=True)
         )
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 def _resolved(
@@ -208,32 +206,51 @@ def _original(lowered: Lowered, row_class: tuple[int, ...]) -> Iterator[Member]:
 # -- kernels -----------------------------------------------------------------------------------------------
 
 
-def _kernels(
-    tables: _Tables, nodes: Iterable[Member], anchors: Anchors, steps: Epilogues
-) -> Iterator[Member]:
-    """What may provide an exact tensor: operators, anchors with an epilogue, INT8 kernels with a float result."""
+def _alone(tables: _Tables, nodes: Iterable[Member]) -> Iterator[Member]:
+    """What is a kernel, a view or a leaf by itself: operators, conversions to codes, operators that hand codes on."""
     yield from ((number, node) for number, node in nodes if node.operator.launched)
     yield from _applications(tables, concat_all)
-    for (anchor, epilogue), out in tables.rows("Run"):
-        if steps[epilogue]:
-            yield tables.number(out), anchors[anchor].then(steps[epilogue])
-    for (value, anchor, epilogue), _ in tables.rows("integer-kernel"):
-        yield tables.number(value), anchors[anchor].then(steps[epilogue])
-
-
-def _integer_kernels(tables: _Tables, anchors: Anchors, steps: Epilogues) -> Iterator[Member]:
-    """What may provide INT8 codes: a conversion, a kernel that writes them, an operator that hands them on."""
+    codes = {}
     for (value,), out in tables.applications("Quant"):
-        yield tables.number(out), ENode(QUANTIZE, (value,))
-    for (anchor, epilogue), out in tables.rows("QRun"):
-        yield tables.number(out), anchors[anchor].then(steps[epilogue])
-    codes = {tables.number(value): tables.number(out) for (value,), out in tables.rows("Quant")}
+        codes[value] = tables.number(out)
+        yield codes[value], ENode(QUANTIZE, (value,))
     for operator in OPERATORS.values():
         for args, out in tables.applications("Q" + operator.constructor):
             operands, attributes = operator.split(args)
             read = tuple(codes.get(o, o) for o in operands)  # a list is of tensors
             if operator.launched and not codes.keys() & set(read):
                 yield tables.number(out), ENode(operator, operator.join(read, attributes), integer=True)
+
+
+def _launches(tables: _Tables, epilogues: Epilogues) -> Iterator[Launch]:
+    """Anchors with an epilogue, an INT8 kernel's perhaps empty, by what they provide: a tensor or its codes."""
+    for (anchor, epilogue), out in tables.rows("Run"):
+        if epilogues[epilogue]:
+            yield tables.number(out), anchor, epilogue
+    for (value, anchor, epilogue), _ in tables.rows("integer-kernel"):
+        yield tables.number(value), anchor, epilogue
+    for (anchor, epilogue), out in tables.rows("QRun"):
+        yield tables.number(out), anchor, epilogue
+
+
+def _choices(
+    classes: Sequence[EClass], anchors: Anchors, epilogues: Epilogues, alone: Iterable[Member],
+    launches: Iterable[Launch],
+) -> tuple[Member, ...]:  # fmt: skip
+    """Leaves, and whatever is not a constant's and does not read its own result; in order of e-class, then of what
+    they are. Launches far outnumber their anchors and epilogues: those are put in order, launches go by their places.
+    """
+    leaves = [(number, ENode(CONSTANT)) for number, known in enumerate(classes) if known.constant]
+    alone = [*leaves, *(member for member in alone if not classes[member[0]].constant)]
+    heads = sorted({*anchors.values(), *(node for _, node in alone)}, key=lambda node: node.sort_key)
+    tails = sorted({(), *epilogues.values()})
+    head_of, tail_of = ({part: place for place, part in enumerate(parts)} for parts in (heads, tails))
+    anchor_at = {handle: head_of[node] for handle, node in anchors.items()}
+    epilogue_at = {handle: tail_of[steps] for handle, steps in epilogues.items()}
+    places = {(number, head_of[node], 0) for number, node in alone}
+    places |= {(n, anchor_at[a], epilogue_at[e]) for n, a, e in launches if not classes[n].constant}
+    members = ((number, heads[head].then(tails[tail])) for number, head, tail in sorted(places))
+    return tuple((number, node) for number, node in members if number not in node.children)
 
 
 def _anchors(tables: _Tables) -> dict[Any, ENode]:
@@ -245,7 +262,7 @@ def _anchors(tables: _Tables) -> dict[Any, ENode]:
     }
 
 
-def _steps(tables: _Tables) -> dict[Any, tuple[Step, ...]]:
+def _epilogues(tables: _Tables) -> Epilogues:
     links = [(v[-1], Step(v[0]), out) for v, out in tables.rows("EpUnary")]
     for function, quantized in (("EpBinary", False), ("EpQuant", True)):
         links += [
@@ -261,34 +278,29 @@ def _steps(tables: _Tables) -> dict[Any, tuple[Step, ...]]:
 def _classes(
     tables: _Tables, lowered: Lowered, row_class: tuple[int, ...], nodes: Iterable[Member]
 ) -> tuple[EClass, ...]:
-    shapes = [(tables.number(value), shape) for (value,), shape in tables.rows("shape")]
-    constants = [tables.number(value) for (value,), _ in tables.rows("const")]
-    classes = [EClass()] * len(tables.numbers)
-
-    def learn(number: int, **facts: Any) -> None:
-        classes[number] = replace(classes[number], **facts)
-
-    for row, number in enumerate(row_class):
-        if classes[number].origin is None:
-            learn(number, origin=lowered.origin[row])
-    for number, shape in shapes:
-        learn(number, shape=decode(shape))
-    for number in constants:
-        learn(number, constant=True)
-    for number, meta in zip(row_class, lowered.metas, strict=True):
+    shapes = {tables.number(value): decode(shape) for (value,), shape in tables.rows("shape")}
+    constants = {tables.number(value) for (value,), _ in tables.rows("const")}
+    codes = [(tables.number(out), tables.number(value)) for (value,), out in tables.rows("Quant")]
+    origins: dict[int, tuple[str, str]] = {}
+    dtypes: dict[int, torch.dtype] = {}
+    for row, (number, meta) in enumerate(zip(row_class, lowered.metas, strict=True)):
+        origins.setdefault(number, lowered.origin[row])
         if meta is not None:
-            learn(number, dtype=meta.dtype)
-            if classes[number].shape is None:
-                learn(number, shape=tuple(meta.shape))
-    _learn_dtypes(classes, nodes, _floating(lowered))
-    for (value,), out in tables.rows("Quant"):
-        source, number = tables.number(value), tables.number(out)
-        known, codes = classes[source], classes[number]
-        of = source if codes.quantized_of is None else min(source, codes.quantized_of)
-        learn(
-            number, quantized_of=of, shape=known.shape, dtype=torch.int8, origin=codes.origin or known.origin
-        )
-    return tuple(classes)
+            dtypes[number] = meta.dtype
+            shapes.setdefault(number, tuple(meta.shape))
+    _learn_dtypes(dtypes, shapes, nodes, _floating(lowered))
+    quantized_of: dict[int, int] = {}
+    for number, source in codes:
+        quantized_of[number] = min(source, quantized_of.get(number, source))
+        dtypes[number] = torch.int8
+        if source in shapes:
+            shapes[number] = shapes[source]
+        if source in origins:
+            origins.setdefault(number, origins[source])
+    return tuple(
+        EClass(shapes.get(c), dtypes.get(c), c in constants, quantized_of.get(c), origins.get(c))
+        for c in range(len(tables.numbers))
+    )
 
 
 def _floating(lowered: Lowered) -> torch.dtype:
@@ -297,22 +309,23 @@ def _floating(lowered: Lowered) -> torch.dtype:
     return next((meta.dtype for meta in metas if meta.is_floating_point()), torch.float64)
 
 
-def _learn_dtypes(classes: list[EClass], nodes: Iterable[Member], floating: torch.dtype) -> None:
+def _learn_dtypes(
+    dtypes: dict[int, torch.dtype], shapes: Mapping[int, tuple[int, ...]], nodes: Iterable[Member],
+    floating: torch.dtype,
+) -> None:  # fmt: skip
     """Dtypes follow from those torch reported for the model's own tensors. A number has no precision of its own,
     whatever shape it was given."""
-    pending = [(c, n) for c, n in nodes if classes[c].dtype is None]
+    pending = [(c, n) for c, n in nodes if c not in dtypes]
     while pending:
         left = []
         for number, node in pending:
-            known = classes[number]
-            operands = tuple(classes[o] for o in node.operands)
-            dtype = known.dtype or node.operator.dtype(*node.operator.join(operands, node.attributes))
-            numbers = bool(operands) and all(o.shape == () for o in operands)
-            if dtype == torch.float64 and known.shape and numbers:
-                dtype = floating
-            classes[number] = replace(known, dtype=dtype)
+            operands = tuple(EClass(shapes.get(o), dtypes.get(o)) for o in node.operands)
+            dtype = dtypes.get(number) or node.operator.dtype(*node.operator.join(operands, node.attributes))
             if dtype is None:
                 left.append((number, node))
+                continue
+            numbers = bool(operands) and all(o.shape == () for o in operands)
+            dtypes[number] = floating if dtype == torch.float64 and shapes.get(number) and numbers else dtype
         if len(left) == len(pending):
             if any(node.operator.shape is not None for _, node in left):
                 raise EqsatError(f"no dtype follows for e-node {left[0][1]}")

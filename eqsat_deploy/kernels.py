@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,8 +23,7 @@ CONSTANT = Operator(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One step of an epilogue: a function, and for a binary one what it reads and on which side (0: value first)."""
 
     function: str
@@ -58,7 +57,12 @@ class ENode:
     @cached_property
     def children(self) -> tuple[int, ...]:
         """E-classes the kernel reads: the anchor's operands, then the epilogue's."""
-        return self.operands + tuple(s.operand for s in self.steps if s.operand is not None)
+        return self.operands + _operands(self.steps)
+
+    @cached_property
+    def written(self) -> str:
+        """Text to order anchors of one operator by."""
+        return repr(self.args)
 
     @property
     def is_leaf(self) -> bool:
@@ -78,14 +82,19 @@ class ENode:
     @property
     def sort_key(self) -> tuple[Any, ...]:
         """A stable order among e-nodes."""
-        return (self.operator.name, self.integer, repr(self.args), _written(self.steps))
+        return (self.operator.name, self.integer, self.written, self.steps)
 
     def then(self, steps: tuple[Step, ...]) -> ENode:
         """The kernel that applies `steps` to what this anchor computes."""
-        kernel = ENode(self.operator, self.args, steps, self.integer)
+        kernel = object.__new__(ENode)  # all but the epilogue is the anchor's: written and read once
         kernel.__dict__.update(
-            operands=self.operands, attributes=self.attributes
-        )  # read once for all epilogues
+            self.__dict__,
+            operands=self.operands,
+            attributes=self.attributes,
+            written=self.written,
+            steps=steps,
+            children=self.operands + _operands(steps),
+        )
         return kernel
 
     def __str__(self) -> str:
@@ -94,9 +103,8 @@ class ENode:
         return " + ".join(words) + (" [int8]" if self.integer else "")
 
 
-@lru_cache(maxsize=1 << 16)
-def _written(steps: tuple[Step, ...]) -> str:
-    return repr(steps)
+def _operands(steps: tuple[Step, ...]) -> tuple[int, ...]:
+    return tuple([step.operand for step in steps if step.operand is not None])
 
 
 def realized(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypedDict, Unpack, overload
@@ -23,7 +22,7 @@ from eqsat_deploy.report.findings import report_of
 from eqsat_deploy.saturate import Budget
 from eqsat_deploy.search import Limits, Search, search
 from eqsat_deploy.selection import Rules, Selection, find_rules, plain_rules
-from eqsat_deploy.stages import Stages, no_collection
+from eqsat_deploy.stages import Stages
 from eqsat_deploy.targets import find_cost, find_engine, target_of
 from eqsat_deploy.verify import verify
 from eqsat_extraction.arguments import whole
@@ -174,10 +173,10 @@ def _form(
     with stages("capture"):
         args, kwargs = example_arguments(model, example_inputs)
         captured = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes)
-    with stages("lower"), no_collection():
+    with stages("lower"):
         lowered = lower(captured)
-    searched = search(lowered, selection, cost_model, limits, _quietly(stages))
-    with stages("plain"), no_collection():
+    searched = search(lowered, selection, cost_model, limits, stages)
+    with stages("plain"):
         plain = search(lowered, plain_rules(), cost_model, replace(limits, extractor="greedy"))
     kept = searched
     if plain.solution.cost < searched.solution.cost and selection.reaches(plain_rules()):
@@ -196,7 +195,7 @@ def _form(
             sizes, key = Batch(typical=limits.batch), f"{fingerprint(captured.module)} {check}"
             best, tuning = fastest(forms, maker, sizes, partial(verify, captured) if check else id, key)
             kept = best.found
-    with stages("rebuild"), no_collection():
+    with stages("rebuild"):
         optimized, plain_module = _module(kept, type(model).__name__, placed), _module(plain, "Plain", placed)
     verified = None
     if check:
@@ -214,12 +213,3 @@ def _module(found: Search, name: str, placed: Mapping[str, Any]) -> OptimizedMod
     found_in = {"placement": rebuilt.placement, "modules": rebuilt.modules}
     record(module, inputs=rebuilt.inputs, call=call, **found_in, **placed)
     return module.eval()
-
-
-def _quietly(stages: Stages) -> Any:
-    @contextmanager
-    def timed(name: str) -> Iterator[None]:
-        with stages(name), no_collection():
-            yield
-
-    return timed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isnan
 from typing import Any, Protocol, runtime_checkable
@@ -17,6 +17,7 @@ from eqsat_deploy.language import masked_attention
 from eqsat_deploy.language.pointwise import base_name
 from eqsat_deploy.language.shapes import BATCH
 from eqsat_deploy.lower import Lowered
+from eqsat_deploy.stages import no_collection
 from eqsat_extraction import EGraph
 from eqsat_extraction.kernel import CostModel, Epilogue, Kernel, TensorSpec
 
@@ -59,6 +60,7 @@ class Floating:
         self.price = of.price
 
 
+@no_collection()
 def price(space: Space, model: CostModel, *, batch: int = 1) -> Priced:
     """Price every choice for batches of `batch`; equal kernels are priced once.
 
@@ -66,21 +68,20 @@ def price(space: Space, model: CostModel, *, batch: int = 1) -> Priced:
         ExtractionError: the cost model answered with a negative or undefined price; the message names the kernel.
     """
     specs = specs_of(space, model, batch)
-    alike = {spec: number for number, spec in enumerate(dict.fromkeys(specs))}
-    like = [alike[spec] for spec in specs]
+    alike = _numbered(dict(enumerate(specs)))
+    anchors = _numbered(
+        {key: (node.operator, node.attributes, *map(alike.get, node.operands)) for key, node in
+         {(node.operator, id(node.args)): node for _, node in space.choices}.items()}
+    )  # fmt: skip
+    epilogues = _numbered(
+        {key: tuple((s.function, alike.get(s.operand)) for s in steps) for key, steps in
+         {id(node.steps): node.steps for _, node in space.choices}.items()}
+    )  # fmt: skip
     known: dict[Any, tuple[float, str]] = {}
     costs, labels = np.empty(len(space.choices)), []
     for index, (number, node) in enumerate(space.choices):
         integer = _is_integer(space, number, node)
-        steps = tuple((s.function, None if s.operand is None else like[s.operand]) for s in node.steps)
-        key = (
-            node.operator,
-            node.attributes,
-            like[number],
-            *(like[o] for o in node.operands),
-            steps,
-            integer,
-        )
+        key = (anchors[node.operator, id(node.args)], epilogues[id(node.steps)], alike[number], integer)
         if key not in known:
             absent = integer and not model.int8
             known[key] = inf if absent else _price_of(model, specs, number, node), str(node)
@@ -89,6 +90,12 @@ def price(space: Space, model: CostModel, *, batch: int = 1) -> Priced:
     nodes = [(number, node.children) for number, node in space.choices]
     egraph = EGraph.build(nodes, list(space.roots), len(space.classes), ops=tuple(labels))
     return Priced(egraph, costs, model, batch)
+
+
+def _numbered(descriptions: Mapping[Any, Any]) -> dict[Any, int]:
+    """A number for each key, the same where descriptions are equal."""
+    numbers: dict[Any, int] = {}
+    return {key: numbers.setdefault(described, len(numbers)) for key, described in descriptions.items()}
 
 
 def _price_of(model: CostModel, specs: Sequence[TensorSpec], number: int, node: ENode) -> float:

@@ -29,6 +29,7 @@ from eqsat_deploy.price import kernel_of, specs_of
 from eqsat_deploy.provenance import computed
 from eqsat_deploy.scales import Applied, Read, free_scales
 from eqsat_deploy.search import Search
+from eqsat_deploy.stages import no_collection
 from eqsat_extraction.kernel import CostModel
 
 
@@ -44,6 +45,7 @@ class Rebuilt:
     inputs: tuple[InputSpec, ...]
 
 
+@no_collection()
 def rebuild(found: Search) -> Rebuilt:
     """Emit the chosen e-nodes in order; constant classes are evaluated once, in float64, from the parameters."""
     emitter = Emitter(found.lowered, found.space, found.priced.model, found.priced.batch)

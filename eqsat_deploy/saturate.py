@@ -13,6 +13,7 @@ from eqsat_deploy.lower import Lowered
 from eqsat_deploy.rules import EgglogRule
 from eqsat_deploy.schedule import Schedule
 from eqsat_deploy.scheduling import ANALYSIS, Iteration, Observer, Scheduled
+from eqsat_deploy.stages import no_collection
 from eqsat_deploy.tables import Frozen
 from eqsat_extraction.arguments import finite, whole
 
@@ -63,12 +64,12 @@ class Saturation:
         return total
 
 
+@no_collection()
 def saturate(
     lowered: Lowered,
     rules: Sequence[EgglogRule],
     *,
     budget: Budget | None = None,
-    check_shapes: bool = False,
 ) -> Saturation:
     """Load the rows, run the rules: rewrites and demand to a fixpoint, then merging, then kernels, then quantization.
 
@@ -77,7 +78,7 @@ def saturate(
     """
     start = time.perf_counter()
     budget = budget or Budget()
-    with saturated(lowered, rules, budget, check_shapes=check_shapes) as (egraph, stopped, iterations):
+    with saturated(lowered, rules, budget) as (egraph, stopped, iterations):
         frozen = egraph.frozen()
     return Saturation(tuple(rules), frozen, budget, stopped, time.perf_counter() - start, iterations)
 
@@ -88,7 +89,6 @@ def saturated(
     rules: Sequence[EgglogRule],
     budget: Budget,
     *,
-    check_shapes: bool = False,
     observe: Observer | None = None,
 ) -> Iterator[tuple[EGraph, str, list[dict[str, int]]]]:
     """The saturated e-graph while it can be asked, what stopped the run, and matches per rule per iteration. `observe`
@@ -99,7 +99,7 @@ def saturated(
     """
     schedule = budget.schedule
     with loaded(rules, apart=schedule is not None) as egraph:
-        egraph.load(lowered, shapes=check_shapes)
+        egraph.load(lowered)
         if schedule is None:
             yield egraph, *_run(egraph, rules, budget, observe)
         else:

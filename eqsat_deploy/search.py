@@ -20,6 +20,7 @@ from eqsat_deploy.lower import Lowered, lower
 from eqsat_deploy.price import Measuring, Priced, price
 from eqsat_deploy.saturate import Budget, Saturation, saturate
 from eqsat_deploy.selection import Rules, Selection, find_rules
+from eqsat_deploy.stages import no_collection
 from eqsat_deploy.targets import find_cost
 from eqsat_extraction import InfeasibleError, Solution, extract
 from eqsat_extraction.arguments import instance, seconds, whole
@@ -183,6 +184,7 @@ def _converted(space: Space, saturation: Saturation, priced: Priced, families: t
     )
 
 
+@no_collection()
 def _extract(priced: Priced, limits: Limits) -> Solution:
     try:
         return extract(priced.egraph, priced.costs, extractor=limits.extractor, time_limit=limits.time_limit,

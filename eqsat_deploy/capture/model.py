@@ -21,8 +21,10 @@ from eqsat_deploy.capture.functional import functional
 from eqsat_deploy.capture.graph import Captured
 from eqsat_deploy.capture.simplify import inlined, read_each_sample
 from eqsat_deploy.errors import InputError
+from eqsat_deploy.stages import no_collection
 
 
+@no_collection()
 def capture(
     model: nn.Module | ExportedProgram,
     args: tuple[Any, ...],

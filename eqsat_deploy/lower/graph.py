@@ -17,9 +17,11 @@ from eqsat_deploy.lower.imports import import_call, importer_of
 from eqsat_deploy.lower.opaque import Opaque, mapped
 from eqsat_deploy.lower.rows import UNKNOWN, Lowered, Row, Rows, Term
 from eqsat_deploy.lower.sizes import Sizes, check_sizes
+from eqsat_deploy.stages import no_collection
 from eqsat_extraction.cautions import caution
 
 
+@no_collection()
 def lower(captured: Captured) -> Lowered:
     """Lower every node of the graph; what the language does not model becomes an opaque row.
 

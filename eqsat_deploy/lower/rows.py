@@ -114,6 +114,7 @@ class Rows:
         self._seen: dict[tuple[Any, ...], Term] = {}
         self._stored: dict[Any, int] = {}
         self._called: dict[tuple[Any, ...], int] = {}
+        self._computed: dict[tuple[Any, ...], Tensor] = {}
 
     def apply(self, operator: Operator, args: tuple[Any, ...]) -> Term:
         """A row for `operator` on terms and attributes in declaration order; torch's body gives its shape."""
@@ -121,8 +122,7 @@ class Rows:
         metas = [o.meta for o in operands]
         if any(m is None for m in metas):
             raise Unsupported(UNKNOWN)
-        value = operator.body(*operator.join(tuple(metas), attributes))
-        meta = torch.empty(value.shape, dtype=value.dtype, device="meta")
+        meta = self._meta(operator, metas, attributes)
         if meta.dim() > MAX_RANK:
             raise Unsupported(f"rank above {MAX_RANK}")
         if any(_beside_the_batch(d) for d in meta.shape):
@@ -130,6 +130,14 @@ class Rows:
         row = operator.join(tuple(o.row for o in operands), attributes)
         batched = any(d % BATCH == 0 for d in meta.shape if d)
         return self.add(Row(operator, row), meta, not batched and all(o.constant for o in operands))
+
+    def _meta(self, operator: Operator, metas: Sequence[Tensor], attributes: tuple[Any, ...]) -> Tensor:
+        """What an operator makes of tensors like these: asked of torch once."""
+        key = (operator.name, attributes, *((m.shape, m.dtype) for m in metas))
+        if key not in self._computed:
+            value = operator.body(*operator.join(tuple(metas), attributes))
+            self._computed[key] = torch.empty(value.shape, dtype=value.dtype, device="meta")
+        return self._computed[key]
 
     def add(self, row: Row, meta: Tensor | None, constant: bool) -> Term:
         """The term of `row`, which is appended unless it is there already."""

@@ -221,5 +221,5 @@ class _States:
         """The choice on its operands in these states."""
         read = iter(map(self.number, node.children, states))
         operands = tuple(next(read) for _ in node.operands)
-        steps = tuple(s if s.operand is None else replace(s, operand=next(read)) for s in node.steps)
+        steps = tuple(s if s.operand is None else s._replace(operand=next(read)) for s in node.steps)
         return replace(node, args=node.operator.join(operands, node.attributes), steps=steps)

@@ -133,7 +133,7 @@ def test_a_lowered_form_has_exact_rows_each_once(exploration):
 
 def test_shapes_of_a_lowered_form_agree_with_the_shape_rules(exploration):
     form = research.lowered_form(exploration)
-    space = freeze(form, saturate(form, [], check_shapes=True))
+    space = freeze(form, saturate(form, []))
     for row, meta in enumerate(form.metas):
         assert meta is None or space.classes[space.row_class[row]].shape == tuple(meta.shape)
 

@@ -42,7 +42,7 @@ MODELS = {
 def test_derived_shapes_are_those_torch_reports(name):
     make, example = MODELS[name]
     low = lowered(randomized(make()), example())
-    saturation = saturate(low, registered_rules(), check_shapes=True)
+    saturation = saturate(low, registered_rules())
     assert saturation.stopped == "saturated"
     space = freeze(low, saturation)
     for row, number in enumerate(space.row_class):

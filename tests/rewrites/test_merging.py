@@ -145,7 +145,7 @@ def test_slices_of_one_convolution_are_no_siblings(block):
     stage, number, channels = block
     model, x = randomized(timm_model("mixnet_s").blocks[stage][number]), image(2, channels, 7, 7)
     low = lowered(model, x)
-    saturation = saturate(low, registered_rules(), check_shapes=True)
+    saturation = saturate(low, registered_rules())
     assert saturation.stopped == "saturated"
     assert not any("sibling" in name for name in saturation.matches), (
         "MixNet's groups of channels are parts already"

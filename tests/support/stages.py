@@ -33,7 +33,7 @@ def lowered(model: nn.Module, example: Any) -> Lowered:
 
 def frozen(model: nn.Module, example: Any) -> tuple[Lowered, Saturation, Space]:
     low = lowered(model, example)
-    saturation = saturate(low, registered_rules(), check_shapes=True)
+    saturation = saturate(low, registered_rules())
     return low, saturation, freeze(low, saturation)
 
 
