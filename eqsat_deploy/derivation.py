@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from eqsat_deploy.choices import Member
 from eqsat_deploy.egraph import EGraph
 from eqsat_deploy.errors import EqsatError
-from eqsat_deploy.freeze import Member, decoded, recognized
+from eqsat_deploy.freeze import decoded, recognized
 from eqsat_deploy.kernels import ENode
 from eqsat_deploy.language import Operator
 from eqsat_deploy.language.expressions import Variable

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from eqsat_deploy.choices import Choices, Member
 from eqsat_deploy.errors import EqsatError
 from eqsat_deploy.kernels import CONSTANT, QUANTIZE, ENode, Step
 from eqsat_deploy.language import OPERATORS, Operator, concat_all, decode
@@ -18,8 +19,6 @@ from eqsat_deploy.saturate import Saturation
 from eqsat_deploy.stages import no_collection
 from eqsat_deploy.tables import Frozen
 
-Member = tuple[int, ENode]
-"""An e-class, and an e-node of it."""
 Anchors = dict[Any, ENode]
 Epilogues = dict[Any, tuple[Step, ...]]
 Launch = tuple[int, Any, Any]
@@ -49,7 +48,7 @@ class Space:
 
     classes: tuple[EClass, ...]
     nodes: tuple[Member, ...]
-    choices: tuple[Member, ...]
+    choices: Choices
     row_class: tuple[int, ...]
     roots: tuple[int, ...]
     original: frozenset[Member]
@@ -236,10 +235,8 @@ def _launches(tables: _Tables, epilogues: Epilogues) -> Iterator[Launch]:
 def _choices(
     classes: Sequence[EClass], anchors: Anchors, epilogues: Epilogues, alone: Iterable[Member],
     launches: Iterable[Launch],
-) -> tuple[Member, ...]:  # fmt: skip
-    """Leaves, and whatever is not a constant's and does not read its own result; in order of e-class, then of what
-    they are. Launches far outnumber their anchors and epilogues: those are put in order, launches go by their places.
-    """
+) -> Choices:  # fmt: skip
+    """Leaves, and whatever is not a constant's; in order of e-class, then of what they are."""
     leaves = [(number, ENode(CONSTANT)) for number, known in enumerate(classes) if known.constant]
     alone = [*leaves, *(member for member in alone if not classes[member[0]].constant)]
     heads = sorted({*anchors.values(), *(node for _, node in alone)}, key=lambda node: node.sort_key)
@@ -247,10 +244,9 @@ def _choices(
     head_of, tail_of = ({part: place for place, part in enumerate(parts)} for parts in (heads, tails))
     anchor_at = {handle: head_of[node] for handle, node in anchors.items()}
     epilogue_at = {handle: tail_of[steps] for handle, steps in epilogues.items()}
-    places = {(number, head_of[node], 0) for number, node in alone}
-    places |= {(n, anchor_at[a], epilogue_at[e]) for n, a, e in launches if not classes[n].constant}
-    members = ((number, heads[head].then(tails[tail])) for number, head, tail in sorted(places))
-    return tuple((number, node) for number, node in members if number not in node.children)
+    places = [(number, head_of[node], 0) for number, node in alone]
+    places += [(n, anchor_at[a], epilogue_at[e]) for n, a, e in launches if not classes[n].constant]
+    return Choices.ordered(places, heads, tails)
 
 
 def _anchors(tables: _Tables) -> dict[Any, ENode]:

@@ -85,7 +85,9 @@ class ENode:
         return (self.operator.name, self.integer, self.written, self.steps)
 
     def then(self, steps: tuple[Step, ...]) -> ENode:
-        """The kernel that applies `steps` to what this anchor computes."""
+        """The kernel that applies `steps`, and nothing else, to what this one's anchor computes."""
+        if steps == self.steps:
+            return self
         kernel = object.__new__(ENode)  # all but the epilogue is the anchor's: written and read once
         kernel.__dict__.update(
             self.__dict__,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isnan
 from typing import Any, Protocol, runtime_checkable
@@ -68,37 +68,50 @@ def price(space: Space, model: CostModel, *, batch: int = 1) -> Priced:
         ExtractionError: the cost model answered with a negative or undefined price; the message names the kernel.
     """
     specs = specs_of(space, model, batch)
-    alike = _numbered(dict(enumerate(specs)))
+    choices = space.choices
+    alike = _numbered(
+        (spec, known.quantized_of is None) for spec, known in zip(specs, space.classes, strict=True)
+    )
     anchors = _numbered(
-        {key: (node.operator, node.attributes, *map(alike.get, node.operands)) for key, node in
-         {(node.operator, id(node.args)): node for _, node in space.choices}.items()}
-    )  # fmt: skip
+        (node.operator, node.attributes, node.integer, *(alike[o] for o in node.operands))
+        for node in choices.anchors
+    )
     epilogues = _numbered(
-        {key: tuple((s.function, alike.get(s.operand)) for s in steps) for key, steps in
-         {id(node.steps): node.steps for _, node in space.choices}.items()}
-    )  # fmt: skip
-    known: dict[Any, tuple[float, str]] = {}
-    costs, labels = np.empty(len(space.choices)), []
-    for index, (number, node) in enumerate(space.choices):
-        integer = _is_integer(space, number, node)
-        key = (anchors[node.operator, id(node.args)], epilogues[id(node.steps)], alike[number], integer)
-        if key not in known:
-            absent = integer and not model.int8
-            known[key] = inf if absent else _price_of(model, specs, number, node), str(node)
-        costs[index], label = known[key]
-        labels.append(label)
-    nodes = [(number, node.children) for number, node in space.choices]
-    egraph = EGraph.build(nodes, list(space.roots), len(space.classes), ops=tuple(labels))
-    return Priced(egraph, costs, model, batch)
+        tuple((s.function, None if s.operand is None else alike[s.operand]) for s in steps)
+        for steps in choices.epilogues
+    )
+    kinds = alike[choices.owner], anchors[choices.head], epilogues[choices.tail]
+    _, first, of = np.unique(
+        np.ravel_multi_index(kinds, [len(n) for n in (alike, anchors, epilogues)]),
+        return_index=True,
+        return_inverse=True,
+    )
+    distinct = [choices[i] for i in first]
+    costs = np.array([_price_of(space, model, specs, *member) for member in distinct])
+    labels = [str(node) for _, node in distinct]
+    offsets, children = choices.children
+    egraph = EGraph(
+        node_class=choices.owner.astype(np.int32),
+        child_ptr=offsets,
+        children=children.astype(np.int32),
+        roots=np.array(space.roots, dtype=np.int32),
+        n_classes=len(space.classes),
+        ops=tuple(map(labels.__getitem__, of.tolist())),
+    )
+    return Priced(egraph, costs[of], model, batch)
 
 
-def _numbered(descriptions: Mapping[Any, Any]) -> dict[Any, int]:
-    """A number for each key, the same where descriptions are equal."""
+def _numbered(descriptions: Iterable[Any]) -> np.ndarray:
+    """A number for each, the same where they are equal."""
     numbers: dict[Any, int] = {}
-    return {key: numbers.setdefault(described, len(numbers)) for key, described in descriptions.items()}
+    return np.array(
+        [numbers.setdefault(described, len(numbers)) for described in descriptions], dtype=np.int64
+    )
 
 
-def _price_of(model: CostModel, specs: Sequence[TensorSpec], number: int, node: ENode) -> float:
+def _price_of(space: Space, model: CostModel, specs: Sequence[TensorSpec], number: int, node: ENode) -> float:
+    if _is_integer(space, number, node) and not model.int8:
+        return inf
     if node.is_leaf:
         return 0.0
     ties = len(node.steps) + (node.operator is masked_attention)

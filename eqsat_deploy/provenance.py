@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from eqsat_deploy.freeze import Member, Space
+from eqsat_deploy.choices import Member
+from eqsat_deploy.freeze import Space
 from eqsat_deploy.kernels import ENode
 from eqsat_deploy.language import binary, concat, concat_all, unary
 from eqsat_deploy.search import Search, exact_anchor

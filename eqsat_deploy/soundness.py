@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from eqsat_deploy.capture import Captured, capture
+from eqsat_deploy.choices import Member
 from eqsat_deploy.errors import RuleError
-from eqsat_deploy.freeze import Member, Space, freeze
+from eqsat_deploy.freeze import Space, freeze
 from eqsat_deploy.inputs import example_arguments
 from eqsat_deploy.kernels import CONSTANT, QUANTIZE, ENode, applied, value_of
 from eqsat_deploy.language import cast, input_, opaque, parameter

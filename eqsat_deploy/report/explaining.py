@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from eqsat_deploy.choices import Member
 from eqsat_deploy.derivation import Applied, Derivation, Join, flat
-from eqsat_deploy.freeze import Member
 from eqsat_deploy.language import SLOTS, decode
 from eqsat_deploy.provenance import computed, inside_of, why_unchosen
 from eqsat_deploy.report.render import to_html, to_text

@@ -11,8 +11,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from eqsat_deploy.choices import Member
 from eqsat_deploy.derivation import Derivation
-from eqsat_deploy.freeze import Member
 from eqsat_deploy.kernels import ENode
 from eqsat_deploy.provenance import computed, inside_of, why_unchosen
 from eqsat_deploy.search import Search

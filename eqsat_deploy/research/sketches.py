@@ -18,8 +18,9 @@ from functools import partial
 
 import numpy as np
 
+from eqsat_deploy.choices import Choices, Member
 from eqsat_deploy.errors import InputError
-from eqsat_deploy.freeze import Member, Space
+from eqsat_deploy.freeze import Space
 from eqsat_deploy.kernels import CONSTANT, QUANTIZE, ENode
 from eqsat_deploy.language.pointwise import base_name
 from eqsat_deploy.price import Priced
@@ -146,7 +147,7 @@ def containing(sketch: Sketch, saturation: Saturation, space: Space, priced: Pri
     if root is None:
         raise Unreached(saturation.stopped == "saturated")
     made = list(states.choices())
-    choices = tuple(member for _, member in made)
+    choices = Choices.of(member for _, member in made)
     marked = {root: states.number(root, states.contains)}
     roots = tuple(marked.get(r, r) for r in space.roots)
     row_class = tuple(marked.get(c, c) for c in space.row_class)
