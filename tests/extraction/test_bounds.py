@@ -15,7 +15,7 @@ from eqsat_extraction._budget import Budget
 from eqsat_extraction._graph import components, derivable, detours, prune, usable
 from eqsat_extraction.egraph import EGraph
 from eqsat_extraction.errors import InfeasibleError
-from eqsat_extraction.greedy import greedy_choice, tree_choice
+from eqsat_extraction.greedy import cheapest_dags, greedy_choice, tree_choice
 from eqsat_extraction.lmcut import landmark_bound, probe
 from eqsat_extraction.mip import branch_and_cut, repair
 from eqsat_extraction.presolve import landmarks, presolve
@@ -23,7 +23,7 @@ from eqsat_extraction.problem import from_egraph, restrict, split
 from eqsat_extraction.relaxation import PATIENCE, Relaxation
 from eqsat_extraction.search import Search, granule
 from eqsat_extraction.treewidth import LEVELS, eliminate
-from tests.extraction.strategies import every_choice, optimum, problems, sums
+from tests.extraction.strategies import every_choice, optimum, problems, random_problem, sums
 
 many = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 close = {"rel": 1e-8, "abs": 1e-9}
@@ -90,6 +90,33 @@ def test_greedy_choices_are_solutions(drawn):
         assert isfinite(cost)
         assert prune(problem.ptr, problem.child, problem.cost, choice, problem.root)[1] == cost
         assert cost >= best_of(problem) - 1e-9
+
+
+@many
+@given(st.one_of(problems(), st.builds(random_problem, st.integers(0, 999), st.integers(10, 120))))
+def test_greedy_knows_what_each_derivation_costs_with_its_shared_parts_once(drawn):
+    problem = feasible(drawn)
+    best, choice = cheapest_dags(
+        problem.head, problem.cost, problem.ptr, problem.child, problem.n_classes, 2**20
+    )
+    assert isfinite(best[problem.root])
+    for eclass in np.flatnonzero(choice >= 0).tolist():
+        cost = prune(problem.ptr, problem.child, problem.cost, choice, eclass)[1]
+        assert best[eclass] == pytest.approx(cost, **close)
+
+
+def test_greedy_keeps_of_a_deep_network_what_each_layer_adds():
+    """Residual blocks one after another: an entry for every e-class is enough."""
+    depth = 5_000
+    nodes = [(2 * depth, [])]
+    for layer in range(depth):
+        nodes += [(2 * layer, [2 * layer + 1, 2 * layer + 2]), (2 * layer + 1, [2 * layer + 2])]
+    problem = from_egraph(EGraph.build(nodes, [0]), np.ones(len(nodes)))
+    best, choice = cheapest_dags(
+        problem.head, problem.cost, problem.ptr, problem.child, problem.n_classes, problem.n_classes
+    )
+    assert best[problem.root] == len(nodes)
+    assert choice[problem.root] >= 0
 
 
 @many
