@@ -61,16 +61,20 @@ def failed(error: BaseException, message: str, code: int, as_json: bool, debug: 
 
 @contextmanager
 def notes(quiet: bool, debug: bool) -> Iterator[None]:
-    """Inside, progress and the warnings meant for users go to standard error, unless `quiet`."""
+    """Inside, progress and the warnings meant for users go to standard error, each once, unless `quiet`."""
     from eqsat_deploy.progress import Progress
 
     out = console(sys.stderr)
     out.quiet = quiet
+    said: set[str] = set()
 
     def note(
         message: Warning | str, category: type[Warning], filename: str, lineno: int,
         file: TextIO | None = None, line: str | None = None,
     ) -> None:  # fmt: skip
+        if str(message) in said:  # such as what is true of data that two stages read
+            return
+        said.add(str(message))
         if category is UserWarning or debug:  # libraries also warn their own developers
             out.print(f"note: {message}", markup=False, highlight=False)
 

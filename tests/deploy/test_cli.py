@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from eqsat_deploy import cli, load
+from eqsat_deploy.cli.output import notes
 from eqsat_deploy.language import add
 from eqsat_deploy.rules import Equation, Term, rule
 
@@ -99,6 +101,13 @@ def test_optimize_prints_code_and_table(models: Path, capsys: pytest.CaptureFixt
     assert "def forward(self" in captured.out
     assert "batch-norm-is-affine" in captured.out
     assert captured.err == ""
+
+
+def test_a_note_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with notes(quiet=False, debug=False):
+        for message in ("one", "other", "one"):
+            warnings.warn(message, stacklevel=1)
+    assert capsys.readouterr().err.split() == ["note:", "one", "note:", "other"]
 
 
 def test_optimize_saves_an_engine_that_loads(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
