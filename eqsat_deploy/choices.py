@@ -15,6 +15,8 @@ Member = tuple[int, ENode]
 """An e-class, and an e-node of it."""
 Steps = tuple[Step, ...]
 Column = np.ndarray[Any, np.dtype[np.int64]]
+Table = np.ndarray[Any, np.dtype[np.int64]]
+"""A place in each row: e-class, anchor, epilogue."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,15 +43,14 @@ class Choices(Sequence[Member]):
             )
             for number, node in members
         ]
-        return cls(*_columns(places), tuple(anchors), tuple(epilogues))
+        owner, head, tail = table(places).T
+        return cls(owner, head, tail, tuple(anchors), tuple(epilogues))
 
     @classmethod
-    def ordered(
-        cls, places: Iterable[tuple[int, int, int]], anchors: Sequence[ENode], epilogues: Sequence[Steps]
-    ) -> Choices:
+    def ordered(cls, places: Table, anchors: Sequence[ENode], epilogues: Sequence[Steps]) -> Choices:
         """Those at `places` (e-class, anchor, epilogue) that do not read their own result: each once, in order of
         these."""
-        owner, head, tail = _columns(places)
+        owner, head, tail = places.T
         key = np.unique((owner * len(anchors) + head) * len(epilogues) + tail)
         rest, tail = np.divmod(key, len(epilogues))
         owner, head = np.divmod(rest, len(anchors))
@@ -95,9 +96,9 @@ class Choices(Sequence[Member]):
         return offsets, np.concatenate(children)[np.argsort(reader, kind="stable")]
 
 
-def _columns(places: Iterable[tuple[int, int, int]]) -> tuple[Column, Column, Column]:
-    table = np.array(list(places), dtype=np.int64).reshape(-1, 3)
-    return table[:, 0], table[:, 1], table[:, 2]
+def table(places: Iterable[tuple[int, int, int]]) -> Table:
+    """Places as rows."""
+    return np.fromiter(places, dtype=np.dtype((np.int64, 3)))
 
 
 def _picked(rows: Sequence[Sequence[int]], of: Column) -> tuple[Column, Column]:

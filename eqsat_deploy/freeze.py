@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
-from eqsat_deploy.choices import Choices, Member
+from eqsat_deploy.choices import Choices, Member, Table, table
 from eqsat_deploy.errors import EqsatError
 from eqsat_deploy.kernels import CONSTANT, QUANTIZE, ENode, Step
 from eqsat_deploy.language import OPERATORS, Operator, concat_all, decode
@@ -21,8 +22,6 @@ from eqsat_deploy.tables import Frozen
 
 Anchors = dict[Any, ENode]
 Epilogues = dict[Any, tuple[Step, ...]]
-Launch = tuple[int, Any, Any]
-"""The e-class that a launch provides, and the handles of its anchor and of its epilogue."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def freeze(lowered: Lowered, saturation: Saturation) -> Space:
     fired = _fired(tables)
     nodes = tuple(_plain(tables))
     anchors, epilogues = _anchors(tables), _epilogues(tables)
-    alone, launches = list(_alone(tables, nodes)), list(_launches(tables, epilogues))
+    alone, launches = list(_alone(tables, nodes)), _launches(tables, anchors, epilogues)
     classes = _classes(tables, lowered, row_class, nodes)
     return Space(
         classes=classes,
@@ -221,32 +220,43 @@ def _alone(tables: _Tables, nodes: Iterable[Member]) -> Iterator[Member]:
                 yield tables.number(out), ENode(operator, operator.join(read, attributes), integer=True)
 
 
-def _launches(tables: _Tables, epilogues: Epilogues) -> Iterator[Launch]:
-    """Anchors with an epilogue, an INT8 kernel's perhaps empty, by what they provide: a tensor or its codes."""
-    for (anchor, epilogue), out in tables.rows("Run"):
-        if epilogues[epilogue]:
-            yield tables.number(out), anchor, epilogue
-    for (value, anchor, epilogue), _ in tables.rows("integer-kernel"):
-        yield tables.number(value), anchor, epilogue
-    for (anchor, epilogue), out in tables.rows("QRun"):
-        yield tables.number(out), anchor, epilogue
+def _launches(tables: _Tables, anchors: Anchors, epilogues: Epilogues) -> Table:
+    """Anchors with an epilogue, an INT8 kernel's perhaps empty, by what they provide, a tensor or its codes: e-class,
+    place of the anchor and of the epilogue."""
+    anchor_at = {handle: place for place, handle in enumerate(anchors)}
+    epilogue_at = {handle: place for place, handle in enumerate(epilogues)}
+
+    def launches() -> Iterator[tuple[int, int, int]]:
+        for (anchor, epilogue), out in tables.rows("Run"):
+            if epilogues[epilogue]:
+                yield tables.number(out), anchor_at[anchor], epilogue_at[epilogue]
+        for (value, anchor, epilogue), _ in tables.rows("integer-kernel"):
+            yield tables.number(value), anchor_at[anchor], epilogue_at[epilogue]
+        for (anchor, epilogue), out in tables.rows("QRun"):
+            yield tables.number(out), anchor_at[anchor], epilogue_at[epilogue]
+
+    return table(launches())
 
 
 def _choices(
-    classes: Sequence[EClass], anchors: Anchors, epilogues: Epilogues, alone: Iterable[Member],
-    launches: Iterable[Launch],
-) -> Choices:  # fmt: skip
+    classes: Sequence[EClass],
+    anchors: Anchors,
+    epilogues: Epilogues,
+    alone: Iterable[Member],
+    launches: Table,
+) -> Choices:
     """Leaves, and whatever is not a constant's; in order of e-class, then of what they are."""
     leaves = [(number, ENode(CONSTANT)) for number, known in enumerate(classes) if known.constant]
     alone = [*leaves, *(member for member in alone if not classes[member[0]].constant)]
     heads = sorted({*anchors.values(), *(node for _, node in alone)}, key=lambda node: node.sort_key)
     tails = sorted({(), *epilogues.values()})
     head_of, tail_of = ({part: place for place, part in enumerate(parts)} for parts in (heads, tails))
-    anchor_at = {handle: head_of[node] for handle, node in anchors.items()}
-    epilogue_at = {handle: tail_of[steps] for handle, steps in epilogues.items()}
-    places = [(number, head_of[node], 0) for number, node in alone]
-    places += [(n, anchor_at[a], epilogue_at[e]) for n, a, e in launches if not classes[n].constant]
-    return Choices.ordered(places, heads, tails)
+    anchor_at = np.array([head_of[node] for node in anchors.values()], dtype=np.int64)
+    epilogue_at = np.array([tail_of[steps] for steps in epilogues.values()], dtype=np.int64)
+    owner, anchor, epilogue = launches[~np.array([known.constant for known in classes])[launches[:, 0]]].T
+    launched = np.stack([owner, anchor_at[anchor], epilogue_at[epilogue]], axis=1)
+    by_themselves = table((number, head_of[node], 0) for number, node in alone)
+    return Choices.ordered(np.concatenate([by_themselves, launched]), heads, tails)
 
 
 def _anchors(tables: _Tables) -> dict[Any, ENode]:

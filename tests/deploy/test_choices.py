@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eqsat_deploy.choices import Choices
+from eqsat_deploy.choices import Choices, table
 from eqsat_deploy.kernels import ENode, Step
 from eqsat_deploy.language import binary, concat, unary
 
@@ -46,7 +46,7 @@ def test_ordered_ones_come_once_and_read_what_others_compute(
         )
     )
     expected = [(c, anchors[a].then(epilogues[e])) for c, a, e in sorted(set(places))]
-    assert list(Choices.ordered(places, anchors, epilogues)) == [
+    assert list(Choices.ordered(table(places), anchors, epilogues)) == [
         (c, n) for c, n in expected if c not in n.children
     ]
 
