@@ -80,12 +80,9 @@ def price(space: Space, model: CostModel, *, batch: int = 1) -> Priced:
         tuple((s.function, None if s.operand is None else alike[s.operand]) for s in steps)
         for steps in choices.epilogues
     )
-    kinds = alike[choices.owner], anchors[choices.head], epilogues[choices.tail]
-    _, first, of = np.unique(
-        np.ravel_multi_index(kinds, [len(n) for n in (alike, anchors, epilogues)]),
-        return_index=True,
-        return_inverse=True,
-    )
+    parts = alike[choices.owner], anchors[choices.head], epilogues[choices.tail]
+    kinds = np.ravel_multi_index(parts, (len(alike), len(anchors), len(epilogues)))
+    _, first, of = np.unique(kinds, return_index=True, return_inverse=True)
     distinct = [choices[i] for i in first]
     costs = np.array([_price_of(space, model, specs, *member) for member in distinct])
     labels = [str(node) for _, node in distinct]
