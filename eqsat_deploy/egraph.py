@@ -296,10 +296,10 @@ class EGraph:
         self._egglog.run_program(*self._egglog.parse_program(text))
         return name
 
-    def load(self, lowered: Lowered) -> None:
+    def load(self, lowered: Lowered, *, shapes: bool = True) -> None:
         """Put the rows in, with torch's shape of every one: a wrong shape rule, or a union that changes a shape, fails
-        at once."""
-        tables, vectors = tables_of(lowered)
+        at once. Without `shapes`, analysis finds them."""
+        tables, vectors = tables_of(lowered, shapes)
         program = []
         for length in sorted({len(v) for v in vectors}):
             columns = [f"x{i}" for i in range(length)]

@@ -70,15 +70,17 @@ def saturate(
     rules: Sequence[EgglogRule],
     *,
     budget: Budget | None = None,
+    shapes: bool = True,
 ) -> Saturation:
     """Load the rows, run the rules: rewrites and demand to a fixpoint, then merging, then kernels, then quantization.
 
     Merging runs after folding has reached a canonical form; over half-folded weights it explodes. Where it explodes
     all the same, it is undone. Kernel rules run last because an epilogue grows with every form that it can swallow.
+    `shapes` says whether torch's are believed.
     """
     start = time.perf_counter()
     budget = budget or Budget()
-    with saturated(lowered, rules, budget) as (egraph, stopped, iterations):
+    with saturated(lowered, rules, budget, shapes=shapes) as (egraph, stopped, iterations):
         frozen = egraph.frozen()
     return Saturation(tuple(rules), frozen, budget, stopped, time.perf_counter() - start, iterations)
 
@@ -89,6 +91,7 @@ def saturated(
     rules: Sequence[EgglogRule],
     budget: Budget,
     *,
+    shapes: bool = True,
     observe: Observer | None = None,
 ) -> Iterator[tuple[EGraph, str, list[dict[str, int]]]]:
     """The saturated e-graph while it can be asked, what stopped the run, and matches per rule per iteration. `observe`
@@ -99,7 +102,7 @@ def saturated(
     """
     schedule = budget.schedule
     with loaded(rules, apart=schedule is not None) as egraph:
-        egraph.load(lowered)
+        egraph.load(lowered, shapes=shapes)
         if schedule is None:
             yield egraph, *_run(egraph, rules, budget, observe)
         else:

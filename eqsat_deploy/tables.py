@@ -35,13 +35,15 @@ class Frozen:
 
 
 def tables_of(
-    lowered: Lowered,
+    lowered: Lowered, shapes: bool
 ) -> tuple[dict[str, list[tuple[Any, ...]]], dict[tuple[int, ...], int]]:
     """The rows of a model by the relation that they are put into, and numbers of the vectors in them. What is known of
-    every row goes along: analysis would go through a deep model one operator an iteration to find it."""
+    every row goes along (shapes only with `shapes`): analysis would go through a deep model one operator an iteration
+    to find it."""
     tables: dict[str, list[tuple[Any, ...]]] = {}
     vectors: dict[tuple[int, ...], int] = {}
     lists: dict[tuple[int, ...], int] = {}
+    dynamic: set[int] = set()
 
     def column(value: Any) -> Any:
         match value:
@@ -76,13 +78,16 @@ def tables_of(
             )
         )
         meta = lowered.metas[number]
-        if meta is not None:
+        if meta is not None and (shapes or row.operator.shape is None):
             tables.setdefault("row-shape", []).append((number, column(encode(tuple(meta.shape)))))
+        if meta is not None:
             tables.setdefault("row-dtype", []).append((number, str(meta.dtype).removeprefix("torch.")))
         if row.operator.name == "parameter":
             tables.setdefault("row-const", []).append((number,))
         if number in lowered.nonnegative:
             tables.setdefault("row-nonnegative", []).append((number,))
-        if not lowered.constants[number]:
+        operands, _ = row.operator.split(row.args)
+        if row.operator.name in ("input", "opaque") or not dynamic.isdisjoint(operands):
+            dynamic.add(number)
             tables.setdefault("row-dynamic", []).append((number,))
     return tables, vectors
