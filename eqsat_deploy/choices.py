@@ -9,7 +9,7 @@ from typing import Any, overload
 
 import numpy as np
 
-from eqsat_deploy.kernels import ENode, Step
+from eqsat_deploy.kernels import ENode, Step, operands_of
 
 Member = tuple[int, ENode]
 """An e-class, and an e-node of it."""
@@ -89,8 +89,8 @@ class Choices(Sequence[Member]):
     def children(self) -> tuple[Column, Column]:
         """The e-classes that every choice reads: offsets (n + 1,) and e-classes, the anchor's before the epilogue's."""
         read = _picked([node.operands for node in self.anchors], self.head)
-        steps = [tuple(s.operand for s in steps if s.operand is not None) for steps in self.epilogues]
-        counts, children = zip(read, _picked(steps, self.tail), strict=True)
+        more = _picked([operands_of(steps) for steps in self.epilogues], self.tail)
+        counts, children = zip(read, more, strict=True)
         reader = np.concatenate([np.repeat(np.arange(len(self)), count) for count in counts])
         offsets = np.concatenate(([0], np.cumsum(sum(counts))))
         return offsets, np.concatenate(children)[np.argsort(reader, kind="stable")]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from eqsat_deploy.errors import EqsatError, RuleError
-from eqsat_deploy.language import OPERATORS, Operator
+from eqsat_deploy.language import BY_CONSTRUCTOR, OPERATORS, Operator
 from eqsat_deploy.language.expressions import Call, Comparison, Guard, OneOf, StartsWith, Variable
 from eqsat_deploy.language.shapes import BATCH, SLOTS
 from eqsat_deploy.lower import Lowered
@@ -155,8 +155,8 @@ PRELUDE = f"""
       ((siblings d e)) :ruleset kin)
 """
 
-E_NODES = frozenset(o.constructor for o in OPERATORS.values())
 SCAFFOLDS = frozenset({"over", "steps", "joins", facts.QUANTIZED_STEPS.name, facts.INTEGER_STEPS.name})
+"""Tables that only serve to find others; so do those of rows to be loaded and of their vectors."""
 
 
 def declaration(o: Operator) -> str:
@@ -341,7 +341,7 @@ class EGraph:
     def size(self) -> int:
         """Number of e-nodes of sort T."""
         (output,) = self._run("(print-size)")
-        return sum(size for name, size in output.sizes if name in E_NODES)
+        return sum(size for name, size in output.sizes if name in BY_CONSTRUCTOR)
 
     def holds(self, given: Iterable[facts.Fact]) -> bool:
         """Whether the facts hold together for some values of their variables.
@@ -408,13 +408,9 @@ class EGraph:
                 for row in table.rows
             ]
 
-        tables = {n: t for n, t in egglog.freeze().functions.items() if not _is_scaffold(n)}
-        return Frozen({n: (tuple(t.input_sorts), t.output_sort, rows(t)) for n, t in tables.items()})
-
-
-def _is_scaffold(table: str) -> bool:
-    """Whether a table only serves to load rows or to find others."""
-    return table in SCAFFOLDS or table.startswith(("row-", "vector"))
+        tables = egglog.freeze().functions.items()
+        found = ((n, t) for n, t in tables if n not in SCAFFOLDS and not n.startswith(("row-", "vector")))
+        return Frozen({n: (tuple(t.input_sorts), t.output_sort, rows(t)) for n, t in found})
 
 
 def _distinguishes(fact: facts.Fact) -> bool:

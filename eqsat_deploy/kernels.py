@@ -32,6 +32,11 @@ class Step(NamedTuple):
     quantized: bool = False
 
 
+def operands_of(steps: tuple[Step, ...]) -> tuple[int, ...]:
+    """E-classes that an epilogue reads."""
+    return tuple(step.operand for step in steps if step.operand is not None)
+
+
 @dataclass(frozen=True)
 class ENode:
     """An operator application: operands are e-class numbers, in declaration order among the attributes.
@@ -57,12 +62,7 @@ class ENode:
     @cached_property
     def children(self) -> tuple[int, ...]:
         """E-classes the kernel reads: the anchor's operands, then the epilogue's."""
-        return self.operands + _operands(self.steps)
-
-    @cached_property
-    def written(self) -> str:
-        """Text to order anchors of one operator by."""
-        return repr(self.args)
+        return self.operands + operands_of(self.steps)
 
     @property
     def is_leaf(self) -> bool:
@@ -82,31 +82,22 @@ class ENode:
     @property
     def sort_key(self) -> tuple[Any, ...]:
         """A stable order among e-nodes."""
-        return (self.operator.name, self.integer, self.written, self.steps)
+        return (self.operator.name, self.integer, repr(self.args), self.steps)
 
     def then(self, steps: tuple[Step, ...]) -> ENode:
         """The kernel that applies `steps`, and nothing else, to what this one's anchor computes."""
         if steps == self.steps:
             return self
-        kernel = object.__new__(ENode)  # all but the epilogue is the anchor's: written and read once
+        kernel = ENode(self.operator, self.args, steps, self.integer)
         kernel.__dict__.update(
-            self.__dict__,
-            operands=self.operands,
-            attributes=self.attributes,
-            written=self.written,
-            steps=steps,
-            children=self.operands + _operands(steps),
-        )
+            operands=self.operands, attributes=self.attributes
+        )  # read once for all epilogues
         return kernel
 
     def __str__(self) -> str:
         """In words: `conv2d + add + relu [int8]`."""
         words = [self.name, *(base_name(s.function) for s in self.steps)]
         return " + ".join(words) + (" [int8]" if self.integer else "")
-
-
-def _operands(steps: tuple[Step, ...]) -> tuple[int, ...]:
-    return tuple([step.operand for step in steps if step.operand is not None])
 
 
 def realized(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eqsat_deploy.errors import EqsatError
+from eqsat_deploy.language import BY_CONSTRUCTOR
 from eqsat_deploy.language.shapes import encode
 from eqsat_deploy.lower import Lowered
 
@@ -29,9 +30,7 @@ class Frozen:
 
     def size(self) -> int:
         """Number of e-nodes of sort T."""
-        return sum(
-            len(rows) for n, (_, s, rows) in self.functions.items() if s == "T" and n not in ("Node", "Run")
-        )
+        return sum(len(self.rows(name)) for name in BY_CONSTRUCTOR)
 
 
 def tables_of(

@@ -12,7 +12,7 @@ from eqsat_deploy.language import dims, relu, reshape, unary
 from eqsat_deploy.language.expressions import Variable
 from eqsat_deploy.rules import Relational, Rule, integers, rule
 from eqsat_deploy.rules.facts import Constructor, Fired, Match
-from eqsat_deploy.saturate import Budget, saturate
+from eqsat_deploy.saturate import Budget, saturate, saturated
 from eqsat_deploy.selection import registered_rules
 from tests.support.models import (
     Aliasing,
@@ -38,11 +38,18 @@ MODELS = {
 }
 
 
+def test_counting_e_nodes_is_counting_what_is_decoded():
+    low = lowered(randomized(Transformer()), image())
+    with saturated(low, registered_rules(), Budget()) as (egraph, _, _):
+        assert egraph.size() == egraph.frozen().size() > len(low.rows)
+
+
+@pytest.mark.parametrize("loaded", [True, False])
 @pytest.mark.parametrize("name", MODELS)
-def test_derived_shapes_are_those_torch_reports(name):
+def test_derived_shapes_are_those_torch_reports(name, loaded):
     make, example = MODELS[name]
     low = lowered(randomized(make()), example())
-    saturation = saturate(low, registered_rules())
+    saturation = saturate(low, registered_rules(), shapes=loaded)
     assert saturation.stopped == "saturated"
     space = freeze(low, saturation)
     for row, number in enumerate(space.row_class):
