@@ -11,10 +11,10 @@ import numpy as np
 
 from eqsat_deploy.kernels import CONSTANT
 from eqsat_deploy.report.render import to_html, to_text
-from eqsat_deploy.search import Model, Search, explore
+from eqsat_deploy.search import QUICK, Limits, Model, Search, explore
 from eqsat_deploy.words import class_name, shape_words
 from eqsat_extraction import InfeasibleError, extract
-from eqsat_extraction.arguments import checked, seconds, whole
+from eqsat_extraction.arguments import checked, whole
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -162,7 +162,7 @@ def inside(
     *,
     limit: int = 12,
     extractor: str = "auto",
-    time_limit: float | None = 1.0,
+    time_limit: float | None = None,
     **options: Any,
 ) -> Inside:
     """The e-class of a named node: which forms share it, what each costs, which one won.
@@ -171,27 +171,27 @@ def inside(
         model: a model, or what `explore` or `explain` returned (`options` are then not needed).
         node: a node, a module's path or a pattern; see `Search.classes_of`.
         limit: how many forms of a class to price in a whole model; the others are counted in `left_out`.
-        extractor, time_limit: for those whole models, each.
+        extractor, time_limit: for those whole models, each; `search.QUICK` units of work where no seconds are given.
         options: arguments of `explore`.
 
     Raises:
         UnknownNameError: no such node.
     """
     whole("limit", limit, least=0)
-    seconds("time_limit", time_limit)
+    limits = Limits(extractor=extractor, time_limit=time_limit).within(QUICK)
     found = model.search if isinstance(model, Explanation) else model
     found = found if isinstance(found, Search) else explore(found, **options)
-    views = (_view(found, n, limit, extractor, time_limit) for n in found.classes_of(node))
+    views = (_view(found, n, limit, limits) for n in found.classes_of(node))
     return Inside(found, tuple(views))
 
 
-def _view(found: Search, number: int, limit: int, extractor: str, time_limit: float | None) -> ClassView:
+def _view(found: Search, number: int, limit: int, limits: Limits) -> ClassView:
     known = found.space.classes[number]
     forms = forms_of(found, number)
     forms.sort(key=lambda f: (not f.chosen, f.cost, f.index))
     chosen = {f.codes for f in forms if f.chosen}
     priced = [
-        replace(f, total=found.solution.cost if f.chosen else _total(found, f, extractor, time_limit))
+        replace(f, total=found.solution.cost if f.chosen else _total(found, f, limits))
         for f in forms[: max(limit, len(chosen))]
     ]
     priced.sort(key=lambda f: (f.total, not f.chosen, f.cost, f.index))
@@ -223,7 +223,7 @@ def forms_of(found: Search, number: int) -> list[Form]:
     return forms
 
 
-def _total(found: Search, form: Form, extractor: str, time_limit: float | None) -> float:
+def _total(found: Search, form: Form, limits: Limits) -> float:
     """The cost of the cheapest form of the model in which `form` provides its class."""
     egraph, costs = found.priced.egraph, found.priced.costs.copy()
     owner = int(egraph.node_class[form.index])
@@ -231,7 +231,7 @@ def _total(found: Search, form: Form, extractor: str, time_limit: float | None) 
     costs[own[own != form.index]] = np.inf
     needed = replace(egraph, roots=np.append(egraph.roots, np.int32(owner)))
     try:
-        return extract(needed, costs, extractor=extractor, time_limit=time_limit).cost
+        return extract(needed, costs, extractor=limits.extractor, **limits.bounds).cost
     except InfeasibleError:
         return inf
 

@@ -77,7 +77,7 @@ def optimize(
     cost: str | CostModel = "auto",
     rules: Rules = None,
     extractor: str = "auto",
-    time_limit: float | None = 5.0,
+    time_limit: float | None = None,
     work_limit: int | None = None,
     budget: Budget | None = None,
     batch: int = 1,
@@ -105,7 +105,8 @@ def optimize(
         rules: `conversions` for the founding conversions alone, applied wherever they match, whatever they cost;
             else names of families or rules, or rule objects, `all` among them for every rule that is registered; all
             rules when missing. The target's kernels and quantization are always among them.
-        extractor: name of an extractor; `time_limit` (5 seconds unless given) and `work_limit` bound it.
+        extractor: name of an extractor, which `time_limit` (seconds) and `work_limit` (units, counted) bound; where
+            neither is given, `search.WORK` units, so that the same model gives the same form however busy the machine.
         budget: limits on saturation.
         batch: the batch size that kernels are priced at.
         dynamic_shapes: as for `torch.export`; the batch is axis 0 of every input when missing.

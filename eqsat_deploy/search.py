@@ -32,15 +32,24 @@ Restrict = Callable[[Saturation, Space, Priced], tuple[Space, Priced]]
 """What is extracted from instead: some choices ruled out, or told apart by what they are part of."""
 
 
+WORK = 250_000
+"""Units of work that bound an extraction where nothing else does: 3 to 12 s of a core. They are counted, not timed, so
+that a busy machine chooses the form that an idle one does."""
+QUICK = 50_000
+"""Units that are enough for one of many extractions."""
+PATIENCE = 60.0
+"""Seconds after which it stops all the same."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """What bounds a search: the batch size that is priced, saturation's budget, and the extractor with its own limits
-    (seconds, units of work) and seed. What does not fit is an `InputError`."""
+    (seconds, units of work; `WORK` where neither is given) and seed. What does not fit is an `InputError`."""
 
     batch: int = 1
     budget: Budget = field(default_factory=Budget)
     extractor: str = "auto"
-    time_limit: float | None = 5.0
+    time_limit: float | None = None
     work_limit: int | None = None
     seed: int = 0
 
@@ -52,6 +61,18 @@ class Limits:
         instance("extractor", self.extractor, str)
         if self.work_limit is not None:
             whole("work_limit", self.work_limit)
+
+    def within(self, work: int) -> Limits:
+        """The same, with so many units of work where neither they nor seconds bound an extraction."""
+        if self.time_limit is not None or self.work_limit is not None:
+            return self
+        return replace(self, time_limit=PATIENCE, work_limit=work)
+
+    @property
+    def bounds(self) -> dict[str, Any]:
+        """What bounds an extraction, as keyword arguments of `eqsat_extraction`'s functions."""
+        limits = self.within(WORK)
+        return {"time_limit": limits.time_limit, "work_limit": limits.work_limit, "seed": limits.seed}
 
 
 @dataclass(frozen=True, repr=False)
@@ -187,8 +208,7 @@ def _converted(space: Space, saturation: Saturation, priced: Priced, families: t
 @no_collection()
 def _extract(priced: Priced, limits: Limits) -> Solution:
     try:
-        return extract(priced.egraph, priced.costs, extractor=limits.extractor, time_limit=limits.time_limit,
-                       work_limit=limits.work_limit, seed=limits.seed)  # fmt: skip
+        return extract(priced.egraph, priced.costs, extractor=limits.extractor, **limits.bounds)
     except InfeasibleError as error:
         raise ExtractionError(
             f"no form of this model can be built from the kernels of {priced.model.name!r}: {error}"

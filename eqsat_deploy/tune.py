@@ -113,8 +113,7 @@ def _cheapest(kept: Search, count: int) -> Iterator[Search]:
     if count < 2:
         return
     limits, solutions = kept.limits, [kept.solution]
-    for other in k_best(kept.priced.egraph, kept.priced.costs, count, diversity=DIVERSITY,
-                        time_limit=limits.time_limit, work_limit=limits.work_limit, seed=limits.seed):  # fmt: skip
+    for other in k_best(kept.priced.egraph, kept.priced.costs, count, diversity=DIVERSITY, **limits.bounds):
         if len(solutions) < count and all(distance(other, known) >= DIVERSITY for known in solutions):
             solutions.append(other)
             yield replace(kept, solution=_bounded(other, kept))

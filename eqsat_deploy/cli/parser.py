@@ -232,7 +232,10 @@ def _search(parser: Parser) -> None:
     )
     group.add_argument("--extractor", default="auto", metavar="NAME")
     group.add_argument(
-        "--time-limit", type=_positive, default=5.0, metavar="S", help="seconds for the extractor (default 5)"
+        "--time-limit",
+        type=_positive,
+        metavar="S",
+        help="seconds for the extractor (default: as much work as takes a few)",
     )
     group.add_argument(
         "--batch", type=_count, default=1, metavar="N", help="batch size to be fastest at (default 1)"

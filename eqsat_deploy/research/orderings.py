@@ -23,7 +23,7 @@ from eqsat_deploy.research.environment import Actions, Effort, Environment, Orde
 from eqsat_deploy.research.strategies import Strategy, draws, find_strategies
 from eqsat_deploy.research.tables import frame
 from eqsat_deploy.schedule import Schedule
-from eqsat_deploy.search import Limits, Model, search
+from eqsat_deploy.search import QUICK, Limits, Model, search
 from eqsat_deploy.selection import TARGET, find_rules, registered_rules
 from eqsat_deploy.targets import find_cost
 from eqsat_extraction.arguments import checked, instance, whole
@@ -307,7 +307,7 @@ def compare_orderings(
         raise InputError("seeds: at least one is expected")
     names = [leave_out] if isinstance(leave_out, str) else leave_out
     left_out = [None, *(_known(instance("leave_out", name, str)) for name in names)]
-    bounds = Limits(**{"time_limit": 1.0, **limits})
+    bounds = Limits(**limits).within(QUICK)
     args, kwargs = example_arguments(model, example_inputs)
     lowered = lower(capture(model, args, kwargs, dynamic_shapes=dynamic_shapes))
     actions, inactive, notes = find_actions(lowered, families, cost_model, bounds)

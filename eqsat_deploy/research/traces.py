@@ -21,7 +21,7 @@ from eqsat_deploy.price import price
 from eqsat_deploy.rules import EgglogRule, select
 from eqsat_deploy.saturate import SCHEDULES, Budget, Saturation, saturated
 from eqsat_deploy.scheduling import TARGET, Iteration, iterate
-from eqsat_deploy.search import Limits, Model
+from eqsat_deploy.search import QUICK, Limits, Model
 from eqsat_deploy.selection import Rules, find_rules, registered_rules
 from eqsat_deploy.targets import find_cost
 from eqsat_extraction import extract
@@ -118,7 +118,7 @@ def trace(
         CaptureError, InputError, UnknownNameError: as `optimize` does.
     """
     cost_model, selection, budget = find_cost(cost), find_rules(rules), budget or Budget()
-    limits = limits or Limits(time_limit=1.0)
+    limits = (limits or Limits()).within(QUICK)
     args, kwargs = example_arguments(model, example_inputs)
     lowered = lower(capture(model, args, kwargs))
     taken: list[Traced] = []
@@ -243,5 +243,5 @@ def _incumbent(
     egraph.pop()
     space = freeze(lowered, Saturation(tuple(rules), frozen, budget, "", 0.0))
     priced = price(space, cost_model, batch=limits.batch)
-    solution = extract(priced.egraph, priced.costs, extractor=limits.extractor, time_limit=limits.time_limit)
+    solution = extract(priced.egraph, priced.costs, extractor=limits.extractor, **limits.bounds)
     return solution.cost, solution.bound

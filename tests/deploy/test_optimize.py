@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import subprocess
 import sys
+import time
 import warnings
 
 import numpy as np
@@ -20,6 +22,7 @@ from eqsat_deploy.language import relu
 from eqsat_deploy.noise import decibels
 from eqsat_deploy.rules import rule
 from eqsat_deploy.saturate import Budget
+from eqsat_deploy.search import PATIENCE, QUICK, WORK, Limits, explore
 from eqsat_deploy.selection import find_rules, registered_rules
 from eqsat_deploy.stages import listening
 from eqsat_extraction import Solution, extract
@@ -195,6 +198,37 @@ def test_extractors_by_name(extractor):
     model = randomized(Residual())
     result = optimized(model, image(), extractor=extractor)
     assert_same(model, result, image(3, 3, 8, 8))
+
+
+def test_a_busy_machine_chooses_what_an_idle_one_does(monkeypatch):
+    model, start = randomized(Transformer()), time.monotonic()
+
+    def busy(**limits):
+        """Of a machine that does nothing else for 20 s as soon as an extraction has begun."""
+        passed = itertools.chain([0.0], itertools.repeat(20.0))
+        monkeypatch.setattr("eqsat_extraction._budget.monotonic", lambda: start + next(passed))
+        return explore(model, image(), cost="trt_int8", **limits).solution
+
+    idle = explore(model, image(), cost="trt_int8").solution
+    assert idle.gap == busy().gap == 0.0
+    assert busy().cost == idle.cost
+    assert busy(time_limit=5.0).gap > 0.0
+
+
+@pytest.mark.parametrize(
+    ("given", "bounds"),
+    [
+        ({}, (PATIENCE, WORK)),
+        ({"time_limit": 5.0}, (5.0, None)),
+        ({"work_limit": 7}, (None, 7)),
+        ({"time_limit": 5.0, "work_limit": 7}, (5.0, 7)),
+    ],
+)
+def test_what_is_given_bounds_an_extraction_alone(given, bounds):
+    limits = Limits(seed=3, **given)
+    assert limits.bounds == {"time_limit": bounds[0], "work_limit": bounds[1], "seed": 3}
+    within = limits.within(QUICK)
+    assert within == (limits if given else Limits(seed=3, time_limit=PATIENCE, work_limit=QUICK))
 
 
 def test_the_form_is_never_dearer_than_the_plain_one(monkeypatch):
