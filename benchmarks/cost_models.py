@@ -11,7 +11,9 @@ time that a call takes (median) and by the CPU time of the process in it (median
 on an idle machine, but for what others do to caches and clocks.
 
 Errors are of single forms, predicted over measured. The rank correlation (Kendall's tau-b) is between forms of one
-model. The regret is what the form that is predicted to be the fastest takes over the fastest that was timed.
+model; where these take the same time within the noise it is chance, so that beside it stands how many pairs of forms
+differ by more than `APART`, and how many of those are predicted in their order. The regret is what the form that is
+predicted to be the fastest takes over the fastest that was timed.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from functools import partial
+from itertools import combinations
 from math import isnan
 from pathlib import Path
 from statistics import mean, median
@@ -57,6 +60,8 @@ MODELS = (
 )  # fmt: skip
 FIXED = 224  # of models that take no other side
 MEASURES = {"by time": "us", "by CPU time": "cpu_us"}
+APART = 0.02
+"""By what part the times of two forms have to differ for their order to say something."""
 AIMS = {"mean_error": 0.10, "rank_correlation": 0.9, "top_1_regret": 0.02}
 
 
@@ -82,7 +87,9 @@ def survey(
         rebuilt = rebuild(found)
         module = OptimizedModule(rebuilt.root, rebuilt.graph, "Form").eval()
         samples = samples_of(rebuilt.inputs, captured.tensors)
-        record(module, inputs=rebuilt.inputs, placement=rebuilt.placement, grid=target.grid, samples=samples)
+        record(
+            module, inputs=rebuilt.inputs, placement=rebuilt.placement, grid=target.grid_here, samples=samples
+        )
         return module
 
     engines, failed, found = {}, {}, contestants(kept, plain, forms, made)
@@ -132,13 +139,22 @@ def _engine(form: Form, maker: Any, threads: int) -> Any:
 
 def figures(rows: Sequence[dict[str, Any]], measure: str) -> dict[str, float | None]:
     """What the forms of one model say of the prices; None where fewer than two were timed."""
+    by_time = sorted(rows, key=lambda row: row[measure])
+    apart = [
+        (faster, slower)
+        for faster, slower in combinations(by_time, 2)
+        if slower[measure] > (1 + APART) * faster[measure]
+    ]
+    ordered = sum(faster["predicted"] < slower["predicted"] for faster, slower in apart)
+    pairs = {"told_apart": len(apart), "in_order": ordered}
     if len(rows) < 2:
-        return {"rank_correlation": None, "top_1_regret": None}
+        return {"rank_correlation": None, "top_1_regret": None, **pairs}
     tau = float(kendalltau([row["predicted"] for row in rows], [row[measure] for row in rows]).statistic)
     first = min(rows, key=lambda row: row["predicted"])
     return {
         "rank_correlation": None if isnan(tau) else round(tau, 3),
         "top_1_regret": round(first[measure] / min(row[measure] for row in rows) - 1, 4),
+        **pairs,
     }
 
 
@@ -172,6 +188,8 @@ def _over_models(done: Sequence[dict[str, Any]], name: str, measure: str) -> dic
         "rank_correlation": round(mean(correlations), 4) if correlations else None,
         "top_1_regret": round(mean(regrets), 4) if regrets else None,
         "largest_regret": max(regrets, default=None),
+        "told_apart": sum(f["told_apart"] for f in found),
+        "in_order": sum(f["in_order"] for f in found),
     }
 
 

@@ -17,9 +17,13 @@ def model(name: str, forms: list[dict[str, float]], fitted: bool = False) -> dic
 
 
 def test_orders_and_regrets() -> None:
-    assert figures(rows((1, 10), (2, 20), (3, 30)), "us") == {"rank_correlation": 1.0, "top_1_regret": 0.0}
-    assert figures(rows((1, 30), (2, 20), (3, 10)), "us") == {"rank_correlation": -1.0, "top_1_regret": 2.0}
-    assert figures(rows((1, 10)), "us") == {"rank_correlation": None, "top_1_regret": None}
+    def of(*pairs: tuple[float, float]) -> tuple[float | None, ...]:
+        return tuple(figures(rows(*pairs), "us").values())
+
+    assert of((1, 10), (2, 20), (3, 30)) == (1.0, 0.0, 3, 3)
+    assert of((1, 30), (2, 20), (3, 10)) == (-1.0, 2.0, 3, 0)
+    assert of((1, 100), (2, 101), (3, 90)) == (-0.333, 0.1111, 2, 0)  # the first two take the same time
+    assert of((1, 10)) == (None, None, 0, 0)
     assert figures(rows((1, 10), (1, 20)), "us")["rank_correlation"] is None  # nothing is predicted
 
 
@@ -32,6 +36,7 @@ def test_errors_are_over_the_forms_that_nothing_was_fitted_to(tmp_path) -> None:
     assert found["by time"]["mean_error"] == pytest.approx(0.5)
     assert found["by CPU time"]["median_ratio"] == pytest.approx((1.0 + 3.0) / 2)
     assert found["by time"]["rank_correlation"] == 1.0
+    assert (found["by time"]["told_apart"], found["by time"]["in_order"]) == (1, 1)
     assert summary([]) == {"pairs": 0}
     plot([new], tmp_path / "plot.svg")
     assert "<svg" in (tmp_path / "plot.svg").read_text()

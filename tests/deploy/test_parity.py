@@ -317,9 +317,24 @@ def test_what_amplifies_much_still_has_a_floor_down_to_what_it_agrees_with_itsel
     noise = torch.randn(100, generator=torch.Generator().manual_seed(0))
     for own, needed in ((0.05, "15.8"), (0.15, "12.0"), (0.28, "8.8"), (1.0, "-2.2")):
         itself = [wanted + own * noise]
-        assert parity._departs(wanted, wanted + own * noise, itself, True, torch.float32) is None
-        found = str(parity._departs(wanted, wanted + 3 * noise, itself, True, torch.float32))
+        assert parity._departs(wanted, wanted + own * noise, (), itself, True, torch.float32) is None
+        found = str(parity._departs(wanted, wanted + 3 * noise, (), itself, True, torch.float32))
         assert f"where {needed}" in found
+
+
+def test_float64_is_asked_only_where_the_module_without_rounding_does_not_tell():
+    generator = torch.Generator().manual_seed(0)
+    exact, one, other = (torch.randn(1000, generator=generator) for _ in range(3))
+    module, asked = exact + 0.05 * one, []
+
+    def itself():
+        asked.append(True)
+        yield module
+
+    near = parity._departs(module, module + 0.03 * other, [exact], itself(), True, torch.float32)
+    assert (near, asked) == (None, [])
+    assert parity._departs(module, module + 0.1 * other, [exact], itself(), True, torch.float32)
+    assert asked == [True]
 
 
 def test_rounding_of_an_engine_s_own_is_right_where_it_is_less_than_that_of_the_module():
