@@ -35,6 +35,16 @@ class LandmarkBound:
     cut: Ints
 
 
+def critical_path(problem: Problem) -> float:
+    """What the dearest chain of e-nodes costs that no solution can avoid: a bound in one walk, `offset` not included.
+    Of a deep network without branches that cost anything it is the optimum."""
+    rank = np.arange(problem.n_classes, dtype=np.int32)
+    value, *_ = critical_paths(
+        problem.head, problem.cost, problem.ptr, problem.child, problem.n_classes, rank
+    )
+    return float(value[problem.root])
+
+
 def landmark_bound(problem: Problem, budget: Budget, *, tie_seed: int = 0) -> LandmarkBound:
     """LM-cut on a problem, `offset` not included; stops early, still valid, when the budget is spent.
 

@@ -12,7 +12,7 @@ from ._budget import Budget
 from ._graph import detours, usable
 from .egraph import Floats, Ints, Mask
 from .greedy import greedy_choice, tree_choice
-from .lmcut import LandmarkBound, landmark_bound, probe
+from .lmcut import LandmarkBound, critical_path, landmark_bound, probe
 from .local import improve
 from .mip import branch_and_cut, repair
 from .presolve import presolve
@@ -110,6 +110,9 @@ class Search:
         Where there is no such solution the last cost is `upper`. The first progress has a solution if `upper`
         is infinite. `thorough` searches try everything; others reduce and branch.
         """
+        if self._at_least(problem, upper):
+            yield Progress(None, upper, upper)
+            return
         problem = presolve(problem, self.budget)
         if self.budget.spent and upper < inf:
             yield Progress(None, upper, min(problem.offset, upper))
@@ -204,6 +207,10 @@ class Search:
                 break
         yield state.report()
         if self.budget.spent:
+            return
+        if self._at_least(problem, state.upper):
+            state.lower = state.upper
+            yield state.report()
             return
         if thorough and problem.n_nodes > LARGE:
             yield from self._improve(problem, state, 0.3)
@@ -504,6 +511,10 @@ class Search:
         keep[node] = taken
         keep = usable(problem.head, problem.ptr, problem.child, keep, problem.n_classes, problem.root)
         return restrict(problem, keep) if keep[-1] else None
+
+    def _at_least(self, problem: Problem, upper: float) -> bool:
+        """Whether one walk shows that no solution is cheaper than `upper`."""
+        return upper < inf and critical_path(problem) + problem.offset >= self._below(upper)
 
     def _excludes(self, bound: float, state: _State) -> bool:
         return bound >= self._below(state.upper)

@@ -16,7 +16,7 @@ from eqsat_extraction._graph import components, derivable, detours, prune, usabl
 from eqsat_extraction.egraph import EGraph
 from eqsat_extraction.errors import InfeasibleError
 from eqsat_extraction.greedy import cheapest_dags, greedy_choice, tree_choice
-from eqsat_extraction.lmcut import landmark_bound, probe
+from eqsat_extraction.lmcut import critical_path, landmark_bound, probe
 from eqsat_extraction.mip import branch_and_cut, repair
 from eqsat_extraction.presolve import landmarks, presolve
 from eqsat_extraction.problem import from_egraph, restrict, split
@@ -119,11 +119,29 @@ def test_greedy_keeps_of_a_deep_network_what_each_layer_adds():
     assert choice[problem.root] >= 0
 
 
+def test_a_deep_network_is_proved_by_its_critical_path():
+    """Layers in two precisions, conversions between them, and a skip that costs nothing: one walk is enough."""
+    depth = 4_000
+    nodes, costs = [(4 * depth, []), (4 * depth + 1, [4 * depth])], [1.0, 0.5]
+    for layer in range(depth):
+        exact, codes, body, rounded = (4 * layer + k for k in range(4))
+        below = 4 * layer + 4
+        forms = [(body, [below], 3.0), (rounded, [below + 1], 1.0), (body, [below + 1], 3.5),
+                 (exact, [body, below], 1.0), (codes, [rounded, below + 1], 0.5), (codes, [exact], 0.5),
+                 (exact, [codes], 0.5)]  # fmt: skip
+        nodes += [(head, children) for head, children, _ in forms]
+        costs += [cost for *_, cost in forms]
+    solution = extract(EGraph.build(nodes, [0]), np.array(costs), time_limit=None, work_limit=20_000)
+    assert solution.proved
+    assert solution.cost == 1.0 + 0.5 + 1.5 * depth + 0.5
+
+
 @many
 @given(problems())
 def test_landmark_bounds_are_bounds(drawn):
     problem = feasible(drawn)
     best = best_of(problem)
+    assert critical_path(problem) <= best + 1e-9
     for tie_seed in (0, 1):
         marks = landmark_bound(problem, Budget(), tie_seed=tie_seed)
         assert marks.bound <= best + 1e-9
