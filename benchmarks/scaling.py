@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from benchmarks._processes import answer
 from eqsat_deploy.capture import capture
 from eqsat_deploy.lower import lower
+from eqsat_deploy.processors import cpu
 from eqsat_deploy.saturate import Budget
 from eqsat_deploy.search import Limits, search
 from eqsat_deploy.selection import find_rules
@@ -116,6 +117,7 @@ def main() -> None:
     parser.add_argument("--extractor", default="auto")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--resume", action="store_true", help="keep the lengths that --json has already")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -125,7 +127,11 @@ def main() -> None:
         print(json.dumps(stages(arguments.one, arguments.cost, arguments.extractor)))
         return
     rows: dict[int, dict[str, Any]] = {}
+    if arguments.resume and arguments.json and arguments.json.exists():
+        rows = {int(length): row for length, row in json.loads(arguments.json.read_text())["rows"].items()}
     for length in arguments.lengths:
+        if length in rows:
+            continue
         row = answer(
             "benchmarks.scaling",
             "--one",
@@ -139,13 +145,14 @@ def main() -> None:
             print(f"{length:>7} failed: {row['failed']}", flush=True)
             continue
         rows[length] = row
-        print(f"{length:>7} {own(rows[length]):8.1f} s without capture  {rows[length]}", flush=True)
+        print(f"{length:>7} {own(row):8.1f} s without capture  {row}", flush=True)
+        if arguments.json:
+            result = {"cpu": cpu()[0], "cost": arguments.cost, "extractor": arguments.extractor,
+                      "torch": torch.__version__, "exponent": round(exponent(rows), 3) if len(rows) > 1 else None,
+                      "rows": rows}  # fmt: skip
+            arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     if len(rows) > 1:
         print(f"grows as n^{exponent(rows):.2f}")
-    if arguments.json:
-        result = {"cost": arguments.cost, "extractor": arguments.extractor, "torch": torch.__version__,
-                  "exponent": round(exponent(rows), 3) if len(rows) > 1 else None, "rows": rows}  # fmt: skip
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     if arguments.plot and rows:
         plot(rows, arguments.plot)
 
