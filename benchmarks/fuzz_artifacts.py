@@ -89,7 +89,7 @@ def originals(folder: Path) -> list[Path]:
         optimized = eqd.optimize(model.eval(), example, cost="openvino_int8").quantize([example])
         for engine in ("openvino", "onnxruntime"):
             path = folder / f"{name}-{engine}"
-            optimized.build(engine, options={"threads": 1}, baseline=False).save(path)
+            optimized.build(engine, options={"threads": 1}, baseline=False).save(path, weights=True)
             made.append(path)
     return made
 

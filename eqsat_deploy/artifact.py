@@ -1,10 +1,11 @@
-"""An engine on disk: a directory of its files, the module's weights and a manifest; no pickle in it.
+"""An engine on disk: a directory of its files and a manifest; no pickle in it.
 
 model.eqsat/
     manifest.json         format, engine, versions, device, how it is called, report, size and hash of every other file
     manifest.json.sha256  its own hash, as `sha256sum -c` reads it
-    weights.safetensors   parameters and buffers of the module the engine was built from
     engine/               what the engine itself wrote
+    weights.safetensors   parameters and buffers of the module the engine was built from, where they were asked for: the
+                          engine has its own, in INT8, and these take four times as much
 
 Hashes find what was damaged or mixed up on the way, not what somebody changed on purpose who changed them, too.
 """
@@ -73,27 +74,32 @@ class Saved(Protocol):
         ...
 
 
-def save(engine: Saved, path: str | Path, files: Path | None = None) -> None:
+def save(engine: Saved, path: str | Path, files: Path | None = None, *, weights: bool = False) -> None:
     """Write `engine` to the directory `path`, replacing an artifact that is there; with the content of `files`, which
-    is moved, where its `save_files` was called already.
+    is moved, where its `save_files` was called already, and with the `weights` of its module, to go on with.
 
     Everything is written to a hidden sibling first and renamed at the end, so that `path` never holds half an
     artifact, whatever interrupts. Raises `ArtifactError`: `path` holds something else, the disk is full, the
-    folder is read-only, or the report or an option is not JSON.
+    folder is read-only, the report or an option is not JSON, or there are no weights.
     """
     from safetensors.torch import save_file
 
     path = Path(path)
     check_target(path)
+    if weights and not engine.weights:
+        raise ArtifactError(
+            f"weights=True: there are none to write to {path}, as of an engine loaded from an artifact without them"
+        )
     with _sibling(path) as folder:
         if files is not None:
             files.rename(folder / ENGINE)
         else:
             (folder / ENGINE).mkdir()
             engine.save_files(folder / ENGINE)
-        # safetensors refuses tensors that share memory, and transposed ones; tied weights are written once each.
-        weights = {name: value.cpu().contiguous().clone() for name, value in engine.weights.items()}
-        save_file(weights, folder / WEIGHTS)
+        if weights:
+            # safetensors refuses tensors that share memory, and transposed ones; tied weights are written once each.
+            own = {name: value.cpu().contiguous().clone() for name, value in engine.weights.items()}
+            save_file(own, folder / WEIGHTS)
         manifest = {
             "format": FORMAT,
             "engine": engine.name,

@@ -158,8 +158,9 @@ class BucketedEngine:
         size = self.padding.size(length)
         return self.engines[size], list(self.padding.resized(given, size).values()), length
 
-    def save(self, path: str | Path) -> None:
-        """Write a folder with an artifact for each length, and `buckets.json`, last.
+    def save(self, path: str | Path, *, weights: bool = False) -> None:
+        """Write a folder with an artifact for each length, with the modules' `weights` where they are asked for, and
+        `buckets.json`, last.
 
         Raises:
             ArtifactError: it cannot be written, or something else is there.
@@ -178,7 +179,7 @@ class BucketedEngine:
                 engine.save_files(files[size])
             next(iter(self.engines.values())).join_files(list(files.values()))
             for size, engine in self.engines.items():
-                artifact.save(engine, folder / str(size), files[size])
+                artifact.save(engine, folder / str(size), files[size], weights=weights)
         _link([folder / str(size) for size in self.engines])
         (folder / BUCKETS).write_bytes(msgspec.json.format(msgspec.json.encode(self.padding)))
 

@@ -55,7 +55,7 @@ def load_engine(path: str | Path, engine: type[Engine] | None = None) -> Engine:
             ) from error
         check_origin(saved.path, manifest, loaded.device, loaded.version, portable=loaded.portable)
     try:
-        loaded.weights = load_file(saved.path / WEIGHTS)
+        loaded.weights = load_file(saved.path / WEIGHTS) if WEIGHTS in manifest.files else {}
     except Exception as error:  # safetensors' own, and what a header of nonsense makes torch raise
         raise ArtifactError(
             f"{saved.path / WEIGHTS} cannot be read: {error}; save the artifact again"

@@ -272,8 +272,6 @@ class Manifest(_Strict):
     def __post_init__(self) -> None:
         if alien := next((name for name in self.files if not LISTED.fullmatch(name)), None):
             raise ValueError(f"files: {alien!r} is neither {WEIGHTS} nor in {ENGINE}/")
-        if WEIGHTS not in self.files:
-            raise ValueError(f"files: lists no {WEIGHTS}")
         self.realized  # noqa: B018  raises where it is malformed
         if not isinstance((self.report or {}).get("command", ""), str):
             raise ValueError("report.command: a string is expected")

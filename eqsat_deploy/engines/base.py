@@ -263,9 +263,10 @@ class Engine(ABC):
         return measure.profile(self, inputs)
 
     @checked
-    def save(self, path: str | Path) -> None:
-        """Write an artifact directory (`eqsat_deploy.artifact.save`)."""
-        artifact.save(self, path)
+    def save(self, path: str | Path, *, weights: bool = False) -> None:
+        """Write an artifact directory (`eqsat_deploy.artifact.save`), with the module's `weights` beside the engine's
+        own where they are asked for."""
+        artifact.save(self, path, weights=weights)
 
 
 def check_options(engine: str, options: Mapping[str, Any] | None, known: Iterable[str]) -> dict[str, Any]:

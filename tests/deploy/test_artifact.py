@@ -32,7 +32,7 @@ def engine() -> Fake:
 @pytest.fixture
 def saved(engine: Fake, tmp_path: Path) -> Path:
     path = tmp_path / "model.eqsat"
-    engine.save(path)
+    engine.save(path, weights=True)
     return path
 
 
@@ -55,9 +55,22 @@ def test_weights_are_saved_however_they_lie_in_memory(engine: Fake, tmp_path: Pa
         "spread": table.expand(4, 2, 3),
         "part": table[:, 1:],
     }
-    engine.save(tmp_path / "model.eqsat")
+    engine.save(tmp_path / "model.eqsat", weights=True)
     loaded = load(tmp_path / "model.eqsat", Fake)
     assert all(torch.equal(loaded.weights[name], value) for name, value in engine.weights.items())
+
+
+def test_weights_are_left_out_unless_they_are_asked_for(engine: Fake, tmp_path: Path) -> None:
+    path = tmp_path / "model.eqsat"
+    engine.save(path)
+    assert set(json.loads((path / "manifest.json").read_text())["files"]) == {"engine/program/code.txt"}
+    loaded, x = load(path, Fake), torch.randn(4, 3)
+    assert torch.equal(loaded(x)[0], 2 * x)
+    assert loaded.weights == {}
+    loaded.save(path)
+    with pytest.raises(ArtifactError, match=r"weights=True: there are none .*model\.eqsat"):
+        loaded.save(path, weights=True)
+    assert torch.equal(load(path, Fake)(x)[0], 2 * x)
 
 
 def test_it_is_a_plain_directory_beside_nothing_else(saved: Path) -> None:
@@ -77,14 +90,14 @@ def test_it_is_a_plain_directory_beside_nothing_else(saved: Path) -> None:
 def test_saving_twice_gives_the_same_bytes_and_replaces(engine: Fake, saved: Path) -> None:
     before = {file: file.read_bytes() for file in saved.rglob("*") if file.is_file()}
     (saved / "stale.txt").write_text("left over")
-    engine.save(saved)
+    engine.save(saved, weights=True)
     assert {file: file.read_bytes() for file in saved.rglob("*") if file.is_file()} == before
     assert [entry.name for entry in saved.parent.iterdir()] == ["model.eqsat"]
 
 
 def test_a_loaded_engine_saves_over_itself(saved: Path) -> None:
     before = (saved / "manifest.json").read_bytes()
-    load(saved, Fake).save(saved)
+    load(saved, Fake).save(saved, weights=True)
     assert (saved / "manifest.json").read_bytes() == before
 
 
@@ -175,7 +188,7 @@ INPUT = ("signature", "call", "arguments", 0, "leaves", 0)
             edit("files", "/etc/passwd", to={"bytes": 0, "sha256": "0" * 64}),
             r"files: '/etc/passwd' is neither",
         ),
-        (edit("files", to={}), r"lists no weights.safetensors"),
+        (edit("files", to={}), r"is a link or not listed"),
         (edit("files", "weights.safetensors", "bytes", to=2**60), r"int` <= .*\$.files\[...\].bytes"),
         (edit("files", "weights.safetensors", "bytes", to=10**30), r"\$.files\[...\].bytes"),
         (edit("files", "weights.safetensors", "bytes", to=9), r"not what was saved .\d+ bytes, not 9"),
@@ -384,7 +397,7 @@ def test_an_openvino_engine_survives_the_way_to_disk(tmp_path: Path) -> None:
     torch.manual_seed(0)
     quantized = quantize(int8(traced(Residual(), torch.zeros(1, 3, 32, 32))), images(2))
     engine = OpenVINOEngine.build(quantized, batch=Batch(1, 2, 4), options={"threads": 1})
-    engine.save(tmp_path / "model.eqsat")
+    engine.save(tmp_path / "model.eqsat", weights=True)
     loaded = load(tmp_path / "model.eqsat", OpenVINOEngine)
     x = images(1, batch=3)[0]
     torch.testing.assert_close(loaded(x), engine(x), rtol=1e-3, atol=1e-3)

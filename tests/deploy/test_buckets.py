@@ -132,8 +132,8 @@ def test_forms_are_calibrated_on_batches_of_every_length_with_labels(
 
 
 def test_a_saved_one_loads(model: nn.Module, engine: BucketedEngine, tmp_path: Path) -> None:
-    engine.save(tmp_path / "buckets")
-    engine.save(tmp_path / "buckets")
+    engine.save(tmp_path / "buckets", weights=True)
+    engine.save(tmp_path / "buckets", weights=True)
     assert sorted(p.name for p in (tmp_path / "buckets").iterdir()) == ["4", "8", "buckets.json"]
     loaded = load(tmp_path / "buckets")
     first, second = (loaded.engines[size].weights for size in SIZES)
@@ -223,7 +223,7 @@ def test_a_model_of_transformers_with_and_without_a_mask(tmp_path: Path) -> None
     model = randomized(transformers.BertModel(configuration))
     forms = optimize(model, {"input_ids": tokens(6)}, buckets=BUCKETS, cost="openvino_int8")
     assert forms.padding.values == {"input_ids": 7.0, "attention_mask": 0.0}
-    forms.build("openvino", baseline=False).save(tmp_path / "bert")
+    forms.build("openvino", baseline=False).save(tmp_path / "bert", weights=True)
     engine = eqsat_deploy.load(tmp_path / "bert")
     for length in (3, 5, 7, 8):
         mask = torch.ones(3, length, dtype=torch.int64)

@@ -77,7 +77,7 @@ def test_inspect_says_what_an_artifact_is(artifact: Path, capsys: pytest.Capture
     assert found["batch"] == {"minimum": 1, "typical": 2, "maximum": None}
     assert found["shipped"] in ("plain", "chosen")
     assert found["command"] == shlex.join(["eqsat-deploy", *COMMAND])
-    assert set(found["bytes"]) == {"engine/model.bin", "engine/model.xml", "weights.safetensors"}
+    assert set(found["bytes"]) == {"engine/model.bin", "engine/model.xml"}
     assert cli.main(["inspect", str(artifact)]) == 0
     text = capsys.readouterr().out
     assert "2; from 1 to any" in text
