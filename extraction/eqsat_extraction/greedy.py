@@ -147,6 +147,8 @@ def _added(
     meet = place[largest]
     for k in range(first, last):
         p = place[child[k]]
+        if p == 0:
+            continue  # it costs nothing, and the way up to it is long
         while p != meet:
             if depth[p] >= depth[meet]:
                 p = above[p]
@@ -161,7 +163,7 @@ def _added(
     seen[meet] = mark
     for k in range(first, last):
         p = place[child[k]]
-        while seen[p] != mark:
+        while p != 0 and seen[p] != mark:
             for j in range(start[p], start[p + 1]):
                 e = pool[j]
                 if stamp[e] != mark:
