@@ -21,7 +21,7 @@ from eqsat_deploy.language.pointwise import UNARY
 from eqsat_deploy.noise import Fidelity
 from eqsat_deploy.quantization.absorption import Scalable, scalable
 from eqsat_deploy.quantization.biases import corrected
-from eqsat_deploy.quantization.calibrate import channels_last, enough
+from eqsat_deploy.quantization.calibrate import GREAT, channels_last, enough
 from eqsat_deploy.quantization.equalization import ChannelScale
 from eqsat_deploy.quantization.fake_quantize import (
     FakeQuantize,
@@ -38,7 +38,8 @@ POINTWISE = frozenset(UNARY.values())
 
 SEARCHED = 8
 """Samples that are computed at once, half of great ones, and of which ways to round are compared on the first: on half
-of them where convolutions read (three networks, three sets of data: the same choices as on all, but for one set)."""
+of them where convolutions read great ones (three networks, three sets of data: the same choices as on all, but for one
+set)."""
 
 ROWS = 256
 """As many rows of them at most, evenly spread, where only products of matrices read the tensor (MiniLM, four sets of
@@ -329,7 +330,7 @@ def _chosen(
     if all(isinstance(layer, QuantizedLinear) for layer in layers.values()):
         rows = given.reshape(-1, given.shape[-1])
         given = rows[:: math.ceil(len(rows) / ROWS)]
-    else:
+    elif given[0].numel() >= GREAT:
         given = given[: math.ceil(len(given) / 2)]
     read_whole = len(layers) < len(node.users)
     ways = list(roundings(layers, seen, grid, read_whole=read_whole, scalable=by))
