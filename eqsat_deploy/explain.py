@@ -13,7 +13,7 @@ from eqsat_deploy.kernels import CONSTANT
 from eqsat_deploy.report.render import to_html, to_text
 from eqsat_deploy.search import QUICK, Limits, Model, Search, explore
 from eqsat_deploy.words import class_name, shape_words
-from eqsat_extraction import InfeasibleError, extract
+from eqsat_extraction import InfeasibleError
 from eqsat_extraction.arguments import checked, whole
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ def _total(found: Search, form: Form, limits: Limits) -> float:
     costs[own[own != form.index]] = np.inf
     needed = replace(egraph, roots=np.append(egraph.roots, np.int32(owner)))
     try:
-        return extract(needed, costs, extractor=limits.extractor, **limits.bounds).cost
+        return limits.extract(needed, costs).cost
     except InfeasibleError:
         return inf
 

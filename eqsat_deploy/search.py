@@ -22,8 +22,9 @@ from eqsat_deploy.saturate import Budget, Saturation, saturate
 from eqsat_deploy.selection import Rules, Selection, find_rules
 from eqsat_deploy.stages import no_collection
 from eqsat_deploy.targets import find_cost
-from eqsat_extraction import InfeasibleError, Solution, extract
+from eqsat_extraction import EGraph, InfeasibleError, Solution, extract
 from eqsat_extraction.arguments import instance, seconds, whole
+from eqsat_extraction.egraph import Floats
 from eqsat_extraction.kernel import CostModel
 
 Model = nn.Module | fx.GraphModule | ExportedProgram
@@ -73,6 +74,10 @@ class Limits:
         """What bounds an extraction, as keyword arguments of `eqsat_extraction`'s functions."""
         limits = self.within(WORK)
         return {"time_limit": limits.time_limit, "work_limit": limits.work_limit, "seed": limits.seed}
+
+    def extract(self, egraph: EGraph, costs: Floats) -> Solution:
+        """The cheapest solution that is found within them; raises as `eqsat_extraction.extract` does."""
+        return extract(egraph, costs, extractor=self.extractor, **self.bounds)
 
 
 @dataclass(frozen=True, repr=False)
@@ -208,7 +213,7 @@ def _converted(space: Space, saturation: Saturation, priced: Priced, families: t
 @no_collection()
 def _extract(priced: Priced, limits: Limits) -> Solution:
     try:
-        return extract(priced.egraph, priced.costs, extractor=limits.extractor, **limits.bounds)
+        return limits.extract(priced.egraph, priced.costs)
     except InfeasibleError as error:
         raise ExtractionError(
             f"no form of this model can be built from the kernels of {priced.model.name!r}: {error}"

@@ -17,13 +17,14 @@ def model(name: str, forms: list[dict[str, float]], fitted: bool = False) -> dic
 
 
 def test_orders_and_regrets() -> None:
-    def of(*pairs: tuple[float, float]) -> tuple[float | None, ...]:
-        return tuple(figures(rows(*pairs), "us").values())
+    def found(rank: float | None, regret: float | None, apart: int, ordered: int) -> dict[str, float | None]:
+        return {"rank_correlation": rank, "top_1_regret": regret, "told_apart": apart, "in_order": ordered}
 
-    assert of((1, 10), (2, 20), (3, 30)) == (1.0, 0.0, 3, 3)
-    assert of((1, 30), (2, 20), (3, 10)) == (-1.0, 2.0, 3, 0)
-    assert of((1, 100), (2, 101), (3, 90)) == (-0.333, 0.1111, 2, 0)  # the first two take the same time
-    assert of((1, 10)) == (None, None, 0, 0)
+    assert figures(rows((1, 10), (2, 20), (3, 30)), "us") == found(1.0, 0.0, 3, 3)
+    assert figures(rows((1, 30), (2, 20), (3, 10)), "us") == found(-1.0, 2.0, 3, 0)
+    same = rows((1, 100), (2, 101), (3, 90))  # the first two take the same time
+    assert figures(same, "us") == found(-0.333, 0.1111, 2, 0)
+    assert figures(rows((1, 10)), "us") == found(None, None, 0, 0)
     assert figures(rows((1, 10), (1, 20)), "us")["rank_correlation"] is None  # nothing is predicted
 
 

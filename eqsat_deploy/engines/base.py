@@ -71,7 +71,8 @@ class Engine(ABC):
         fallbacks: options to build with, in turn, where an engine built without them departs from the module.
         changes: what it was asked to compute otherwise than the module, on purpose, a sentence each.
         signature: how the module is called.
-        weights: the module's parameters and buffers by name, kept for the artifact.
+        weights: the module's parameters and buffers by name, for an artifact that is to have them; none where it was
+            loaded from one without.
         options: how it runs, as JSON values, which an artifact keeps: what it was built with that is not in its files.
         report: the optimization's report as JSON values, or None.
     """

@@ -24,7 +24,6 @@ from eqsat_deploy.scheduling import TARGET, Iteration, iterate
 from eqsat_deploy.search import QUICK, Limits, Model
 from eqsat_deploy.selection import Rules, find_rules, registered_rules
 from eqsat_deploy.targets import find_cost
-from eqsat_extraction import extract
 from eqsat_extraction.kernel import CostModel
 
 
@@ -243,5 +242,5 @@ def _incumbent(
     egraph.pop()
     space = freeze(lowered, Saturation(tuple(rules), frozen, budget, "", 0.0))
     priced = price(space, cost_model, batch=limits.batch)
-    solution = extract(priced.egraph, priced.costs, extractor=limits.extractor, **limits.bounds)
+    solution = limits.extract(priced.egraph, priced.costs)
     return solution.cost, solution.bound
