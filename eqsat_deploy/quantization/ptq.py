@@ -38,6 +38,7 @@ from eqsat_deploy.quantization.fake_quantize import (
 )
 from eqsat_deploy.quantization.observers import OBSERVERS, Extremes, Observer
 from eqsat_deploy.quantization.precision import (
+    ENOUGH,
     AccuracyBudget,
     economical,
     leaving,
@@ -100,7 +101,7 @@ def quantize(
         precision: `"float"` for kernels that stay in float, by the names of their nodes or patterns of them such as
             `layer4_*` (`fnmatch`); `sensitivity` says which are worth it. With `effort="balanced"`, others whose
             rounding costs the outputs more than float would cost time (`economical`) are kept in float as well where
-            the outputs have lost more than is expected (`Fidelity`) and are seen to win by it.
+            the outputs are less than `precision.ENOUGH` dB above their error and are seen to win by it.
         accuracy_budget: keep in float what has to be for the outputs to lose no more than this on calibration data:
             an SQNR in dB, or an `AccuracyBudget` with another metric.
         learnable: scales are parameters that training adapts (LSQ).
@@ -180,9 +181,9 @@ def quantize(
 
 
 def _economical(form: _Watched, effort: str, sample: Sequence[Tensor], choices: Choices) -> _Watched | None:
-    """`form`, which is quantized, with a few kernels in float, where its outputs have lost more than is expected and
-    win by that what it is worth: what a kernel does to them is known to first order only, so it is tried."""
-    if form.fidelity is None or form.fidelity.sqnr >= Fidelity.EXPECTED_SQNR:
+    """`form`, which is quantized, with a few kernels in float, where its outputs win by that what it is worth: what a
+    kernel does to them is known to first order only, so it is tried."""
+    if form.fidelity is None or form.fidelity.sqnr >= ENOUGH:
         return None
     few = samples_of(deployment(form.module).inputs, sample)
     floats, gain = economical(ranked(form.module, [few], form.fidelity.sqnr))

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from eqsat_deploy.deployment import deployment
 from eqsat_deploy.errors import EqsatError, InputError, QuantizationError, UnknownNameError
-from eqsat_deploy.noise import Fidelity, decibels, ratio
+from eqsat_deploy.noise import decibels, ratio
 from eqsat_deploy.pareto import pareto
 from eqsat_deploy.quantization import (
     AccuracyBudget,
@@ -72,9 +72,24 @@ def test_only_what_is_worth_its_time_stays_in_float() -> None:
     assert economical(found(("not enough", half / 100, 1.0), sqnr=15))[0] == []
     assert economical(found(("free, for nothing", half / 100, 0.0), sqnr=15))[0] == []
     assert economical(found(("unknown", half, None), sqnr=15))[0] == []
-    many = found(*((f"k{i}", half / 4, MOST * 40) for i in range(6)), sqnr=15)
-    assert len(economical(many)[0]) == 2, "no more than MOST of the time in all"
-    assert 10 * math.log10(1 / (1 - 1 / 8)) > WORTH * 40 * MOST, "each of them alone is worth it"
+    assert economical(found(sqnr=15))[0] == []
+
+
+def test_no_more_than_most_of_the_time_is_spent_on_what_brings_most() -> None:
+    part = 10 ** (-1.5) / 6
+    many = found(*((f"k{i}", part, MOST * 40) for i in range(6)), sqnr=15)
+    assert len(economical(many)[0]) == 2
+    assert 10 * math.log10(6 / 5) > WORTH * 40 * MOST, "each of them alone is worth it"
+    # The most noise for its time leaves no time for what has most of the noise.
+    apart = found(("small", 1.5 * part, MOST * 25), ("great", 5 * part, MOST * 90), sqnr=15)
+    assert apart.by_worth()[0].kernel == "small"
+    assert economical(apart)[0] == ["great"]
+
+
+def test_kernels_that_add_up_to_more_than_was_measured_share_it() -> None:
+    both = found(("a", 0.03, 1.0), ("b", 0.03, 1.0), sqnr=20)
+    assert sorted(economical(both)[0]) == ["a", "b"]
+    assert economical(found(("a", 0.03, MOST * 100), ("b", 0.03, MOST * 100), sqnr=20))[0] == ["a"]
 
 
 def test_enough_goes_to_float_for_a_part_of_the_noise_to_be_left() -> None:
@@ -121,7 +136,7 @@ def test_what_is_economical_stays_in_float(gated: fx.GraphModule, monkeypatch: p
     data = torch.cat(batches())
     expected, before = outputs(gated, data)[0], quantize(gated, batches())
     assert _floats(before) == _floats(gated), "accurate enough"
-    monkeypatch.setattr(Fidelity, "EXPECTED_SQNR", 60.0)
+    monkeypatch.setattr(ptq, "ENOUGH", 60.0)
     assert _floats(quantize(gated, batches())) == _floats(gated), "nothing is worth its time"
     monkeypatch.setattr(precision, "MOST", 0.4)
     monkeypatch.setattr(precision, "WORTH", 0.05)
@@ -138,7 +153,7 @@ def test_what_is_economical_stays_in_float(gated: fx.GraphModule, monkeypatch: p
 def test_what_was_expected_to_help_and_does_not_stays_in_int8(
     gated: fx.GraphModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Fidelity, "EXPECTED_SQNR", 60.0)
+    monkeypatch.setattr(ptq, "ENOUGH", 60.0)
     tried = []
 
     def hopeful(found: Sensitivities) -> tuple[list[str], float]:
