@@ -33,6 +33,7 @@ import eqsat_deploy as eqd
 from benchmarks._data import IMAGE_SIDES, NETWORKS, calibration_data, judged_data, network
 from benchmarks._peers import PACKAGES, PEERS, Run, failure
 from eqsat_deploy.module import OptimizedModule
+from eqsat_deploy.processors import cpu, description
 
 CALIBRATED, BATCH = 96, 8
 JUDGED = {"minilm_l6": 200}  # 400 crops otherwise
@@ -164,7 +165,8 @@ def main() -> None:
         print(*table({name: results[name]})[2:], sep="\n", flush=True)
         if arguments.json:
             packages = ("eqsat-deploy", "torch", "openvino", *sorted({PACKAGES[p] for p in arguments.peers}))
-            versions = {"python": platform.python_version(), **{p: version(p) for p in packages}}
+            machine = {"cpu": description(cpu()[0]), "python": platform.python_version()}
+            versions = machine | {package: version(package) for package in packages}
             arguments.json.write_text(
                 json.dumps({"versions": versions, "networks": results}, indent=1) + "\n"
             )

@@ -33,6 +33,7 @@ from benchmarks._digits import BATCH, NETWORKS, Images, augmented, images, outpu
 from benchmarks._peers import PACKAGES, PEERS, Run, failure
 from benchmarks.accuracy import OURS
 from eqsat_deploy.noise import decibels
+from eqsat_deploy.processors import cpu, description
 from eqsat_deploy.quantization import finetune
 
 CALIBRATED = 128
@@ -152,7 +153,8 @@ def main() -> None:
         "openvino",
         *sorted({PACKAGES[p] for p in arguments.peers}),
     )
-    versions = {"python": platform.python_version(), **{package: version(package) for package in packages}}
+    machine = {"cpu": description(cpu()[0]), "python": platform.python_version()}
+    versions = machine | {package: version(package) for package in packages}
     print("| network | engine | medians over seeds |", "|---|---|---|", sep="\n")
     for name in arguments.models:
         model = trained(name, data, arguments.cache)
