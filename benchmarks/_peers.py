@@ -9,9 +9,11 @@ before it nor of the compilation after it. What a peer raises is left to the cal
 
 from __future__ import annotations
 
+import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from eqsat_deploy.processors import cpu, description
+
 Run = Callable[[Tensor], Tensor]
 Peer = Callable[[nn.Module, Sequence[Tensor], bool], tuple[Run, float]]
 
 SETTINGS = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
 HELD = 4  # every fourth sample is what the accuracy control measures on
 REVERTED, LONGEST = 10, 300.0  # kernels and seconds of the accuracy control, at most
+PAUSE = 0.02  # seconds
+
+
+def settled(run: Run, x: Tensor) -> float:
+    """Seconds of the second of two calls: the first finds its weights where others' calls have left them. The pause
+    before lets threads end that another runtime keeps waiting for work (ONNX Runtime's do, at full speed)."""
+    time.sleep(PAUSE)
+    run(x)
+    start = time.perf_counter()
+    run(x)
+    return time.perf_counter() - start
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """What figures are of: the CPU, and the versions of Python and of `packages`."""
+    machine = {"cpu": description(cpu()[0]), "python": platform.python_version()}
+    return machine | {package: version(package) for package in packages}
 
 
 def nncf(model: nn.Module, samples: Sequence[Tensor], transformer: bool) -> tuple[Run, float]:

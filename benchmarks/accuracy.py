@@ -14,13 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import platform
 import random
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,14 +29,12 @@ from torch import Tensor, nn
 
 import eqsat_deploy as eqd
 from benchmarks._data import IMAGE_SIDES, NETWORKS, calibration_data, judged_data, network
-from benchmarks._peers import PACKAGES, PEERS, Run, failure
+from benchmarks._peers import PACKAGES, PEERS, Run, failure, settled, versions
 from eqsat_deploy.module import OptimizedModule
-from eqsat_deploy.processors import cpu, description
 
 CALIBRATED, BATCH = 96, 8
 JUDGED = {"minilm_l6": 200}  # 400 crops otherwise
 ROUNDS = 100
-PAUSE = 0.02  # seconds
 OURS = "eqsat-deploy"
 
 
@@ -116,20 +112,16 @@ def _nearest(embeddings: Tensor) -> Tensor:
 
 
 def latencies(engines: Mapping[str, Run], x: Tensor) -> dict[str, float]:
-    """The median latency of each in milliseconds, of the second of two calls: the first finds its weights where the
-    others' calls have left them. The pause before lets threads end that another runtime keeps waiting for work."""
+    """The median latency of each in milliseconds."""
     times: dict[str, list[float]] = {name: [] for name in engines}
     order, shuffle = list(engines), random.Random(0)
     for index in range(ROUNDS + 5):
         shuffle.shuffle(order)
         for name in order:
-            time.sleep(PAUSE)
-            engines[name](x)
-            start = time.perf_counter()
-            engines[name](x)
+            taken = settled(engines[name], x)
             if index >= 5:
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: median(taken) for name, taken in times.items()}
+                times[name].append(taken * 1e3)
+    return {name: median(found) for name, found in times.items()}
 
 
 def table(results: dict[str, dict[str, Any]]) -> list[str]:
@@ -165,11 +157,8 @@ def main() -> None:
         print(*table({name: results[name]})[2:], sep="\n", flush=True)
         if arguments.json:
             packages = ("eqsat-deploy", "torch", "openvino", *sorted({PACKAGES[p] for p in arguments.peers}))
-            machine = {"cpu": description(cpu()[0]), "python": platform.python_version()}
-            versions = machine | {package: version(package) for package in packages}
-            arguments.json.write_text(
-                json.dumps({"versions": versions, "networks": results}, indent=1) + "\n"
-            )
+            written = json.dumps({"versions": versions(packages), "networks": results}, indent=1)
+            arguments.json.write_text(written + "\n")
 
 
 if __name__ == "__main__":

@@ -15,12 +15,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import platform
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,10 +28,9 @@ from torch import Tensor, nn
 
 import eqsat_deploy as eqd
 from benchmarks._digits import BATCH, NETWORKS, Images, augmented, images, outputs, trained
-from benchmarks._peers import PACKAGES, PEERS, Run, failure
+from benchmarks._peers import PACKAGES, PEERS, Run, failure, versions
 from benchmarks.accuracy import OURS
 from eqsat_deploy.noise import decibels
-from eqsat_deploy.processors import cpu, description
 from eqsat_deploy.quantization import finetune
 
 CALIBRATED = 128
@@ -153,15 +150,13 @@ def main() -> None:
         "openvino",
         *sorted({PACKAGES[p] for p in arguments.peers}),
     )
-    machine = {"cpu": description(cpu()[0]), "python": platform.python_version()}
-    versions = machine | {package: version(package) for package in packages}
     print("| network | engine | medians over seeds |", "|---|---|---|", sep="\n")
     for name in arguments.models:
         model = trained(name, data, arguments.cache)
         results[name] = compare(name, model, data, arguments.peers, range(arguments.seeds))
         print(*table(name, results[name]), sep="\n", flush=True)
         if arguments.json:
-            written = json.dumps({"versions": versions, "networks": results}, indent=1)
+            written = json.dumps({"versions": versions(packages), "networks": results}, indent=1)
             arguments.json.write_text(written + "\n")
 
 

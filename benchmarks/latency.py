@@ -42,7 +42,7 @@ from benchmarks._data import (
 )
 from benchmarks._data import network as trained
 from benchmarks._models import load, with_statistics
-from benchmarks._peers import compiled, torchao
+from benchmarks._peers import Run, compiled, settled, torchao
 from benchmarks._processes import answer
 from eqsat_deploy.engines.race import ratio
 
@@ -69,8 +69,6 @@ TRANSFORMERS = {"vit_b_16", "swin_t", "deit_tiny", "minilm_l6"}
 MODULE = "benchmarks.latency"
 SIDE, CALIBRATED, JUDGED = 224, 32, 16
 WARMUP, COPIES = 3, 3
-PAUSE = 0.02  # seconds
-Run = Callable[[Tensor], Tensor]
 
 
 def network(name: str) -> nn.Module:
@@ -215,9 +213,7 @@ def built(contestant: str, name: str, batch: int, folder: Path) -> dict[str, Any
 
 
 def timed(name: str, batch: int, folders: dict[str, Path], seconds: float) -> dict[str, list[float]]:
-    """Microseconds of every contestant in every round, in random order within each. Each is timed in the second of two
-    calls: the first finds its weights where the others' calls have left them. The pause before lets threads end that
-    another runtime keeps waiting for work (ONNX Runtime's do, at full speed)."""
+    """Microseconds of every contestant in every round, in random order within each."""
     x = judged(name)[:batch]
     runs = _copies(folders, name, batch)
     times: dict[str, list[float]] = {contestant: [] for contestant in runs}
@@ -226,12 +222,7 @@ def timed(name: str, batch: int, folders: dict[str, Path], seconds: float) -> di
     while time.perf_counter() < end or len(times["ours"]) < 10:
         shuffle.shuffle(order)
         for contestant in order:
-            run = shuffle.choice(runs[contestant])
-            time.sleep(PAUSE)
-            run(x)
-            start = time.perf_counter()
-            run(x)
-            times[contestant].append((time.perf_counter() - start) * 1e6)
+            times[contestant].append(settled(shuffle.choice(runs[contestant]), x) * 1e6)
     return times
 
 

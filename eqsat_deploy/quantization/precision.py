@@ -44,21 +44,20 @@ def economical(found: Sensitivities) -> tuple[list[str], float]:
         left = noise - sum(one.noise for one in kept)
         return 10 * log10(noise / left) if left > 0 else inf
 
+    def spent(kept: Sequence[Sensitivity]) -> float:
+        return sum(one.time or 0.0 for one in kept) / (found.total or inf)
+
     def worth(kept: Sequence[Sensitivity]) -> float:
-        return WORTH * 100 * _spent(kept, found)
+        return WORTH * 100 * spent(kept)
 
     def least(kept: Sequence[Sensitivity]) -> float:
         return max(worth(kept), LEAST)
 
     great = [one for one in found.by_worth() if one.time is not None and one.noise > noise / 100][:CONSIDERED]
     sets = (kept for count in range(1, len(great) + 1) for kept in combinations(great, count))
-    affordable = (kept for kept in sets if _spent(kept, found) <= MOST and gain(kept) >= least(kept))
+    affordable = (kept for kept in sets if spent(kept) <= MOST and gain(kept) >= least(kept))
     best = max(affordable, key=lambda kept: gain(kept) - worth(kept), default=())
     return [one.kernel for one in best], least(best)
-
-
-def _spent(kept: Sequence[Sensitivity], found: Sensitivities) -> float:
-    return sum(one.time or 0.0 for one in kept) / (found.total or inf)
 
 
 def leaving(found: Sensitivities, part: float) -> list[str]:
