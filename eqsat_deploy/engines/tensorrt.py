@@ -35,7 +35,7 @@ from eqsat_deploy.engines.onnx import (
 from eqsat_deploy.engines.onnx.written import as_written
 from eqsat_deploy.engines.tensorrt_api import tensorrt, version
 from eqsat_deploy.engines.tensorrt_build import build_plan, decomposable, plan_key
-from eqsat_deploy.engines.tensorrt_callbacks import profiler
+from eqsat_deploy.engines.tensorrt_callbacks import logger, profiler
 from eqsat_deploy.engines.tensorrt_layers import read_layers
 from eqsat_deploy.engines.tensorrt_run import Loaded, Worker
 from eqsat_deploy.errors import EngineError, InputError
@@ -209,9 +209,9 @@ class TensorRTEngine(Engine):
         if not engine.refittable:
             raise EngineError("this engine cannot be refitted: build it with options={'refit': True}")
         file = export_onnx(module, lane=self.lane, batch=self.signature.batch, opset=_opset(self.model))
-        refitter: trt.Refitter = api.Refitter(engine, self.loaded.logger)
+        refitter: trt.Refitter = api.Refitter(engine, logger(api))
         refitter.error_recorder = self.loaded.errors
-        parser: trt.OnnxParserRefitter = api.OnnxParserRefitter(refitter, self.loaded.logger)
+        parser: trt.OnnxParserRefitter = api.OnnxParserRefitter(refitter, logger(api))
         with self._all_workers() as workers:
             if not parser.refit_from_bytes(decomposable(file.model)):
                 found = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))

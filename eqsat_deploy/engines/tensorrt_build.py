@@ -16,7 +16,7 @@ from eqsat_deploy import compiled_cache
 from eqsat_deploy.cache import cache_folder, write
 from eqsat_deploy.deployment import Signature
 from eqsat_deploy.engines.tensorrt_api import tensorrt
-from eqsat_deploy.engines.tensorrt_callbacks import Report, error_recorder, monitor
+from eqsat_deploy.engines.tensorrt_callbacks import Report, error_recorder, logger, monitor
 from eqsat_deploy.errors import EngineError, InputError
 from eqsat_deploy.stages import Stages
 from eqsat_extraction.arguments import whole
@@ -41,16 +41,17 @@ def build_plan(model: bytes, signature: Signature, options: Mapping[str, Any]) -
     """
     api = tensorrt()
     errors = error_recorder(api)
-    logger: trt.Logger = api.Logger(api.Logger.WARNING)
-    builder: trt.Builder = api.Builder(logger)
-    builder.error_recorder = errors
+    builder: trt.Builder = api.Builder(logger(api))
     # Needed by 10.x, accepted and without effect in 11.x.
     strong = 1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network: trt.INetworkDefinition = builder.create_network(strong)
-    parser: trt.OnnxParser = api.OnnxParser(network, logger)
+    parser: trt.OnnxParser = api.OnnxParser(network, logger(api))
     if not parser.parse(decomposable(model)):
         found = "; ".join(_parser_error(parser.get_error(index)) for index in range(parser.num_errors))
         raise EngineError(f"TensorRT {api.__version__} does not read the model: {found}")
+    # Not before there is a parser: it gives the recorder that it found back to the network when it goes, and in Python
+    # the network goes first (`ErrorRecorderWrapper` in onnx-tensorrt's ImporterContext.hpp): a segmentation fault.
+    builder.error_recorder = errors
     config: trt.IBuilderConfig = builder.create_builder_config()
     workspace = whole("workspace", options.get("workspace", WORKSPACE))
     config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, workspace)

@@ -1,4 +1,4 @@
-"""What TensorRT calls back: its errors, the times of its layers, and how far a build is."""
+"""What TensorRT calls back: its log, its errors, the times of its layers, and how far a build is."""
 
 from __future__ import annotations
 
@@ -10,9 +10,21 @@ Report = Callable[[str, int, int], object]
 """Told the name of a phase, how many of its steps are done, and of how many."""
 
 
+_RECORDERS: list[Any] = []
+"""Every recorder there was: objects of TensorRT point to theirs until they go, and in Python go in any order."""
+
+
+@cache
+def logger(api: Any) -> Any:
+    """Warnings and errors, on standard error; one, since TensorRT takes one and warns of a second."""
+    return api.Logger(api.Logger.WARNING)
+
+
 def error_recorder(api: Any) -> Any:
     """Collects what TensorRT reports as errors, until `said()` tells it."""
-    return _classes(api)[0]()
+    recorder = _classes(api)[0]()
+    _RECORDERS.append(recorder)
+    return recorder
 
 
 def profiler(api: Any) -> Any:

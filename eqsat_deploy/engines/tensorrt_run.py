@@ -14,7 +14,7 @@ from torch import Tensor, cuda
 
 from eqsat_deploy.deployment import Signature
 from eqsat_deploy.engines.tensorrt_api import tensorrt, this_device, torch_dtype
-from eqsat_deploy.engines.tensorrt_callbacks import error_recorder
+from eqsat_deploy.engines.tensorrt_callbacks import error_recorder, logger
 from eqsat_deploy.errors import EngineError
 
 if TYPE_CHECKING:
@@ -36,8 +36,7 @@ class Loaded:
         api = tensorrt()
         self.device = this_device()
         self.errors = error_recorder(api)
-        self.logger: trt.Logger = api.Logger(api.Logger.WARNING)
-        self.runtime: trt.Runtime = api.Runtime(self.logger)
+        self.runtime: trt.Runtime = api.Runtime(logger(api))
         self.runtime.error_recorder = self.errors  # which hands it to the engine, and that to its contexts
         engine: trt.ICudaEngine | None = self.runtime.deserialize_cuda_engine(plan)
         if engine is None:

@@ -200,9 +200,9 @@ class Residual(nn.Module):
         self.head = nn.Linear(channels, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.stem(x))
-        y = self.pointwise(F.relu6(self.depthwise(x)))
-        return self.head(F.relu(x + y).mean((2, 3)))
+        x = torch.relu(self.stem(x))  # functions that rebuilt modules have: a lane writes them itself
+        y = self.pointwise(torch.clamp(self.depthwise(x), 0.0, 6.0))
+        return self.head(torch.relu(x + y).mean((2, 3)))
 
 
 class Block(nn.Module):
@@ -216,8 +216,11 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        packed = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(packed[0], packed[1], packed[2])
+        width = self.out.in_features
+        packed = self.qkv(self.norm1(x)).reshape(-1, x.size(1), 3 * self.heads, width // self.heads)
+        packed = torch.permute(packed, (0, 2, 1, 3))
+        query, key, value = (torch.narrow(packed, 1, part * self.heads, self.heads) for part in range(3))
+        attended = F.scaled_dot_product_attention(query, key, value)
         x = x + self.out(torch.transpose(attended, 1, 2).flatten(2))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 

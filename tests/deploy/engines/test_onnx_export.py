@@ -20,12 +20,14 @@ from eqsat_deploy.engines import Batch
 from eqsat_deploy.engines.onnx import ONNXRUNTIME, TENSORRT, export_onnx, nodes_of
 from eqsat_deploy.errors import EngineError
 from eqsat_deploy.grid import IntegerGrid
+from eqsat_deploy.language.normalization import Standardize
 from eqsat_deploy.quantization import FakeQuantize, QuantizedConv2d, quantize
 from tests.deploy.placing import ADDS, WEIGHTED, Attention, Residual, images, int8, traced
 from tests.support.models import image, randomized
 from tests.support.stages import optimized
 
 onnx = pytest.importorskip("onnx")
+reference = pytest.importorskip("onnx.reference")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
@@ -442,6 +444,57 @@ def test_what_half_cannot_hold_is_clamped_and_scales_stay_positive() -> None:
     x = images(1, seed=5)[0]
     with torch.no_grad():
         torch.testing.assert_close(execute(file, x)[0], model(x), atol=5e-3, rtol=0)
+
+
+class Normed(nn.Module):
+    def __init__(self, norm: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x * 500)
+
+
+def _global_response(x: Tensor) -> Tensor:
+    norms = x.pow(2).sum((2, 3), keepdim=True).sqrt()
+    return x * (norms / (norms.mean(1, keepdim=True) + 1e-6))
+
+
+NORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "layer norm along channels": Standardize(-3, 1e-6),
+    "root mean square": lambda x: F.rms_norm(x, x.shape[-1:], eps=1e-6),
+    "unit vectors": lambda x: x / (x * x).sum(1, keepdim=True).sqrt().clamp_min(1e-12),
+    "unit vectors of zeros": lambda x: (x * 0) / (x * 0).pow(2).sum(1, keepdim=True).sqrt().clamp_min(1e-12),
+    "global response": _global_response,
+    "root of a sum as result": lambda x: x.pow(2).sum(1).sqrt(),
+    "log of a sum": lambda x: torch.logsumexp(x / 50, 1),
+}
+
+
+def in_half(file: Any, x: Tensor) -> Tensor:
+    """With every FP16 rounded and overflowing: ONNX Runtime leaves casts to FP16 and back out."""
+    evaluator = reference.ReferenceEvaluator(file)
+    return torch.from_numpy(evaluator.run(None, {file.graph.input[0].name: x.numpy()})[0])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_norms_are_float32_in_the_half_graph(norm: str) -> None:
+    model = traced(Normed(NORMS[norm]), torch.zeros(1, 3, 8, 8))
+    x = images(1, seed=5)[0][..., :8, :8]
+    assert (x * 500).pow(2).max() > 65504
+    found = in_half(parsed(model, "tensorrt"), x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, model(x), rtol=1e-2, atol=2e-3)
+
+
+def test_a_norm_of_the_input_reads_it_as_it_is() -> None:
+    model = traced(nn.Sequential(Standardize(-3, 1e-6)), torch.zeros(1, 3, 8, 8))
+    file = parsed(model, "tensorrt")
+    x = images(1, seed=5)[0][..., :8, :8] * 1000
+    torch.testing.assert_close(in_half(file, x), model(x), rtol=1e-2, atol=5e-3)
+    squares = [node.input[0] for node in nodes(file, "Mul") if node.input[0] == node.input[1]]
+    assert len(squares) == 1
+    assert counts(file)["Cast"] == 4  # the input, what is squared, the root, the result
 
 
 def test_a_resize_keeps_its_float32_scales_in_the_half_graph() -> None:

@@ -196,7 +196,7 @@ def test_the_bindings_have_all_that_the_engine_uses(version: str) -> None:
         ("api.OnnxParserRefitter", "api.OnnxRefitter", "OnnxRefitter does not exist"),
         ("ignore_mismatch=False", "ignore_mismatches=False", "IBuilderConfig.set_timing_cache is not called like"),
         ("create_timing_cache(known)", "create_timing_cache()", "IBuilderConfig.create_timing_cache is not called"),
-        ("api.Runtime(self.logger)", "api.Runtime(self.logger, 1)", "Runtime is not called like"),
+        ("api.Runtime(logger(api))", "api.Runtime(logger(api), 1)", "Runtime is not called like"),
         ("config.progress_monitor =", "config.progress_monitors =", "IBuilderConfig.progress_monitors does not exist"),
         ("get_tensor_profile_shape(name, index)", "get_tensor_profile_shape(name)",
          "ICudaEngine.get_tensor_profile_shape is not called like"),
@@ -277,7 +277,7 @@ assert api.IProgressMonitor.step_complete(monitor, "Timing", 1) is False
 api.IProgressMonitor.phase_finish(monitor, "Timing")
 assert told == [("Timing", 0, 3), ("Timing", 1, 3), ("Timing", 2, 3)]
 assert isinstance(monitor.raised, KeyboardInterrupt)
-api.Logger(api.Logger.WARNING)
+assert callbacks.logger(api) is callbacks.logger(api)
 int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 """
 
