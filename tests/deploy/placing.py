@@ -44,11 +44,31 @@ VIEWS = (
 )
 
 
+class Rectifier(nn.ReLU):
+    """By the function that rebuilt modules have, which engines write themselves."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x)
+
+
+class Rectifier6(nn.ReLU6):
+    """Likewise."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.clamp(x, 0.0, 6.0)
+
+
+REBUILT: dict[type[nn.Module], Callable[[], nn.Module]] = {nn.ReLU: Rectifier, nn.ReLU6: Rectifier6}
+
+
 def traced(model: nn.Module, *example: Tensor, fold: bool = True) -> fx.GraphModule:
     """`model` in eval mode as a graph with its record, BatchNorm folded into convolutions."""
     module = fuse(model.eval(), inplace=True) if fold else model.eval()
     if not isinstance(module, fx.GraphModule):
         module = fx.symbolic_trace(module)
+    for name, layer in list(module.named_modules()):
+        if type(layer) in REBUILT:
+            module.set_submodule(name, REBUILT[type(layer)]())
     names = [node.name for node in module.graph.nodes if node.op == "placeholder"]
     inputs = tuple(
         InputSpec(name, (None, *value.shape[1:]), value.dtype)

@@ -456,17 +456,21 @@ class Normed(nn.Module):
 
 
 def _global_response(x: Tensor) -> Tensor:
-    norms = x.pow(2).sum((2, 3), keepdim=True).sqrt()
-    return x * (norms / (norms.mean(1, keepdim=True) + 1e-6))
+    norms = torch.sqrt(torch.sum(x * x, (2, 3), keepdim=True))
+    return x * (norms / (torch.mean(norms, 1, keepdim=True) + 1e-6))
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / torch.clamp(torch.sqrt(torch.sum(x * x, 1, keepdim=True)), 1e-12)
 
 
 NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "layer norm along channels": Standardize(-3, 1e-6),
     "root mean square": lambda x: F.rms_norm(x, x.shape[-1:], eps=1e-6),
-    "unit vectors": lambda x: x / (x * x).sum(1, keepdim=True).sqrt().clamp_min(1e-12),
-    "unit vectors of zeros": lambda x: (x * 0) / (x * 0).pow(2).sum(1, keepdim=True).sqrt().clamp_min(1e-12),
+    "unit vectors": _unit,
+    "unit vectors of zeros": lambda x: _unit(x * 0),
     "global response": _global_response,
-    "root of a sum as result": lambda x: x.pow(2).sum(1).sqrt(),
+    "root of a sum as result": lambda x: torch.sqrt(torch.sum(x**2, 1)),
     "log of a sum": lambda x: torch.logsumexp(x / 50, 1),
 }
 
