@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks import tensorrt as benchmark
+from benchmarks import tensorrt_files as files
 from tests.deploy.engines.fake_tensorrt import Fake, install
 from tests.deploy.placing import Residual
 
@@ -122,3 +123,21 @@ def test_models_run_apart_and_figures_are_kept(
     assert stored["versions"]["torch"]
     assert asked[0][-2:] == ["--level", "1"]
     assert "| resnet50, 8 | ours | 1.5 |" in capsys.readouterr().out
+
+
+def test_files_become_plans_of_nvidias_builder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # `main` sets it
+    file = tmp_path / "files.json"
+    models = ["timm:test_resnet", "torchvision:no_such_model"]
+    monkeypatch.setattr(sys, "argv", ["x", "--models", ",".join(models), "--side", "64", "--json", str(file)])
+    assert files.main() == 1
+    found = json.loads(file.read_text())["models"]
+    assert set(found) == set(models)
+    assert found[models[0]]["int8"]["plan_mb"] > 0
+    assert "no_such_model" in found[models[1]]["failed"]
+    assert capsys.readouterr().out.endswith(f"1 of 2 models became plans {models[1]}\n")
+    monkeypatch.setattr(files, "survey", None)  # what is in the file is not done again
+    assert files.main() == 1

@@ -151,6 +151,7 @@ def test_every_figure_of_a_table_has_a_source(table):
     ("reported", "device"),
     [
         ("NVIDIA A100-SXM4-80GB", "NVIDIA A100-SXM4-80GB"), ("NVIDIA H200", "NVIDIA H200"),
+        ("NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB HBM3"),
         ("Tesla T4", "NVIDIA T4"),
         ("NVIDIA L4", "NVIDIA L4"), ("Orin", "NVIDIA Jetson AGX Orin 64GB"),
     ],

@@ -259,7 +259,7 @@ class Roofline:
         channels = IMAGE_CHANNELS if shape.channels <= IMAGE_CHANNELS else _up(shape.channels, align)
         k = _up(channels * shape.window, align)
         n = _up(shape.n, align)
-        rate = self._rate(self.table.tensor_tops[dtype], "gemm") / self.table.sms
+        rate = self._rate(self.table.tensor_tops[dtype], f"gemm_{dtype}") / self.table.sms
         return min(
             ceil(shape.count * ceil(shape.m / rows) * ceil(n / columns) * split / self.table.sms)
             * (2.0 * rows * columns * _up(ceil(k / split), align) / (rate * share))
