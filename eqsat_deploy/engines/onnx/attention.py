@@ -67,7 +67,8 @@ def _whole_attention(
     scale: float | None = None, enable_gqa: bool = False,
 ) -> Any:  # fmt: skip
     refuse(dropout_p, enable_gqa)
-    alike = {x.shape[:1] for x in (query, key, value)} == {query.shape[:1]} and query.dim() == 4
+    # TensorRT takes keys and values of one shape, though ONNX has other widths of values, too.
+    alike = query.dim() == 4 and query.shape[:1] == key.shape[:1] and key.shape == value.shape
     if not alike or (attn_mask is not None and attn_mask.dtype == torch.bool):
         return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     return made("Attention", query, key, value, attn_mask, is_causal=int(is_causal), scale=scale)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import eqsat_deploy as eqd
 from eqsat_deploy.deployment import Signature
@@ -54,6 +55,24 @@ def plan(file: OnnxFile, **options: Any) -> bytes:
 @pytest.mark.parametrize("make", [Residual, Attention])
 def test_a_quantized_module_becomes_a_plan(make: type[nn.Module], opset: int) -> None:
     assert plan(exported(make(), opset))
+
+
+class Uneven(nn.Module):
+    """Attention whose values are wider than its keys, as LeViT has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(32, 4 * (16 + 16 + 32)), nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.transpose(torch.flatten(x, 2), 1, 2).reshape(-1, 96, 32)
+        heads = torch.permute(self.qkv(tokens).reshape(-1, 96, 4, 64), (0, 2, 1, 3))
+        query, key = torch.narrow(heads, 3, 0, 16), torch.narrow(heads, 3, 16, 16)
+        return self.out(F.scaled_dot_product_attention(query, key, torch.narrow(heads, 3, 32, 32)).mean(1))
+
+
+def test_attention_with_values_of_another_width_becomes_a_plan() -> None:
+    assert plan(exported(Uneven(), 23))
 
 
 @pytest.mark.slow
