@@ -6,8 +6,8 @@
 TensorRT for RTX has the interface and the ONNX parser of TensorRT 11, and builds on any machine for the GPUs that it
 knows (compute capability 7.5 and later, but 9.0 and 10.0). Every model is optimized for `trt_int8`, quantized on its
 example alone, and written twice, in float and in INT8; each file has to become a plan. So this says that parser and
-builder take what the lane writes, not how fast or how accurate it is: no plan is run. What is in `OUT` is not done
-again.
+builder take what the lane writes, not how fast or how accurate it is: no plan is run. Each model has a process of its
+own, which a crash of the builder ends alone. What is in `OUT` is not done again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import torch
 
 import eqsat_deploy as eqd
 from benchmarks._models import inputs, load, rerandomize
-from benchmarks._peers import failure, versions
+from benchmarks._peers import versions
+from benchmarks._processes import answer
 from benchmarks.zoo import expand
 from eqsat_deploy.deployment import Batch
 from eqsat_deploy.engines.onnx import TENSORRT, export_onnx
@@ -35,11 +36,14 @@ from eqsat_deploy.inputs import example_arguments
 
 NAMES = ("tensorrt_rtx_bindings", "tensorrt")  # what it is, and what the engine looks for
 PACKAGES = ("eqsat-deploy", "torch", "tensorrt-rtx-cu13-libs", "onnx", "onnxscript")
-SIZES = Batch(1, 8, 8)
+MODULE = "benchmarks.tensorrt_files"
+SIZES, LONGEST = Batch(1, 8, 8), 900.0
 
 
 def survey(spec: str, side: int | None) -> dict[str, Any]:
-    """A plan of one model in float and one in INT8, or why there is none."""
+    """A plan of one model in float and two in INT8."""
+    sys.modules[NAMES[1]] = import_module(NAMES[0])
+    warnings.simplefilter("ignore")
     model = rerandomize(load(spec, 0), 0).eval()
     args, kwargs = example_arguments(model, inputs(spec, 0, model, side))
     chosen = eqd.optimize(model, kwargs or args, cost="trt_int8", batch=SIZES.typical)
@@ -73,17 +77,19 @@ def main() -> int:
     parser.add_argument("--models", default="founding", help="as benchmarks.zoo takes them")
     parser.add_argument("--side", type=int, help="of images, for every architecture that takes it")
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    sys.modules[NAMES[1]] = import_module(NAMES[0])
-    warnings.simplefilter("ignore")
+    if arguments.one:
+        print(json.dumps(survey(arguments.models, arguments.side)))
+        return 0
     stored = json.loads(arguments.json.read_text())["models"] if arguments.json.exists() else {}
+    side = ["--side", arguments.side] if arguments.side else []
     for spec in expand(arguments.models):
         if spec in stored:
             continue
-        try:
-            stored[spec] = survey(spec, arguments.side)
-        except Exception as error:  # of any stage
-            stored[spec] = {"failed": failure(error)[:500]}
+        stored[spec] = answer(
+            MODULE, "--one", "--models", spec, *side, "--json", arguments.json, longest=LONGEST
+        )
         print(spec, stored[spec], flush=True)
         text = json.dumps({"versions": versions(PACKAGES), "models": stored}, indent=1)
         arguments.json.write_text(text + "\n")

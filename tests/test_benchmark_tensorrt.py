@@ -129,7 +129,6 @@ def test_files_become_plans_of_nvidias_builder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("tensorrt_rtx_bindings")
-    monkeypatch.setitem(sys.modules, "tensorrt", None)  # `main` sets it
     file = tmp_path / "files.json"
     models = ["timm:test_resnet", "torchvision:no_such_model"]
     monkeypatch.setattr(sys, "argv", ["x", "--models", ",".join(models), "--side", "64", "--json", str(file)])
@@ -139,5 +138,5 @@ def test_files_become_plans_of_nvidias_builder(
     assert found[models[0]]["int8"]["plan_mb"] > 0
     assert "no_such_model" in found[models[1]]["failed"]
     assert capsys.readouterr().out.endswith(f"1 of 2 models became plans {models[1]}\n")
-    monkeypatch.setattr(files, "survey", None)  # what is in the file is not done again
+    monkeypatch.setattr(files, "answer", None)  # what is in the file is not done again
     assert files.main() == 1
