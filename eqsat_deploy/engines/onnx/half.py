@@ -13,19 +13,12 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 LARGEST_HALF = float(np.finfo(np.float16).max)
-# FP16 ends at the square of 256, and has no 1e-12: norms are float32, from the square to the division by its root.
-SQUARED = ("ReduceL2", "ReduceSumSquare", "ReduceLogSumExp")  # the last ends at the exponential of 11
+# FP16 ends at the square of 256 and at the exponential of 11, and has no 1e-12: norms are float32, from the squares to
+# the division by their root.
+OVERFLOWING = ("ReduceL2", "ReduceSumSquare", "ReduceLogSumExp")
 OF_SQUARES = (
-    "ReduceMean",
-    "ReduceSum",
-    "Add",
-    "Clip",
-    "Max",
-    "Sqrt",
-    "Reshape",
-    "Squeeze",
-    "Unsqueeze",
-    "Transpose",
+    *("ReduceMean", "ReduceSum", "Add", "Clip", "Max", "Sqrt"),
+    *("Reshape", "Squeeze", "Unsqueeze", "Transpose"),
 )
 DIVIDED = ("Div", "Reciprocal")
 # These inputs stay float32 whatever the tensors are, by the operator's specification.
@@ -80,11 +73,8 @@ def _norms(graph: ir.Graph) -> dict[ir.Node, None]:
     for node in graph:
         above = [value.producer() for value in node.inputs if value is not None]
         of_squares = any(each in found and each.op_type not in DIVIDED for each in above if each is not None)
-        if (
-            node.op_type in SQUARED
-            or _is_square(node)
-            or (of_squares and node.op_type in OF_SQUARES + DIVIDED)
-        ):
+        goes_on = of_squares and node.op_type in OF_SQUARES + DIVIDED
+        if node.op_type in OVERFLOWING or _is_square(node) or goes_on:
             found[node] = None
     return found
 
