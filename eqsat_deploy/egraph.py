@@ -7,11 +7,15 @@ faster than one command per node. Limits are checked between iterations because 
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib import import_module
+from importlib.machinery import PathFinder
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from typing import Any
 
@@ -213,11 +217,23 @@ def _declare(o: Operator) -> list[str]:
     return lines
 
 
-def _egglog() -> Any:
-    """The engine, loaded where it is first needed: its package imports a formatter of source text, and more."""
-    from egglog import bindings
+ENGINE = "egglog.bindings"
+_loading = threading.Lock()
 
-    return bindings
+
+def _egglog() -> Any:
+    """The engine, loaded where it is first needed, and without its package: that imports a formatter of source text and
+    more, which takes five times as long. Whoever imports the package has the same engine."""
+    with _loading:
+        if ENGINE not in sys.modules:
+            package = find_spec("egglog")
+            spec = package and PathFinder.find_spec(ENGINE, package.submodule_search_locations)
+            if spec is None or spec.loader is None:
+                return import_module(ENGINE)  # with its own words for what is missing
+            engine = module_from_spec(spec)
+            spec.loader.exec_module(engine)
+            sys.modules[ENGINE] = engine
+    return sys.modules[ENGINE]
 
 
 @lru_cache(maxsize=2048)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from eqsat_deploy.calling import Arguments, CallSpec, InputSpec, arguments, batch_size
-from eqsat_deploy.deployment import device_of, samples_of
+from eqsat_deploy.deployment import samples_of, split
 from eqsat_deploy.errors import InputError, QuantizationError
 from eqsat_extraction.cautions import caution
 
@@ -26,36 +26,57 @@ FEW = 16
 HUGE = 1e6
 """No normalized input is as great."""
 
+Watch = Callable[[tuple[Tensor, ...]], None]
+"""Is shown a batch, its inputs in the order of the placeholders."""
+
 LABELS = frozenset({"label", "labels", "label_ids", "target", "targets"})
 """What data loaders call labels in batches by name."""
 
 
 def calibrate(
-    modules: Sequence[nn.Module], call: CallSpec, batches: Iterable[Any], keep: int = SAMPLE
+    watch: Watch, device: torch.device, call: CallSpec, batches: Iterable[Any], keep: int, first: Watch | None
 ) -> tuple[Tensor, ...]:
-    """Run every batch, once, through all the modules; the first `keep` samples of all, in one batch.
+    """Show every batch, once, to `watch`; the first `keep` samples of all, in one batch.
+
+    The first samples, as many as are `enough`, are shown to `first` instead where there is one, in one batch.
 
     An interruption (`KeyboardInterrupt`) ends the data: what was read before stays, with a warning.
 
     Raises:
         QuantizationError: no batches, or one that does not fit `call` or has NaN or infinity, by its number.
     """
-    device = device_of(modules[0])
     count, held, ranges = 0, Held(call.inputs, keep), _Ranges(call.inputs)
-    try:
-        with torch.no_grad():
+    waiting: list[tuple[Tensor, ...]] = []  # for there to be enough
+
+    def show_first() -> None:
+        nonlocal first
+        if waiting and first is not None:
+            few, *rest = split(
+                call.inputs, joined(call.inputs, waiting), enough(SAMPLE, call.inputs, waiting[0])
+            )
+            first(few)
+            first = None
+            for part in rest:
+                watch(part)
+
+    with torch.no_grad():
+        try:
             for inputs in _read(batches, call):
                 inputs = tuple(value.to(device) for value in inputs)
-                fast = tuple(map(channels_last, inputs))
-                for module in modules:
-                    module.forward(*fast)
-                held.add(inputs)
                 ranges.add(inputs)
+                held.add(inputs)
                 count += 1
-    except KeyboardInterrupt:
-        if count == 0:
-            raise
-        caution(f"interrupted: calibrated on the first {count} batches")
+                if first is None:
+                    watch(inputs)
+                    continue
+                waiting.append(inputs)
+                if held.count >= min(keep, enough(SAMPLE, call.inputs, inputs)):
+                    show_first()
+        except KeyboardInterrupt:
+            if count == 0:
+                raise
+            caution(f"interrupted: calibrated on the first {count} batches")
+        show_first()
     if count == 0:
         raise QuantizationError(
             "no calibration batches: pass an iterable of inputs (a generator is used up after one pass)"
@@ -153,10 +174,15 @@ class Held:
 
     def joined(self) -> tuple[Tensor, ...]:
         """All in one batch."""
-        return tuple(
-            values[0] if axis is None else torch.cat(values, axis)
-            for axis, values in zip(self.axes, zip(*self.parts, strict=True), strict=True)
-        )
+        return joined(self.specs, self.parts)
+
+
+def joined(specs: Sequence[InputSpec], batches: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Batches in one; an input without a batch axis as it is in the first."""
+    return tuple(
+        values[0] if spec.batch_axis is None else torch.cat(values, spec.batch_axis)
+        for spec, values in zip(specs, zip(*batches, strict=True), strict=True)
+    )
 
 
 class _Ranges:

@@ -20,6 +20,7 @@ from eqsat_deploy.deployment import (
     comparable,
     copied,
     deployment,
+    device_of,
     fingerprint,
     record,
     samples_of,
@@ -28,7 +29,7 @@ from eqsat_deploy.errors import QuantizationError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.noise import Fidelity
 from eqsat_deploy.processors import saturating
-from eqsat_deploy.quantization.calibrate import SAMPLE, calibrate, enough
+from eqsat_deploy.quantization.calibrate import SAMPLE, calibrate, channels_last, enough
 from eqsat_deploy.quantization.fake_quantize import (
     FakeQuantize,
     QuantizedConv2d,
@@ -48,6 +49,7 @@ from eqsat_deploy.quantization.precision import (
     without_float_operands,
 )
 from eqsat_deploy.quantization.reconstruction import Choices, Draft, place_first_ranges, reconstruct
+from eqsat_deploy.quantization.reference import Reference
 from eqsat_deploy.quantization.sensitivity import outputs_of, ranked
 from eqsat_deploy.quantization.tuning import TUNED, tuned
 from eqsat_deploy.stages import Stages
@@ -91,8 +93,8 @@ def quantize(
             ranges of matrix products, both by the error at the outputs of what reads the tensor, and corrects biases
             (`reconstruction`); `best` then trains scales and biases to give the float outputs on up to
             `tuning.TUNED` samples, keeping what is best on samples left out. `fast` takes the time of two passes over
-            the data, `balanced` that of one, and of five passes over `SAMPLE` samples more (half as many images, where
-            they are great), or about ten where the outputs have lost much, `best` of about 20 passes forward and back
+            the data, `balanced` that of one, and of three passes over `SAMPLE` samples more (half as many images, where
+            they are great), or about seven where the outputs have lost much, `best` of about 20 passes forward and back
             over its samples more; it leaves out the plain form, which `build` then does not compare with. The plain
             form is repaired when `build` is to ship it, on samples that are kept.
         grid: the codes that kernels read, the module's target's when missing (any, where it has no target).
@@ -136,23 +138,35 @@ def quantize(
     stages = Stages()
     # A plain form may never be shipped: where it would see its samples again before, it is only shown a few.
     repaired = effort != "fast" and observer is None
-    watching = forms[:1] if repaired else forms
+    first, *rest = forms
+    watching = [first] if repaired else forms
+
+    def watch(inputs: Sequence[Tensor]) -> None:
+        for form in watching:
+            form.shown(inputs)
+
+    def refer(inputs: Sequence[Tensor]) -> None:
+        first.reference = Reference(first.module, inputs)
+        for form in watching[1:]:
+            form.shown(inputs)
+
     with stages("calibrate"):
-        held = calibrate([form.module for form in watching], call_of(module), batches, keep)
+        held = calibrate(
+            watch, device_of(module), call_of(module), batches, keep, None if effort == "fast" else refer
+        )
     sample = samples_of(known.inputs, held, enough(SAMPLE, known.inputs, held))
     choices: Choices = {}
-    first, *rest = forms
     with stages("quantize"):
-        quantized = first.quantized(effort, sample, choices)
+        quantized = first.quantized(choices)
         if budget is not None:
             while floats := _beyond(budget, module, quantized, sample):
                 first, *rest = [form.with_floats(floats) for form in (first, *rest)]
-                quantized = first.quantized(effort, sample, choices)
-        elif better := _economical(first, effort, sample, choices):
+                quantized = first.quantized(choices)
+        elif better := _economical(first, sample, choices):
             first, *rest = better, *(form.with_floats(better.floats) for form in rest)
             quantized = first.module
         for unseen in rest if repaired else ():
-            unseen.shown(held)
+            unseen.shown(samples_of(known.inputs, held))
         others = [form.drafted(effort, held) for form in rest]
     fidelity = first.fidelity
     if effort == "best":
@@ -180,7 +194,7 @@ def quantize(
     return quantized
 
 
-def _economical(form: _Watched, effort: str, sample: Sequence[Tensor], choices: Choices) -> _Watched | None:
+def _economical(form: _Watched, sample: Sequence[Tensor], choices: Choices) -> _Watched | None:
     """`form`, which is quantized, with a few kernels in float, where its outputs win by that what it is worth: what a
     kernel does to them is known to first order only, so it is tried."""
     if form.fidelity is None or form.fidelity.sqnr >= ENOUGH:
@@ -190,7 +204,7 @@ def _economical(form: _Watched, effort: str, sample: Sequence[Tensor], choices: 
     if not floats:
         return None
     other = form.with_floats(floats)
-    other.quantized(effort, sample, choices)
+    other.quantized(choices)
     assert other.fidelity is not None
     return other if other.fidelity.sqnr >= form.fidelity.sqnr + gain else None
 
@@ -229,6 +243,7 @@ class _Watched:
         placement = with_floats(deployment(module).placement, floats, self.nodes)
         self.placement = without_float_operands(placement)
         record(self.module, placement=self.placement)
+        self.reference: Reference | None = None
         self.fidelity: Fidelity | None = None
         self.watches = _insert_watches(self.module, self.nodes, _sharing(self.placement, grid), make_observer)
         self.module.recompile()
@@ -238,20 +253,22 @@ class _Watched:
         other = _Watched(self.source, (*self.floats, *names), self.grid, self.make_observer)
         for target, watch in other.watches.items():
             watch.observer = self.watches[target].observer
+        other.reference = self.reference
         return other
 
-    def quantized(self, effort: str, sample: Sequence[Tensor], choices: Choices) -> fx.GraphModule:
-        """The copy, watches replaced by what they have seen; `choices` are what was taken before."""
+    def shown(self, inputs: Sequence[Tensor]) -> None:
+        """Watch a batch."""
+        with torch.no_grad():
+            self.module.forward(*map(channels_last, inputs))
+
+    def quantized(self, choices: Choices) -> fx.GraphModule:
+        """The copy, watches replaced by what they have seen, and repaired where there is a reference; `choices` are
+        what was taken before."""
         seen = self._rounded()
-        if effort != "fast":
-            self.fidelity = reconstruct(self.module, seen, sample, self.grid, choices)
+        if self.reference is not None:
+            self.fidelity = reconstruct(self.module, seen, self.reference, self.grid, choices)
         self.module.recompile()
         return self.module
-
-    def shown(self, sample: Sequence[Tensor]) -> None:
-        """Watch a few samples: enough to be raced."""
-        with torch.no_grad():
-            self.module.forward(*samples_of(deployment(self.module).inputs, sample))
 
     def drafted(self, effort: str, sample: Sequence[Tensor]) -> fx.GraphModule:
         """The same as it is fast to have, with what `finished` makes the rest of."""

@@ -15,35 +15,26 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from eqsat_deploy.deployment import Scaled, copied, deployment, device_of, flat_outputs, record, split
+from eqsat_deploy.deployment import Scaled, copied, deployment, device_of, flat_outputs, record
 from eqsat_deploy.grid import IntegerGrid
-from eqsat_deploy.language.pointwise import UNARY
 from eqsat_deploy.noise import Fidelity
 from eqsat_deploy.quantization.absorption import Scalable, scalable
 from eqsat_deploy.quantization.biases import corrected
-from eqsat_deploy.quantization.calibrate import GREAT, channels_last, enough
-from eqsat_deploy.quantization.equalization import ChannelScale
+from eqsat_deploy.quantization.calibrate import GREAT
 from eqsat_deploy.quantization.fake_quantize import (
     FakeQuantize,
     Layer,
     QuantizedLinear,
     channel_axis,
-    with_exact_weight,
     with_rounded_weight,
 )
 from eqsat_deploy.quantization.observers import Extremes, Observer
+from eqsat_deploy.quantization.reference import Reference, exact_layers
 from eqsat_deploy.quantization.rounding import Expected, Readers, Rounding, roundings
 
-POINTWISE = frozenset(UNARY.values())
-
-SEARCHED = 8
-"""Samples that are computed at once, half of great ones, and of which ways to round are compared on the first: on half
-of them where convolutions read great ones (three networks, three sets of data: the same choices as on all, but for one
-set)."""
-
-ROWS = 256
-"""As many rows of them at most, evenly spread, where only products of matrices read the tensor (MiniLM, four sets of
-data: cosines of 0.9984 with 512 as with 256)."""
+ROWS = 128
+"""As many rows of them at most, evenly spread, where only products of matrices read the tensor (MiniLM, five sets of
+data: cosines of 0.9981 with 256 as with 128)."""
 
 Choices = dict[tuple[str, ...], int]
 """Which of the ways to round a tensor was chosen, by the names of its quantizer and of the layers that read it."""
@@ -74,9 +65,10 @@ def finished(module: fx.GraphModule) -> fx.GraphModule:
     if draft is None:
         return module
     module = copied(module)
-    seen = _observed(module, draft.axes, draft.inputs)
+    seen = {target: Extremes(axis) for target, axis in draft.axes.items()}
+    reference = Reference(module, draft.inputs, seen)
     place_first_ranges(module, seen, draft.grid)
-    fidelity = reconstruct(module, seen, draft.inputs, draft.grid)
+    fidelity = reconstruct(module, seen, reference, draft.grid)
     module.recompile()
     record(module, draft=None, fidelity=fidelity)
     return module
@@ -119,121 +111,61 @@ def _second_operands(module: fx.GraphModule) -> set[str]:
     return found
 
 
-def _observed(
-    module: fx.GraphModule, axes: Mapping[str, int | None], inputs: Sequence[Tensor]
-) -> dict[str, Extremes]:
-    """The extremes in float of what the quantizers named round."""
-    seen = {target: Extremes(axis) for target, axis in axes.items()}
-    run = _Observing(module, _exact_layers(module), seen)
-    with torch.no_grad():
-        for part in _parts(module, inputs):
-            run.run(*part)
-    return seen
-
-
-def _parts(module: fx.GraphModule, inputs: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
-    """A sample in parts of about `SEARCHED`."""
-    specs = deployment(module).inputs
-    return [tuple(map(channels_last, part)) for part in split(specs, inputs, enough(SEARCHED, specs, inputs))]
-
-
-def _exact_layers(module: fx.GraphModule) -> dict[str, nn.Module]:
-    """The module's quantized layers as they were in float, by their names."""
-    return {
-        name: with_exact_weight(layer) for name, layer in module.named_modules() if isinstance(layer, Layer)
-    }
-
-
 class _Run(fx.Interpreter):
     """Computes nodes of the quantized module, some layers as they are in `layers`."""
 
-    def __init__(
-        self, module: fx.GraphModule, layers: Mapping[str, nn.Module], *, forgets: bool = False
-    ) -> None:
-        super().__init__(module, garbage_collect_values=forgets)
+    def __init__(self, module: fx.GraphModule, layers: Mapping[str, nn.Module]) -> None:
+        super().__init__(module, garbage_collect_values=False)
         self.layers = layers
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return (self.layers.get(target) or self.fetch_attr(target))(*args, **kwargs)
 
 
-class _FloatRun(_Run):
-    """Computes nodes of the quantized module as they were in float."""
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        rounds = isinstance(self.fetch_attr(target), FakeQuantize | ChannelScale)
-        return args[0] if rounds else super().call_module(target, args, kwargs)
-
-
-class _Observing(_FloatRun):
-    """Shows what quantizers read to those who have `seen` it."""
-
-    def __init__(
-        self, module: fx.GraphModule, layers: Mapping[str, nn.Module], seen: Mapping[str, Extremes]
-    ) -> None:
-        super().__init__(module, layers, forgets=True)
-        self.seen = seen
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if target in self.seen:
-            self.seen[target].update(args[0])
-        return super().call_module(target, args, kwargs)
-
-
 class _Sample:
-    """A sample in parts, and what nodes make of each: in float, and with everything up to them rounded.
-
-    The parts are small, since tensors of 32 MiB and more are memory that the system clears anew for each of them.
-    """
+    """A sample in parts, and what nodes make of each with everything up to them rounded."""
 
     def __init__(self, module: fx.GraphModule, parts: Sequence[tuple[Tensor, ...]]) -> None:
-        originals = _exact_layers(module)
         self.layers: dict[str, nn.Module] = {}
-        self.exact: list[_Run] = [_FloatRun(module, originals) for _ in parts]
-        self.rounded = [_Run(module, self.layers) for _ in parts]
+        self.runs = [_Run(module, self.layers) for _ in parts]
         self.inputs = zip(*parts, strict=True)
-        self.originals, self.left = originals, dict[fx.Node, int]()
+        self.left: dict[fx.Node, int] = {}
 
     def take_input(self, node: fx.Node) -> None:
         """The next of the inputs, for the next of the placeholders."""
-        for exact, rounded, value in zip(self.exact, self.rounded, next(self.inputs), strict=True):
-            exact.env[node] = rounded.env[node] = value
-
-    def compute(self, node: fx.Node) -> None:
-        """`node` in float."""
-        for run in self.exact:
-            run.env[node] = run.run_node(node)
+        for run, value in zip(self.runs, next(self.inputs), strict=True):
+            run.env[node] = value
 
     def round(self, node: fx.Node) -> None:
         """`node` as the module computes it, with its weight rounded once."""
         target = str(node.target)
-        if node.op == "call_module" and isinstance(layer := self.rounded[0].fetch_attr(target), Layer):
+        if node.op == "call_module" and isinstance(layer := self.runs[0].fetch_attr(target), Layer):
             self.layers[target] = with_rounded_weight(layer)
-        for run in self.rounded:
+        for run in self.runs:
             run.env[node] = run.run_node(node)
 
     def take(self, node: fx.Node, codes: Callable[[Tensor], Tensor], operand: fx.Node) -> None:
         """`node` as the `codes` of an operand."""
-        for run in self.rounded:
+        for run in self.runs:
             run.env[node] = codes(run.env[operand])
 
-    def values(self, node: fx.Node) -> tuple[list[Tensor], list[Tensor]]:
-        """What `node` is of each part, in float and rounded."""
-        return [run.env[node] for run in self.exact], [run.env[node] for run in self.rounded]
+    def values(self, node: fx.Node) -> list[Tensor]:
+        """What `node` is of each part."""
+        return [run.env[node] for run in self.runs]
 
     def forget(self, operands: Sequence[fx.Node]) -> None:
         """Drop what nobody reads any more, now that one more has read `operands`."""
         for operand in operands:
             self.left[operand] = self.left.get(operand, len(operand.users)) - 1
             if not self.left[operand]:
-                for run in (*self.exact, *self.rounded):
+                for run in self.runs:
                     del run.env[operand]
 
 
 def reconstruct(
     module: fx.GraphModule,
     seen: Mapping[str, Extremes],
-    inputs: Sequence[Tensor],
+    reference: Reference,
     grid: IntegerGrid,
     choices: Choices | None = None,
 ) -> Fidelity:
@@ -242,7 +174,7 @@ def reconstruct(
     Args:
         module: quantized, with first ranges.
         seen: the extremes in calibration of every quantizer whose range may be chosen, by its name.
-        inputs: the sample, in the order of the module's placeholders.
+        reference: the sample, and what the module gives of it in float.
         grid: the codes that the target reads.
         choices: what was chosen before, of this module with other kernels in float; added to.
 
@@ -253,7 +185,7 @@ def reconstruct(
     if grid.saturating:
         settled = _second_operands(module)
         seen = {target: extremes for target, extremes in seen.items() if target not in settled}
-    sample = _Sample(module, _parts(module, inputs))
+    sample, originals = _Sample(module, reference.parts), exact_layers(module)
     calls = Counter(str(node.target) for node in module.graph.nodes if node.op == "call_module")
     scales = {scale.tensor: scale for scale in deployment(module).placement.scales}
     scaled: list[Scaled] = []
@@ -266,41 +198,31 @@ def reconstruct(
                 continue
             operands, target = node.all_input_nodes, str(node.target)
             child = module.get_submodule(target) if node.op == "call_module" else None
-            sample.compute(node)
             chosen = None
             if isinstance(child, FakeQuantize) and calls[target] == 1 and target in seen:
                 readers = _layers(module, node, calls)
                 free = scales.get(operands[0].name)
                 by = None if free is None else scalable(free, module, node, readers, calls)
-                given = sample.values(operands[0])[1][0]
-                chosen = _chosen(node, readers, sample.originals, seen[target], grid, given, choices, by)
+                given = sample.values(operands[0])[0]
+                chosen = _chosen(node, readers, originals, seen[target], grid, given, choices, by)
             if chosen is None:
                 sample.round(node)
             else:
                 chosen.place(module, node)
                 scaled += chosen.scaled
                 sample.take(node, chosen.codes, operands[0])
-            if isinstance(child, Layer) and calls[target] == 1:
-                corrected(child, *sample.values(node), _after(node))
+            if isinstance(child, Layer) and (exact := reference.layers.get(target)) is not None:
+                corrected(child, exact.parts, sample.values(node), exact.after)
             sample.forget(operands)
     record(module, scaled=tuple(scaled))
-    outputs = [sample.values(node) for node in flat_outputs(module)]
-    return Fidelity.of((_whole(exact), _whole(rounded)) for exact, rounded in outputs)
+    rounded = [sample.values(node) for node in flat_outputs(module)]
+    expected = zip(*reference.outputs, strict=True)
+    return Fidelity.of((_whole(e), _whole(r)) for e, r in zip(expected, rounded, strict=True))
 
 
 def _whole(parts: Sequence[Tensor]) -> Tensor:
     """An output of all samples: scores in rows, anything else flat."""
     return torch.cat([part if part.dim() == 2 else part.flatten() for part in parts])
-
-
-def _after(node: fx.Node) -> Callable[[Tensor], Tensor] | None:
-    """The pointwise function that is all that reads a node."""
-    users = list(node.users)
-    if len(users) != 1 or users[0].target not in POINTWISE or users[0].all_input_nodes != [node]:
-        return None
-    (user,) = users
-    function: Any = user.target
-    return lambda values: function(values, *user.args[1:], **user.kwargs)
 
 
 def _layers(module: fx.GraphModule, node: fx.Node, calls: Mapping[str, int]) -> Readers:

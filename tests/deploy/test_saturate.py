@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -36,6 +39,16 @@ MODELS = {
     "opaque": (Opaque, lambda: image(2, 6)),
     "attention": (Attends, lambda: image(2, 5, 8)),
 }
+
+
+def test_the_engine_is_loaded_without_its_package_and_is_the_same_engine_with_it() -> None:
+    code = (
+        "import sys; from eqsat_deploy.selection import find_rules; from eqsat_deploy.egraph import EGraph; "
+        "EGraph(find_rules().rules[:1]); alone = 'egglog' not in sys.modules; engine = sys.modules['egglog.bindings']; "
+        "from egglog import bindings, i64; print(alone, bindings is engine)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]
 
 
 def test_counting_e_nodes_is_counting_what_is_decoded():

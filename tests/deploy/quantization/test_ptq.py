@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 import operator
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -26,8 +26,8 @@ from eqsat_deploy.deployment import (
 from eqsat_deploy.errors import InputError, QuantizationError, UnknownNameError
 from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.quantization import FakeQuantize, MinMax, QuantizedConv2d, QuantizedLinear, ptq, quantize
-from eqsat_deploy.quantization.biases import corrected
-from eqsat_deploy.quantization.calibrate import SAMPLE, calibrate
+from eqsat_deploy.quantization.biases import corrected, known
+from eqsat_deploy.quantization.calibrate import SAMPLE
 from eqsat_deploy.quantization.reconstruction import finished
 from eqsat_deploy.quantization.rounding import Rounding
 from eqsat_deploy.stages import listening
@@ -451,10 +451,10 @@ def test_what_an_activation_clips_does_not_move_what_it_lets_pass() -> None:
     found = expected.clone()
     found[:, :, :4] += 2.0
     left, shifted = found.clone(), found.clone()
-    corrected(layer, [expected], [left], lambda x: torch.clamp(x, 0.0, 6.0))
+    corrected(layer, [known(expected, 1, F.relu6)], [left], F.relu6)
     assert torch.equal(left, found)
-    corrected(layer, [expected], [shifted])
-    assert torch.allclose(shifted, found - 1.0)
+    corrected(layer, [known(expected, 1, None)], [shifted])
+    assert torch.allclose(shifted, found - 1.0, atol=1e-6)
 
 
 @given(st.floats(-0.4, 0.4), st.sampled_from([torch.relu, F.hardswish, F.silu, F.gelu, torch.log, F.relu6]))
@@ -464,7 +464,7 @@ def test_an_even_error_is_taken_back_whatever_comes_after(
     layer = QuantizedConv2d.from_float(nn.Conv2d(1, 2, 1))
     expected = torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(0)) + 1
     found = expected + error
-    corrected(layer, expected.split(3), found.split(3), after)
+    corrected(layer, [known(part, 1, after) for part in expected.split(3)], found.split(3), after)
     assert (found - expected).abs().max() <= 0.01 * abs(error) + 1e-6
 
 
@@ -475,7 +475,7 @@ def test_a_mean_error_is_taken_over_values_from_all_over_a_map() -> None:
     for column in range(64):
         found = expected.clone()
         found[..., column] = 64.0
-        corrected(layer, [expected], [found])
+        corrected(layer, [known(expected, 1, None)], [found])
         assert found[0, 0, 0, column - 1] == pytest.approx(-1.0, abs=0.1)
 
 
@@ -589,13 +589,25 @@ def test_the_plain_form_sees_all_data_only_where_it_is_not_to_be_repaired(
 ) -> None:
     form = int8(traced(Residual(), torch.zeros(1, 3, 32, 32)), WEIGHTED)
     record(form, plain=copy.deepcopy(form), fingerprint=fingerprint(form))
-    watching: list[int] = []
-    monkeypatch.setattr(
-        ptq, "calibrate", lambda modules, *rest: watching.append(len(modules)) or calibrate(modules, *rest)
-    )
-    for options in ({}, {"effort": "fast"}, {"observer": "mse"}):
+    seen: list[int] = []
+    shown = ptq._Watched.shown
+
+    def counted(self: ptq._Watched, inputs: Sequence[Tensor]) -> None:
+        if self.source is not form:
+            seen.append(len(inputs[0]))
+        shown(self, inputs)
+
+    monkeypatch.setattr(ptq._Watched, "shown", counted)
+    for options, count in (({}, SAMPLES), ({"effort": "fast"}, 12), ({"observer": "mse"}, 12)):
+        seen.clear()
         assert deployment(quantize(form, images(3), **options)).plain is not None
-    assert watching == [1, 2, 2]
+        assert sum(seen) == count
+
+
+def test_how_samples_come_in_batches_does_not_matter(residual: fx.GraphModule) -> None:
+    data = torch.cat(list(images(10)))
+    found = {fingerprint(quantize(residual, data.split(size))) for size in (1, 3, 40)}
+    assert len(found) == 1
 
 
 def test_of_great_images_few_show_as_much(monkeypatch: pytest.MonkeyPatch) -> None:
