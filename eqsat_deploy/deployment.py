@@ -43,10 +43,12 @@ class Quantizer:
 
     A reader that is a view or another operator commuting with quantization (reshape, permute, max-pool)
     hands INT8 on: what reads *its* result needs no quantizer. Other readers are INT8 kernels.
+    `cost` is that of a pass of its own, in the cost model's unit; 0 where the kernel that computes the tensor rounds.
     """
 
     tensor: str
     readers: tuple[str, ...]
+    cost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,9 @@ class PlacedKernel:
     """One launch that the cost model predicts: the nodes it covers, anchor first, and its precision.
 
     `precision` is `int8` when it computes in integers, otherwise the target's float type. `output` is the
-    dtype it writes. `cost` is in the cost model's unit, and `float_cost` what an INT8 kernel would cost in float, None
-    where that is not known. `channels` is the axis of the anchor's weight, its second
+    dtype it writes. `cost` is in the cost model's unit, and `float_cost` what an INT8 kernel would cost in float;
+    `wide_cost` and `float_wide_cost` are these where it writes floats instead of codes. All are None where there is no
+    such kernel, or where it is not known. `channels` is the axis of the anchor's weight, its second
     argument, along which the result's channels lie; None where it has no weight.
     """
 
@@ -66,6 +69,8 @@ class PlacedKernel:
     cost: float
     channels: int | None = None
     float_cost: float | None = None
+    wide_cost: float | None = None
+    float_wide_cost: float | None = None
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from eqsat_deploy.provenance import computed
 from eqsat_deploy.scales import Applied, Read, free_scales
 from eqsat_deploy.search import Search
 from eqsat_deploy.stages import no_collection
-from eqsat_extraction.kernel import CostModel
+from eqsat_extraction.kernel import CostModel, Kernel
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,16 @@ class _Placed:
     """
 
     quantizers: dict[int, str] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
     grids: dict[int, frozenset[str]] = field(default_factory=dict)
     products: set[frozenset[str]] = field(default_factory=set)
     readers: dict[str, dict[str, None]] = field(default_factory=dict)
     kernels: list[PlacedKernel] = field(default_factory=list)
     applied: dict[str, Applied] = field(default_factory=dict)
 
-    def quantize(self, number: int, tensor: fx.Node) -> None:
+    def quantize(self, number: int, tensor: fx.Node, cost: float = 0.0) -> None:
         self.quantizers[number] = tensor.name
+        self.costs[tensor.name] = cost
         self.grids[number] = frozenset((tensor.name,))
 
     def hand_on(self, number: int, codes: tuple[int, ...]) -> None:
@@ -104,7 +106,9 @@ class _Placed:
 
     def placement(self, graph: fx.Graph) -> Placement:
         alive = {node.name for node in graph.nodes}
-        quantizers = tuple(Quantizer(tensor, tuple(readers)) for tensor, readers in self.readers.items())
+        quantizers = tuple(
+            Quantizer(tensor, tuple(readers), self.costs[tensor]) for tensor, readers in self.readers.items()
+        )
         kernels = tuple(kernel for kernel in self.kernels if kernel.anchor in alive)
         tensors = [quantizer.tensor for quantizer in quantizers]
         shared, joined = (_groups(sets, tensors) for sets in (self.products, self.grids.values()))
@@ -204,7 +208,7 @@ class Emitter:
         """Write a kernel's nodes, and note where it reads and writes INT8."""
         if node.operator is QUANTIZE:
             self.values[number] = self.value(node.operands[0])
-            self.placed.quantize(number, self.values[number].node)
+            self.placed.quantize(number, self.values[number].node, cost)
             return
         names: list[str] = []
         last = next(iter(reversed(self.graph.nodes)), None)
@@ -228,10 +232,21 @@ class Emitter:
             self.placed.hand_on(number, node.operands)
         if node.is_launch:
             precision, output = "int8" if node.integer else self.floating, "int8" if codes else self.floating
-            in_float = self._cost_in_float(number, node) if node.integer else None
+            kernel = kernel_of(self.specs, number, node)
+            in_float = kernel.floating(self.floating)
             self.placed.kernels.append(
                 PlacedKernel(
-                    names[0], tuple(names), precision, output, cost, node.operator.channels, in_float
+                    names[0],
+                    tuple(names),
+                    precision,
+                    output,
+                    cost,
+                    node.operator.channels,
+                    float_cost=self._price(in_float) if node.integer else None,
+                    wide_cost=self._price(kernel.writing(self.floating)) if codes else None,
+                    float_wide_cost=self._price(in_float.writing(self.floating))
+                    if codes and node.integer
+                    else None,
                 )
             )
 
@@ -262,8 +277,8 @@ class Emitter:
             node = self.value(number).node
         return Read(None if node is None else node.name, known.shape, known.dtype)
 
-    def _cost_in_float(self, number: int, node: ENode) -> float | None:
-        cost = self.model.price(kernel_of(self.specs, number, node).floating(self.floating))
+    def _price(self, kernel: Kernel) -> float | None:
+        cost = self.model.price(kernel)
         return float(cost) if isfinite(cost) else None
 
     def _written_after(self, last: fx.Node | None) -> list[fx.Node]:

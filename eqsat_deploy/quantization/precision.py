@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import inf, log10
@@ -27,6 +27,11 @@ MOST = 0.055
 """The part of the predicted time that may be spent where no accuracy is asked for (EfficientNet-Lite: the first
 convolutions take 4 to 5 % of it and make 80 % of the divergence on other photographs)."""
 
+MOST_FOR_BEST, LEADING = 0.08, 0.025
+"""The same with the most effort, and how much of it may go to the first kernels, which are tried whatever is expected
+of them: what is lost there goes through everything, and first order sees too little of it (MobileNetV2, a set of data
+of which it expected nothing: KL 0.080, with the first three kernels in float 0.050)."""
+
 LEAST = 0.5
 """dB that kernels in float have to bring however little time is predicted for them."""
 
@@ -34,30 +39,89 @@ CONSIDERED = 12
 """Kernels that are chosen among: those of the most noise for their time, and of a hundredth of all noise at least."""
 
 
-def economical(found: Sensitivities) -> tuple[list[str], float]:
-    """The kernels to keep in float where no accuracy is asked for, and the least dB of the outputs that are worth their
-    time: of all sets that take no more than `MOST` of it, the one that is expected to bring most beyond its worth.
-    None where no set is expected to bring enough."""
+class Spending:
+    """What part of the predicted time kernels add in float, any of them together: where all that reads a tensor's codes
+    is in float, nothing rounds it, and what computes it writes floats.
+
+    In engines of MobileNetV2 on AVX2 the first convolution adds 4.1 % and the next 2.8 %, both 4.1 %. What is saved is
+    predicted too high: 2.9 % for both, 2.1 % with the third, which make 6.0 %."""
+
+    def __init__(self, placement: Placement, nodes: Mapping[str, fx.Node]) -> None:
+        self.total = sum(kernel.cost for kernel in placement.kernels)
+        integers = (kernel for kernel in placement.kernels if kernel.precision == "int8")
+        self.alone = {kernel.anchor: _more(kernel.float_cost, kernel.cost) for kernel in integers}
+        owners = {name: kernel for kernel in placement.kernels for name in kernel.nodes}
+
+        def readers(name: str) -> Iterator[str | None]:
+            """The INT8 kernel that `name` is of, or those that it hands codes to; None for anything else."""
+            if (kernel := owners.get(name)) is not None:
+                yield kernel.anchor if kernel.precision == "int8" else None
+            else:
+                users = nodes[name].users
+                yield from (found for user in users for found in readers(user.name)) if users else (None,)
+
+        self.roundings = []
+        for quantizer in placement.quantizers:
+            reading = frozenset(found for name in quantizer.readers for found in readers(name))
+            writer, saved, saved_in_float = owners.get(quantizer.tensor), quantizer.cost, quantizer.cost
+            if writer is not None:
+                saved += _more(writer.cost, writer.wide_cost)
+                saved_in_float += _more(writer.float_cost, writer.float_wide_cost)
+            self.roundings.append((reading, writer and writer.anchor, saved, saved_in_float))
+
+    def __call__(self, kept: frozenset[str]) -> float:
+        """Of the kernels with these anchors."""
+        spent = sum(self.alone[anchor] for anchor in kept)
+        for reading, writer, saved, saved_in_float in self.roundings:
+            if reading <= kept:
+                spent -= saved_in_float if writer in kept else saved
+        return max(spent, 0.0) / (self.total or inf)
+
+
+def _more(cost: float | None, other: float | None) -> float:
+    """How much more one costs than another; nothing where that is not known."""
+    return 0.0 if cost is None or other is None else cost - other
+
+
+def economical(
+    found: Sensitivities,
+    most: float = MOST,
+    spending: Callable[[frozenset[str]], float] | None = None,
+    always: Sequence[str] = (),
+) -> list[str]:
+    """The kernels to keep in float where no accuracy is asked for: of all sets with `always` in them that take no more
+    than `most` of the time, each alone or as `spending` says of their anchors, the one that is expected to bring most
+    beyond its `worth`. None where no set is expected to bring that."""
     noise = max(10 ** (-found.sqnr / 10), sum(one.noise for one in found.kernels))
+    first = tuple(one for one in found.kernels if one.kernel in always)
 
     def gain(kept: Sequence[Sensitivity]) -> float:
         left = noise - sum(one.noise for one in kept)
         return 10 * log10(noise / left) if left > 0 else inf
 
     def spent(kept: Sequence[Sensitivity]) -> float:
-        return sum(one.time or 0.0 for one in kept) / (found.total or inf)
+        return (spending or found.spending)(frozenset(one.kernel for one in kept))
 
-    def worth(kept: Sequence[Sensitivity]) -> float:
-        return WORTH * 100 * spent(kept)
+    great = [one for one in found.by_worth() if one.time is not None and one.noise > noise / 100]
+    others = [one for one in great if one not in first][:CONSIDERED]
+    sets = ((*first, *kept) for count in range(len(others) + 1) for kept in combinations(others, count))
+    affordable = (kept for kept in sets if spent(kept) <= most and gain(kept) >= worth(spent(kept)))
+    best = max(affordable, key=lambda kept: gain(kept) - WORTH * 100 * spent(kept), default=())
+    return [one.kernel for one in best]
 
-    def least(kept: Sequence[Sensitivity]) -> float:
-        return max(worth(kept), LEAST)
 
-    great = [one for one in found.by_worth() if one.time is not None and one.noise > noise / 100][:CONSIDERED]
-    sets = (kept for count in range(1, len(great) + 1) for kept in combinations(great, count))
-    affordable = (kept for kept in sets if spent(kept) <= MOST and gain(kept) >= least(kept))
-    best = max(affordable, key=lambda kept: gain(kept) - worth(kept), default=())
-    return [one.kernel for one in best], least(best)
+def leading(spending: Spending) -> list[str]:
+    """The first INT8 kernels, as many of the first `CONSIDERED` as take no more than `LEADING` of the time in float: of
+    the next one, too, where that saves conversions."""
+    anchors = [*spending.alone][:CONSIDERED]
+    counts = range(len(anchors), 0, -1)
+    count = next((count for count in counts if spending(frozenset(anchors[:count])) <= LEADING), 0)
+    return anchors[:count]
+
+
+def worth(spent: float) -> float:
+    """How many dB of the outputs kernels in float have to bring for a part of the time."""
+    return max(WORTH * 100 * spent, LEAST)
 
 
 def leaving(found: Sensitivities, part: float) -> list[str]:

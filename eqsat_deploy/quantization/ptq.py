@@ -40,13 +40,18 @@ from eqsat_deploy.quantization.fake_quantize import (
 from eqsat_deploy.quantization.observers import OBSERVERS, Extremes, Observer
 from eqsat_deploy.quantization.precision import (
     ENOUGH,
+    MOST,
+    MOST_FOR_BEST,
     AccuracyBudget,
+    Spending,
     economical,
+    leading,
     leaving,
     patterns_of,
     sqnr,
     with_floats,
     without_float_operands,
+    worth,
 )
 from eqsat_deploy.quantization.reconstruction import Choices, Draft, place_first_ranges, reconstruct
 from eqsat_deploy.quantization.reference import Reference
@@ -91,17 +96,18 @@ def quantize(
             done, a few of them for good: what engines are compared with the module on.
         effort: `fast` takes the observed ranges; `balanced` moves scales per channel into weights and chooses the
             ranges of matrix products, both by the error at the outputs of what reads the tensor, and corrects biases
-            (`reconstruction`); `best` then trains scales and biases to give the float outputs on up to
-            `tuning.TUNED` samples, keeping what is best on samples left out. `fast` takes the time of two passes over
-            the data, `balanced` that of one, and of three passes over `SAMPLE` samples more (half as many images, where
-            they are great), or about seven where the outputs have lost much, `best` of about 20 passes forward and back
-            over its samples more; it leaves out the plain form, which `build` then does not compare with. The plain
-            form is repaired when `build` is to ship it, on samples that are kept.
+            (`reconstruction`); `best` may keep more kernels in float, the first ones among them, and then trains scales
+            and biases to give the float outputs on up to `tuning.TUNED` samples, keeping what is best on samples left
+            out. `fast` takes the time of two passes over the data, `balanced` that of one, and of three passes over
+            `SAMPLE` samples more (half as many images, where they are great), or about seven where the outputs have
+            lost much, `best` of about 20 passes forward and back over its samples more; it leaves out the plain form,
+            which `build` then does not compare with. The plain form is repaired when `build` is to ship it, on samples
+            that are kept.
         grid: the codes that kernels read, the module's target's when missing (any, where it has no target).
         observer: `minmax`, `percentile`, `entropy`, `mse`, or a function returning a new `Observer`: takes the range
             from it alone. When missing, the range is chosen as `effort` says.
         precision: `"float"` for kernels that stay in float, by the names of their nodes or patterns of them such as
-            `layer4_*` (`fnmatch`); `sensitivity` says which are worth it. With `effort="balanced"`, others whose
+            `layer4_*` (`fnmatch`); `sensitivity` says which are worth it. Unless `effort="fast"`, others whose
             rounding costs the outputs more than float would cost time (`economical`) are kept in float as well where
             the outputs are less than `precision.ENOUGH` dB above their error and are seen to win by it.
         accuracy_budget: keep in float what has to be for the outputs to lose no more than this on calibration data:
@@ -162,7 +168,7 @@ def quantize(
             while floats := _beyond(budget, module, quantized, sample):
                 first, *rest = [form.with_floats(floats) for form in (first, *rest)]
                 quantized = first.quantized(choices)
-        elif better := _economical(first, sample, choices):
+        elif better := _economical(first, effort, sample, choices):
             first, *rest = better, *(form.with_floats(better.floats) for form in rest)
             quantized = first.module
         for unseen in rest if repaired else ():
@@ -194,19 +200,25 @@ def quantize(
     return quantized
 
 
-def _economical(form: _Watched, sample: Sequence[Tensor], choices: Choices) -> _Watched | None:
+def _economical(form: _Watched, effort: str, sample: Sequence[Tensor], choices: Choices) -> _Watched | None:
     """`form`, which is quantized, with a few kernels in float, where its outputs win by that what it is worth: what a
     kernel does to them is known to first order only, so it is tried."""
     if form.fidelity is None or form.fidelity.sqnr >= ENOUGH:
         return None
-    few = samples_of(deployment(form.module).inputs, sample)
-    floats, gain = economical(ranked(form.module, [few], form.fidelity.sqnr))
-    if not floats:
-        return None
-    other = form.with_floats(floats)
-    other.quantized(choices)
-    assert other.fidelity is not None
-    return other if other.fidelity.sqnr >= form.fidelity.sqnr + gain else None
+    found = ranked(form.module, [samples_of(deployment(form.module).inputs, sample)], form.fidelity.sqnr)
+    spending: Callable[[frozenset[str]], float] = found.spending
+    tried = [economical(found, MOST)]
+    if effort == "best":
+        spending = Spending(form.placement, {node.name: node for node in form.source.graph.nodes})
+        first = leading(spending)
+        tried = [economical(found, MOST_FOR_BEST, spending, first), first]
+    for floats in filter(None, tried):
+        other = form.with_floats(floats)
+        other.quantized(choices)
+        assert other.fidelity is not None
+        if other.fidelity.sqnr >= form.fidelity.sqnr + worth(spending(frozenset(floats))):
+            return other
+    return None
 
 
 def _beyond(

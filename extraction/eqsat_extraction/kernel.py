@@ -99,6 +99,10 @@ class Kernel:
         steps = (s if s.operand is None else replace(s, operand=read(s.operand)) for s in self.epilogue)
         return replace(self, inputs=tuple(map(read, self.inputs)), epilogue=tuple(steps))
 
+    def writing(self, dtype: str) -> Kernel:
+        """The kernel that writes its result as `dtype`."""
+        return replace(self, output=replace(self.output, dtype=dtype))
+
     def attribute(self, name: str) -> int | float | str | tuple[int, ...]:
         """The attribute called `name`; `KeyError` names the kernel when there is none."""
         for key, value in self.attributes:

@@ -23,7 +23,17 @@ from eqsat_deploy.quantization import (
 )
 from eqsat_deploy.quantization.fake_quantize import swapped
 from eqsat_deploy.quantization.observers import Extremes
-from eqsat_deploy.quantization.precision import LEAST, MOST, WORTH, economical, leaving
+from eqsat_deploy.quantization.precision import (
+    LEAST,
+    MOST,
+    WORTH,
+    Spending,
+    economical,
+    leading,
+    leaving,
+    worth,
+)
+from eqsat_deploy.quantization.ptq import EFFORTS
 from eqsat_deploy.quantization.sensitivity import Sensitivities, Sensitivity
 from tests.support.models import randomized
 from tests.support.stages import optimized, outputs
@@ -67,29 +77,86 @@ def found(*kernels: tuple[str, float, float | None], sqnr: float, total: float =
 
 def test_only_what_is_worth_its_time_stays_in_float() -> None:
     half = 10 ** (-1.5) / 2  # 3 dB of 15
-    assert economical(found(("free", half, 0.0), ("dear", half, 8.0), sqnr=15)) == (["free"], LEAST)
-    assert economical(found(("worth it", half, 2.0), sqnr=15)) == (["worth it"], pytest.approx(2 * WORTH))
-    assert economical(found(("not enough", half / 100, 1.0), sqnr=15))[0] == []
-    assert economical(found(("free, for nothing", half / 100, 0.0), sqnr=15))[0] == []
-    assert economical(found(("unknown", half, None), sqnr=15))[0] == []
-    assert economical(found(sqnr=15))[0] == []
+    assert economical(found(("free", half, 0.0), ("dear", half, 8.0), sqnr=15)) == ["free"]
+    assert economical(found(("worth it", half, 2.0), sqnr=15)) == ["worth it"]
+    assert economical(found(("not enough", half / 100, 1.0), sqnr=15)) == []
+    assert economical(found(("free, for nothing", half / 100, 0.0), sqnr=15)) == []
+    assert economical(found(("unknown", half, None), sqnr=15)) == []
+    assert economical(found(sqnr=15)) == []
 
 
 def test_no_more_than_most_of_the_time_is_spent_on_what_brings_most() -> None:
     part = 10 ** (-1.5) / 6
     many = found(*((f"k{i}", part, MOST * 40) for i in range(6)), sqnr=15)
-    assert len(economical(many)[0]) == 2
+    assert len(economical(many)) == 2
     assert 10 * math.log10(6 / 5) > WORTH * 40 * MOST, "each of them alone is worth it"
     # The most noise for its time leaves no time for what has most of the noise.
     apart = found(("small", 1.5 * part, MOST * 25), ("great", 5 * part, MOST * 90), sqnr=15)
     assert apart.by_worth()[0].kernel == "small"
-    assert economical(apart)[0] == ["great"]
+    assert economical(apart) == ["great"]
 
 
 def test_kernels_that_add_up_to_more_than_was_measured_share_it() -> None:
     both = found(("a", 0.03, 1.0), ("b", 0.03, 1.0), sqnr=20)
-    assert sorted(economical(both)[0]) == ["a", "b"]
-    assert economical(found(("a", 0.03, MOST * 100), ("b", 0.03, MOST * 100), sqnr=20))[0] == ["a"]
+    assert sorted(economical(both)) == ["a", "b"]
+    assert economical(found(("a", 0.03, MOST * 100), ("b", 0.03, MOST * 100), sqnr=20)) == ["a"]
+
+
+def test_kernels_next_to_one_another_are_chosen_for_what_they_cost_together() -> None:
+    apart = found(("a", 0.03, MOST * 60), ("b", 0.03, MOST * 60), ("c", 0.01, MOST * 40), sqnr=11)
+    assert economical(apart) == ["a", "c"]
+    together = {frozenset("ab"): MOST * 70}
+    alone = {one.kernel: one.time for one in apart.kernels}
+
+    def spending(names: frozenset[str]) -> float:
+        return together.get(names, sum(alone[name] or 0.0 for name in names)) / 100
+
+    assert sorted(economical(apart, spending=spending)) == ["a", "b"]
+    assert sorted(economical(apart, 2 * MOST, always=["b", "c"])) == ["a", "b", "c"]
+    assert [worth(0.0), worth(0.05)] == [LEAST, pytest.approx(5 * WORTH)]
+
+
+def test_in_float_all_together_kernels_take_what_they_do_without_codes(gated: fx.GraphModule) -> None:
+    placement, spending = deployment(gated).placement, spending_of(gated)
+    total = sum(kernel.cost for kernel in placement.kernels)
+
+    def time(*anchors: str) -> float:
+        return spending(frozenset(anchors)) * total
+
+    integers = [kernel for kernel in placement.kernels if kernel.precision == "int8"]
+    stem, spread = (
+        next(kernel for kernel in integers if kernel.anchor == name) for name in ("stem", "spread")
+    )
+    given = next(quantizer for quantizer in placement.quantizers if "stem" in quantizer.readers)
+    assert given.cost > 0, "a pass of its own"
+    assert time("stem") == pytest.approx(max(stem.float_cost - stem.cost - given.cost, 0))
+    rounded = stem.float_wide_cost - stem.cost - given.cost + spread.float_cost - spread.cost
+    assert time("stem", "spread") == pytest.approx(max(rounded, 0))
+    assert time("stem", "spread") < time("stem") + time("spread")
+    floats = sum(kernel.float_wide_cost or kernel.float_cost for kernel in integers)
+    floats += sum(kernel.wide_cost or kernel.cost for kernel in placement.kernels if kernel not in integers)
+    before = total + sum(quantizer.cost for quantizer in placement.quantizers)
+    assert time(*(kernel.anchor for kernel in integers)) == pytest.approx(floats - before)
+
+
+def spending_of(module: fx.GraphModule) -> Spending:
+    return Spending(deployment(module).placement, {node.name: node for node in module.graph.nodes})
+
+
+def test_with_the_most_effort_the_first_kernels_are_tried(
+    gated: fx.GraphModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ptq, "ENOUGH", 60.0)
+    spending = spending_of(gated)
+    monkeypatch.setattr(precision, "LEADING", -1.0)
+    assert leading(spending) == []
+    monkeypatch.setattr(precision, "LEADING", spending(frozenset({"stem", "spread"})) + 1e-6)
+    assert leading(spending)[:2] == ["stem", "spread"]
+    monkeypatch.setattr(precision, "LEAST", -30.0)
+    monkeypatch.setattr(precision, "WORTH", 0.0)
+    kept = {effort: _floats(quantize(gated, batches(), effort=effort)) - _floats(gated) for effort in EFFORTS}
+    assert not kept["fast"]
+    assert {"stem", "spread"} <= kept["best"]
 
 
 def test_enough_goes_to_float_for_a_part_of_the_noise_to_be_left() -> None:
@@ -138,7 +205,7 @@ def test_what_is_economical_stays_in_float(gated: fx.GraphModule, monkeypatch: p
     assert _floats(before) == _floats(gated), "accurate enough"
     monkeypatch.setattr(ptq, "ENOUGH", 60.0)
     assert _floats(quantize(gated, batches())) == _floats(gated), "nothing is worth its time"
-    monkeypatch.setattr(precision, "MOST", 0.4)
+    monkeypatch.setattr(ptq, "MOST", 0.4)
     monkeypatch.setattr(precision, "WORTH", 0.05)
     with monkeypatch.context() as never:
         never.setattr(precision, "LEAST", 30.0)
@@ -156,9 +223,9 @@ def test_what_was_expected_to_help_and_does_not_stays_in_int8(
     monkeypatch.setattr(ptq, "ENOUGH", 60.0)
     tried = []
 
-    def hopeful(found: Sensitivities) -> tuple[list[str], float]:
+    def hopeful(found: Sensitivities, most: float) -> list[str]:
         tried.append(found.kernels[-1].kernel)
-        return [tried[-1]], 0.5
+        return [tried[-1]]
 
     monkeypatch.setattr(ptq, "economical", hopeful)
     quantized = quantize(gated, batches())
