@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,8 +13,6 @@ from eqsat_deploy.calling import batch_size
 from eqsat_deploy.deployment import (
     SAMPLES,
     InputSpec,
-    Placement,
-    Quantizer,
     call_of,
     comparable,
     copied,
@@ -30,14 +27,9 @@ from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.noise import Fidelity
 from eqsat_deploy.processors import saturating
 from eqsat_deploy.quantization.calibrate import SAMPLE, calibrate, channels_last, enough
-from eqsat_deploy.quantization.fake_quantize import (
-    FakeQuantize,
-    QuantizedConv2d,
-    QuantizedConvTranspose2d,
-    QuantizedLinear,
-    channel_axis,
-)
+from eqsat_deploy.quantization.fake_quantize import FakeQuantize
 from eqsat_deploy.quantization.observers import OBSERVERS, Extremes, Observer
+from eqsat_deploy.quantization.places import Nodes, grid_groups, insert_watches, quantize_weight
 from eqsat_deploy.quantization.precision import (
     ENOUGH,
     MOST,
@@ -251,13 +243,15 @@ class _Watched:
     ) -> None:
         self.grid, self.source, self.floats, self.make_observer = grid, module, floats, make_observer
         self.module = copied(module).eval()
-        self.nodes = _Nodes({node.name: node for node in self.module.graph.nodes})
+        self.nodes = Nodes({node.name: node for node in self.module.graph.nodes})
         placement = with_floats(deployment(module).placement, floats, self.nodes)
         self.placement = without_float_operands(placement)
         record(self.module, placement=self.placement)
         self.reference: Reference | None = None
         self.fidelity: Fidelity | None = None
-        self.watches = _insert_watches(self.module, self.nodes, _sharing(self.placement, grid), make_observer)
+        self.watches = insert_watches(
+            self.module, self.nodes, grid_groups(self.placement, grid), make_observer
+        )
         self.module.recompile()
 
     def with_floats(self, names: Sequence[str]) -> _Watched:
@@ -297,7 +291,7 @@ class _Watched:
         place_first_ranges(self.module, observers, self.grid)
         for kernel in self.placement.kernels:
             if kernel.precision == "int8":
-                _quantize_weight(self.module, self.nodes[kernel.anchor], kernel.channels, self.grid)
+                quantize_weight(self.module, self.nodes[kernel.anchor], kernel.channels, self.grid)
         return {target: seen for target, seen in observers.items() if isinstance(seen, Extremes)}
 
 
@@ -310,39 +304,6 @@ def _fitting(inputs: Sequence[InputSpec], sample: Sequence[Tensor]) -> int:
 def _learn(module: nn.Module) -> None:
     for fake in [child for child in module.modules() if isinstance(child, FakeQuantize)]:
         fake.learn()
-
-
-class _Nodes(dict[str, fx.Node]):
-    """The placed graph's nodes by name, before anything is inserted."""
-
-    def __missing__(self, name: str) -> fx.Node:
-        raise QuantizationError(
-            f"placement: the module has no node {name!r}; it was changed after optimize()"
-        )
-
-
-class _Watch(nn.Module):
-    """Stands where a quantizer will be and hands what passes to an observer."""
-
-    def __init__(self, tensor: str, observer: Observer) -> None:
-        super().__init__()
-        self.tensor = tensor
-        self.observer = observer
-
-    def forward(self, values: Tensor) -> Tensor:
-        self.observer.update(values)
-        return values
-
-    def checked(self) -> Observer:
-        low, high = self.observer.minimum, self.observer.maximum
-        if low != low or high != high or low == float("-inf") or high == float("inf"):
-            if low > high:
-                raise QuantizationError(f"{self.tensor!r} was empty in every calibration batch")
-            raise QuantizationError(
-                f"{self.tensor!r} has NaN or infinite values during calibration (range {low} to {high}): "
-                "the float module itself overflows on this data; check the inputs' normalization"
-            )
-        return self.observer
 
 
 def _observer_factory(
@@ -361,107 +322,3 @@ def _observer_factory(
         return instance("what observer returns", make(), Observer)  # type: ignore[no-any-return]
 
     return made
-
-
-def _channel_axis(module: fx.GraphModule, readers: Iterable[fx.Node]) -> int | None:
-    """Along which axis the layers among `readers` sum over channels; None where they differ, there is none, or a
-    concatenation hands on the codes, which then have to be those of the tensor itself."""
-    if any(node.target is torch.cat for node in readers):
-        return None
-    layers = [module.get_submodule(str(node.target)) for node in readers if node.op == "call_module"]
-    axes = {
-        channel_axis(layer)
-        for layer in layers
-        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
-    }
-    return axes.pop() if len(axes) == 1 else None
-
-
-def _insert_watches(
-    module: fx.GraphModule,
-    nodes: _Nodes,
-    groups: Sequence[Sequence[Quantizer]],
-    make_observer: Callable[[int | None], Observer],
-) -> dict[str, _Watch]:
-    """One watch per group of quantizers that share a grid, by the name of its submodule."""
-    watches: dict[str, _Watch] = {}
-    for group in groups:
-        target = f"{group[0].tensor}_quantizer"
-        readers = [nodes[name] for quantizer in group for name in quantizer.readers]
-        axis = _channel_axis(module, readers) if len(group) == 1 else None
-        watches[target] = _Watch(group[0].tensor, make_observer(axis))
-        module.add_submodule(target, watches[target])
-        for quantizer in group:
-            tensor = nodes[quantizer.tensor]
-            with module.graph.inserting_after(_after(tensor)):
-                inserted = module.graph.create_node(
-                    "call_module", target, (tensor,), name=f"{quantizer.tensor}_quantizer"
-                )
-            for name in quantizer.readers:
-                reader = nodes[name]
-                if tensor not in reader.all_input_nodes:
-                    raise QuantizationError(f"placement: {name!r} does not read {quantizer.tensor!r}")
-                reader.replace_input_with(tensor, inserted)
-    return watches
-
-
-def _sharing(placement: Placement, grid: IntegerGrid) -> list[list[Quantizer]]:
-    """Quantizers in groups that share a grid."""
-    groups: dict[str, list[Quantizer]] = {}
-    meeting = (*placement.shared, *(() if grid.channels else placement.joined))
-    first = {name: group[0] for group in meeting for name in group}
-    for tensor, count in Counter(quantizer.tensor for quantizer in placement.quantizers).items():
-        if count > 1:
-            raise QuantizationError(f"placement: {tensor!r} has {count} quantizers")
-    for quantizer in placement.quantizers:
-        groups.setdefault(first.get(quantizer.tensor, quantizer.tensor), []).append(quantizer)
-    return list(groups.values())
-
-
-def _quantize_weight(module: fx.GraphModule, anchor: fx.Node, axis: int | None, grid: IntegerGrid) -> None:
-    """Make an int8 kernel's anchor round its weight; anchors without one (pool, add) need nothing."""
-    if anchor.op == "call_module":
-        target = str(anchor.target)
-        parent, _, name = target.rpartition(".")
-        child = module.get_submodule(target)
-        replacement: nn.Module
-        match child:
-            case QuantizedConv2d() | QuantizedConvTranspose2d() | QuantizedLinear():
-                return  # another call of the same layer
-            case nn.Conv2d():
-                replacement = QuantizedConv2d.from_float(child, saturating=grid.saturating)
-            case nn.ConvTranspose2d():
-                replacement = QuantizedConvTranspose2d.from_float(child, saturating=grid.saturating)
-            case nn.Linear():
-                replacement = QuantizedLinear.from_float(child, saturating=grid.saturating)
-            case _:
-                return
-        setattr(module.get_submodule(parent), name, replacement)
-        return
-    weight = anchor.args[1] if axis is not None and len(anchor.args) > 1 else None
-    if axis is None or not isinstance(weight, fx.Node) or weight.op != "get_attr":
-        return
-    target = f"{anchor.name}_weight_quantizer"
-    fake = FakeQuantize.of_weight(
-        _attribute(module, str(weight.target)), axis, groups=1 if grid.saturating else None
-    )
-    module.add_submodule(target, fake)
-    with module.graph.inserting_before(anchor):
-        anchor.replace_input_with(
-            weight, module.graph.create_node("call_module", target, (weight,), name=target)
-        )
-
-
-def _after(node: fx.Node) -> fx.Node:
-    """The last placeholder for a placeholder, since placeholders come first; otherwise the node itself."""
-    while node.op == "placeholder" and node.next.op == "placeholder":
-        node = node.next
-    return node
-
-
-def _attribute(module: nn.Module, target: str) -> Tensor:
-    parent, _, name = target.rpartition(".")
-    value = getattr(module.get_submodule(parent), name)
-    if not isinstance(value, Tensor):
-        raise QuantizationError(f"{target!r} is not a tensor")
-    return value
