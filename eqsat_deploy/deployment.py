@@ -39,10 +39,9 @@ HALVES = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Quantizer:
-    """One tensor that is stored as INT8, and the nodes that read its INT8 form.
+    """One tensor that is stored as INT8, and the nodes that read its INT8 form: INT8 kernels, or what commutes with
+    quantization (views, max-pools) and hands INT8 on, so that what reads *its* result needs no quantizer.
 
-    A reader that is a view or another operator commuting with quantization (reshape, permute, max-pool)
-    hands INT8 on: what reads *its* result needs no quantizer. Other readers are INT8 kernels.
     `cost` is that of a pass of its own, in the cost model's unit; 0 where the kernel that computes the tensor rounds.
     """
 
@@ -55,11 +54,10 @@ class Quantizer:
 class PlacedKernel:
     """One launch that the cost model predicts: the nodes it covers, anchor first, and its precision.
 
-    `precision` is `int8` when it computes in integers, otherwise the target's float type. `output` is the
-    dtype it writes. `cost` is in the cost model's unit, and `float_cost` what an INT8 kernel would cost in float;
-    `wide_cost` and `float_wide_cost` are these where it writes floats instead of codes. All are None where there is no
-    such kernel, or where it is not known. `channels` is the axis of the anchor's weight, its second
-    argument, along which the result's channels lie; None where it has no weight.
+    `precision` is `int8` when it computes in integers, otherwise the target's float type; `output` the dtype it writes.
+    `cost` is in the cost model's unit, `float_cost` what an INT8 kernel would cost in float, `wide_cost` and
+    `float_wide_cost` these where it writes floats instead of codes; None where there is no such kernel, or it is not
+    known. `channels` is the axis of the weight, the anchor's second argument, along which the result's lie, if any.
     """
 
     anchor: str
