@@ -48,8 +48,11 @@ class Spending:
 
     def __init__(self, placement: Placement, nodes: Mapping[str, fx.Node]) -> None:
         self.total = sum(kernel.cost for kernel in placement.kernels)
-        integers = (kernel for kernel in placement.kernels if kernel.precision == "int8")
-        self.alone = {kernel.anchor: _more(kernel.float_cost, kernel.cost) for kernel in integers}
+        self.alone = {
+            kernel.anchor: kernel.float_cost - kernel.cost
+            for kernel in placement.kernels
+            if kernel.precision == "int8" and kernel.float_cost is not None
+        }
         owners = {name: kernel for kernel in placement.kernels for name in kernel.nodes}
 
         def readers(name: str) -> Iterator[str | None]:

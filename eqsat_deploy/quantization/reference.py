@@ -112,9 +112,8 @@ def _after(node: fx.Node) -> Callable[[Tensor], Tensor] | None:
         return None
     (user,) = users
     function: Any = user.target
-    return partial(
-        _applied, function, user.args[1:], dict(user.kwargs)
-    )  # as it is now: scales may move through it
+    # With the arguments of now: a scale that moves through the node may change them.
+    return partial(_applied, function, user.args[1:], dict(user.kwargs))
 
 
 def _applied(function: Callable[..., Tensor], args: Any, kwargs: Any, values: Tensor) -> Tensor:
