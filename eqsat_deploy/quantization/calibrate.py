@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eqsat_deploy.calling import Arguments, CallSpec, InputSpec, arguments, batch_size
-from eqsat_deploy.deployment import samples_of, split
+from eqsat_deploy.deployment import samples_of
 from eqsat_deploy.errors import InputError, QuantizationError
 from eqsat_extraction.cautions import caution
 
@@ -34,11 +34,17 @@ LABELS = frozenset({"label", "labels", "label_ids", "target", "targets"})
 
 
 def calibrate(
-    watch: Watch, device: torch.device, call: CallSpec, batches: Iterable[Any], keep: int, first: Watch | None
+    watch: Watch,
+    device: torch.device,
+    call: CallSpec,
+    batches: Iterable[Any],
+    keep: int,
+    *,
+    without_sample: bool,
 ) -> tuple[Tensor, ...]:
     """Show every batch, once, to `watch`; the first `keep` samples of all, in one batch.
 
-    The first samples, as many as are `enough`, are shown to `first` instead where there is one, in one batch.
+    Those of them that are `enough` are not shown where it is to be `without_sample`.
 
     An interruption (`KeyboardInterrupt`) ends the data: what was read before stays, with a warning.
 
@@ -46,43 +52,39 @@ def calibrate(
         QuantizationError: no batches, or one that does not fit `call` or has NaN or infinity, by its number.
     """
     count, held, ranges = 0, Held(call.inputs, keep), _Ranges(call.inputs)
-    waiting: list[tuple[Tensor, ...]] = []  # for there to be enough
-
-    def show_first() -> None:
-        nonlocal first
-        if waiting and first is not None:
-            few, *rest = split(
-                call.inputs, joined(call.inputs, waiting), enough(SAMPLE, call.inputs, waiting[0])
-            )
-            first(few)
-            first = None
-            for part in rest:
-                watch(part)
-
-    with torch.no_grad():
-        try:
+    try:
+        with torch.no_grad():
             for inputs in _read(batches, call):
                 inputs = tuple(value.to(device) for value in inputs)
-                ranges.add(inputs)
+                left = enough(SAMPLE, call.inputs, inputs) - held.count if without_sample else 0
+                if (shown := _beyond(call.inputs, inputs, max(left, 0))) is not None:
+                    watch(shown)
                 held.add(inputs)
+                ranges.add(inputs)
                 count += 1
-                if first is None:
-                    watch(inputs)
-                    continue
-                waiting.append(inputs)
-                if held.count >= min(keep, enough(SAMPLE, call.inputs, inputs)):
-                    show_first()
-        except KeyboardInterrupt:
-            if count == 0:
-                raise
-            caution(f"interrupted: calibrated on the first {count} batches")
-        show_first()
+    except KeyboardInterrupt:
+        if count == 0:
+            raise
+        caution(f"interrupted: calibrated on the first {count} batches")
     if count == 0:
         raise QuantizationError(
             "no calibration batches: pass an iterable of inputs (a generator is used up after one pass)"
         )
     ranges.warn()
     return held.joined()
+
+
+def _beyond(specs: Sequence[InputSpec], inputs: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...] | None:
+    """A batch without its first `count` samples; None where none is left."""
+    if count == 0:
+        return inputs
+    samples = batch_size(specs, inputs)
+    if samples is None or samples <= count:
+        return None
+    return tuple(
+        value if spec.batch_axis is None else value.narrow(spec.batch_axis, count, samples - count)
+        for spec, value in zip(specs, inputs, strict=True)
+    )
 
 
 def enough(count: int, specs: Sequence[InputSpec], inputs: Sequence[Tensor]) -> int:
@@ -174,15 +176,10 @@ class Held:
 
     def joined(self) -> tuple[Tensor, ...]:
         """All in one batch."""
-        return joined(self.specs, self.parts)
-
-
-def joined(specs: Sequence[InputSpec], batches: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Batches in one; an input without a batch axis as it is in the first."""
-    return tuple(
-        values[0] if spec.batch_axis is None else torch.cat(values, spec.batch_axis)
-        for spec, values in zip(specs, zip(*batches, strict=True), strict=True)
-    )
+        return tuple(
+            values[0] if axis is None else torch.cat(values, axis)
+            for axis, values in zip(self.axes, zip(*self.parts, strict=True), strict=True)
+        )
 
 
 class _Ranges:

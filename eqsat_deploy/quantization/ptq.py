@@ -143,16 +143,15 @@ def quantize(
         for form in watching:
             form.shown(inputs)
 
-    def refer(inputs: Sequence[Tensor]) -> None:
-        first.reference = Reference(first.module, inputs)
-        for form in watching[1:]:
-            form.shown(inputs)
-
     with stages("calibrate"):
         held = calibrate(
-            watch, device_of(module), call_of(module), batches, keep, None if effort == "fast" else refer
+            watch, device_of(module), call_of(module), batches, keep, without_sample=effort != "fast"
         )
-    sample = samples_of(known.inputs, held, enough(SAMPLE, known.inputs, held))
+        sample = samples_of(known.inputs, held, enough(SAMPLE, known.inputs, held))
+        if effort != "fast":
+            first.reference = Reference(first.module, sample)
+            for other in watching[1:]:
+                other.shown(sample)
     choices: Choices = {}
     with stages("quantize"):
         quantized = first.quantized(choices)
