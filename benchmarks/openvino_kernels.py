@@ -5,8 +5,9 @@
 
 The table is that of CPUs with the instructions of this one (`openvino.TABLES`).
 
-`measure` takes models through the pipeline (in float, in INT8, and in INT8 wherever there is a kernel for it, so that
-what the table of today leaves in float is measured too), builds them, and pairs
+`measure` takes models through the pipeline (in float, in INT8, in INT8 wherever there is a kernel for it, so that
+what the table of today leaves in float is measured too, and with every other convolution of that in float, which beside
+INT8 computes in another layout, slower), builds them, and pairs
 every predicted kernel with the executed nodes that cover its graph nodes: kernels are timed in context, where
 inputs arrive in the layout and precision that neighbours leave them in. `fit` solves bounded least squares
 on relative errors per kind of kernel, writes the table of `openvino_int8` and `openvino_fp32`, and reports how
@@ -22,8 +23,9 @@ import platform
 import time
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +38,9 @@ from torch import nn
 
 import eqsat_extraction.cost_models.openvino as prices
 from eqsat_deploy.capture import capture
-from eqsat_deploy.deployment import record
+from eqsat_deploy.deployment import deployment, record
 from eqsat_deploy.engines.openvino import OpenVINOEngine, executed_layers
 from eqsat_deploy.freeze import freeze
-from eqsat_deploy.kernels import QUANTIZE
 from eqsat_deploy.lower import Lowered, lower
 from eqsat_deploy.module import OptimizedModule
 from eqsat_deploy.price import kernel_of, price, specs_of
@@ -59,10 +60,12 @@ MODELS = {
     "shufflenet_v2_x1_0": 224, "squeezenet1_1": 224, "regnet_x_400mf": 224, "densenet121": 128, "googlenet": 160,
     "convnext_tiny": 128, "vit_small": 224, "swin_t": 224, "vit_b_16": 224,
 }  # fmt: skip
+CONVOLUTIONAL = [name for name in MODELS if name not in {"convnext_tiny", "vit_small", "swin_t", "vit_b_16"}]
 CPU = cpu_option().get("cpu", prices.DEFAULT)
 TABLE = Path(prices.__file__).parent / "tables" / f"openvino_{CPU}.json"
 REPORT = Path(__file__).with_name("results") / f"openvino_kernels_{CPU}.md"
 PRODUCTS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
+MIXED = {"stem", "depthwise", "grouped", "pointwise_convolution", "convolution"}
 RATES = ("launch_us", "gops", "gb_s", "weights_gb_s")
 FLOOR = 10.0  # microseconds
 ELEMENTS = 1_000_000  # that a step has to be seen on
@@ -75,6 +78,7 @@ BOUNDS = {
     "weights": (1e-3 / 100, 1e-3 / 4),
     "step": (0.0, 5e-3),
 }
+REORDER = "_f32_u8_"  # between the names of a node that writes floats and of one that reads their codes
 MINIMUM, ROUNDS, SECONDS = 40, 400, 20.0
 EAGER = 5.0  # times that float is dearer for than it is, for a form to be in INT8 wherever it can
 
@@ -104,6 +108,7 @@ class Form:
         saturation: Saturation,
         model: prices.OpenVINOModel,
         x: torch.Tensor,
+        floats: slice | None = None,
     ) -> Form:
         space = freeze(lowered, saturation)
         priced = price(space, model)
@@ -115,18 +120,23 @@ class Form:
         )
         module = OptimizedModule(rebuilt.root, rebuilt.graph, "Measured").eval()
         record(module, inputs=rebuilt.inputs, placement=rebuilt.placement)
-        engine = OpenVINOEngine.build(quantize(module, [x]) if model.int8 else module, options={"threads": 1})
         placed = [(kernel.nodes, space.choices[int(kernel.cost)]) for kernel in rebuilt.placement.kernels]
         specs = specs_of(space, model, 1)
-        # The graph has no node of its own for these: an engine may do them inside what writes the tensor.
-        chosen = [space.choices[index] for index in solution.order(priced.egraph)]
-        static = engine.model.clone()
+        kernels = [(nodes, kernel_of(specs, *choice)) for nodes, choice in placed]
+        products = [nodes[0] for nodes, kernel in kernels if is_product(kernel) and integer(kernel)]
+        kept = products[floats] if floats else []
+        if model.int8:
+            module = quantize(module, [x], effort="fast", precision=dict.fromkeys(kept, "float"))
+        quantizers = deployment(module).placement.quantizers
+        coded = {quantizer.tensor for quantizer in quantizers}
+        static = OpenVINOEngine.build(module, options={"threads": 1}).model.clone()
         static.reshape(list(x.shape))
         compiled, request = profiled(static)
         return cls(
-            label,
-            [(nodes, kernel_of(specs, *choice)) for nodes, choice in placed],
-            [kernel_of(specs, *choice) for choice in chosen if choice[1].operator is QUANTIZE],
+            label | {"mixed": floats is not None},
+            [(nodes, executed(nodes, kernel, kept, coded)) for nodes, kernel in kernels],
+            # The graph has no node of its own for these: an engine may do them inside what writes the tensor.
+            [kernel_of(specs, *space.choices[int(one.cost)]) for one in quantizers if one.cost],
             compiled,
             request,
         )
@@ -139,6 +149,7 @@ class Form:
             "conversions": [asdict(kernel) for kernel in self.conversions],
             "nodes": [
                 {
+                    "name": layer.name,
                     "type": layer.type,
                     "precision": layer.precision,
                     "us": layer.microseconds,
@@ -147,6 +158,17 @@ class Form:
                 for layer in executed_layers(self.compiled, times)
             ],
         }
+
+
+def integer(kernel: Kernel) -> bool:
+    return prices.precision_of(kernel) == "int8"
+
+
+def executed(nodes: Sequence[str], kernel: Kernel, kept: Sequence[str], coded: Set[str]) -> Kernel:
+    """A kernel as it is where those with the anchors `kept` are in float, and the tensors `coded` are quantized."""
+    if kept and is_product(kernel) and coded.isdisjoint(nodes):
+        kernel = kernel.writing("float32")
+    return kernel.floating("float32") if nodes[0] in kept else kernel
 
 
 def profiled(model: Any) -> tuple[Any, Any]:
@@ -202,23 +224,35 @@ def measure(name: str, size: int) -> list[dict[str, Any]]:
     x = images(1, size=size, batch=1)[0]
     lowered = lower(capture(model_of(name), (x,), {}))
     saturation = saturate(lowered, list(registered_rules()))
+    of = {"model": name, "size": size}
     forms = [
-        Form.build({"model": name, "size": size, "int8": model.int8}, lowered, saturation, model, x)
+        Form.build(of | {"int8": model.int8}, lowered, saturation, model, x)
         for model in (prices.openvino_fp32(CPU), prices.openvino_int8(CPU), eager())
     ]
+    if name in CONVOLUTIONAL:
+        forms += [
+            Form.build(of | {"int8": True}, lowered, saturation, eager(), x, slice(first, None, 2))
+            for first in (0, 1)
+        ]
+    *timed, beat = in_turns([(form.request, x.numpy()) for form in forms])
+    return [form.row(times) | {"beat": beat} for form, times in zip(forms, timed, strict=True)]
+
+
+def in_turns(requests: Sequence[tuple[Any, np.ndarray[Any, Any]]]) -> list[Any]:
+    """Microseconds by node of every request, undisturbed; then those of the metronome, which runs beside them."""
     beat, still = metronome(), np.zeros((1, 64, 28, 28), np.float32)
-    requests = [(form.request, x.numpy()) for form in forms] + [(beat, still)]
-    runs: list[dict[str, list[float]]] = [defaultdict(list) for _ in requests]
+    running = [*requests, (beat, still)]
+    runs: list[dict[str, list[float]]] = [defaultdict(list) for _ in running]
     stop, rounds = time.monotonic() + SECONDS, 0
     while rounds < MINIMUM or (time.monotonic() < stop and rounds < ROUNDS):
         rounds += 1
-        for (request, data), taken in zip(requests, runs, strict=True):
+        for (request, data), taken in zip(running, runs, strict=True):
             if request is beat:  # which a large model leaves cold caches: they are not the machine's speed
                 request.infer({0: data})
             for node, microseconds in node_times(request, data).items():
                 taken[node].append(microseconds)
     *timed, beats = [{node: undisturbed(times) for node, times in taken.items()} for taken in runs]
-    return [form.row(times) | {"beat": sum(beats.values())} for form, times in zip(forms, timed, strict=True)]
+    return [*timed, sum(beats.values())]
 
 
 def read_kernel(data: dict[str, Any]) -> Kernel:
@@ -301,12 +335,12 @@ def fit(rows: Sequence[dict[str, Any]], raw: Path) -> None:
         for group, taken in groups_of(row):
             if any(kernel.kind is Kind.WHOLE_ATTENTION for kernel in group):
                 continue
-            if not row["int8"] and any(prices.kind_of(kernel) == "stem" for kernel in group):
-                taken += unowned(
-                    row
-                )  # a float form reorders its input for the first convolution, and no more
+            if any(prices.kind_of(kernel) == "stem" and not integer(kernel) for kernel in group):
+                taken += before_kernels(row)
             if taken > 0:
-                problem.add([work for kernel in group for work in prices.launches(kernel)], taken)
+                problem.add([work for kernel in group for work in works_of(kernel, row)], taken)
+        for elements, taken in reorders(row):
+            problem.add([prices.converted("reorder", elements)], taken)
     found = problem.solve()
     kinds: dict[str, dict[str, Any]] = defaultdict(dict)
     steps: dict[str, float] = {}
@@ -339,6 +373,10 @@ def fit(rows: Sequence[dict[str, Any]], raw: Path) -> None:
     }
     TABLE.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     report(rows, table)
+
+
+def form_of(row: dict[str, Any]) -> str:
+    return "mixed" if row["mixed"] else "int8" if row["int8"] else "float32"
 
 
 def groups_of(row: dict[str, Any]) -> list[tuple[list[Kernel], float]]:
@@ -375,18 +413,46 @@ def is_product(kernel: Kernel) -> bool:
     return kernel.kind in WEIGHTED
 
 
+def apart(kernel: Kernel) -> Kernel:
+    """A kernel without the conversion of what it writes, where that is a node of another name."""
+    return kernel.writing("float32") if is_product(kernel) and not integer(kernel) else kernel
+
+
+def works_of(kernel: Kernel, row: dict[str, Any]) -> Iterator[prices.Work]:
+    """What a kernel's nodes do."""
+    for work in prices.launches(apart(kernel)):
+        beside = row["int8"] and work.precision == "float32" and work.kind in MIXED
+        yield replace(work, precision=prices.BESIDE) if beside else work
+
+
 def unowned(row: dict[str, Any]) -> float:
-    """Microseconds of quantizers, reorders and other nodes that belong to no kernel."""
+    """Microseconds of quantizers, layout changes and other nodes that belong to no kernel."""
     return sum(node["us"] for node in row["nodes"] if not node["kernels"]) / row["slowdown"]
 
 
+def before_kernels(row: dict[str, Any]) -> float:
+    """Microseconds of what a form does to its input before the first kernel."""
+    before = takewhile(lambda node: not node["kernels"], row["nodes"])
+    return sum(node["us"] for node in before) / row["slowdown"]
+
+
+def reorders(row: dict[str, Any]) -> Iterator[tuple[int, float]]:
+    """How many floats of a kernel a node converts, and its microseconds."""
+    owners = {node["name"]: node["kernels"] for node in row["nodes"]}
+    for node in row["nodes"]:
+        writer, conversion, _ = node["name"].partition(REORDER)
+        for index in owners.get(writer, ())[:1] if conversion else ():
+            yield read_kernel(row["kernels"][index]).output.numel, node["us"] / row["slowdown"]
+
+
 def conversion_rates(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """What nodes cost that belong to no kernel (quantizers and reorders), over what the forms convert."""
+    """What nodes cost that belong to no kernel (quantizers and layout changes), over what the forms convert."""
     problem = Fit()
     for row in rows:
-        if row["int8"]:
-            conversions = [read_kernel(kernel) for kernel in row["conversions"]]
-            problem.add([work for kernel in conversions for work in prices.launches(kernel)], unowned(row))
+        conversions = [read_kernel(kernel) for kernel in row["conversions"]]
+        if conversions and not row["mixed"]:
+            taken = unowned(row) - sum(us for _, us in reorders(row))
+            problem.add([work for kernel in conversions for work in prices.launches(kernel)], taken)
     return coefficients(problem.solve(), "quantize", "float32")
 
 
@@ -424,7 +490,7 @@ def complete(kinds: dict[str, dict[str, Any]]) -> None:
 
 
 def report(rows: Sequence[dict[str, Any]], table: dict[str, Any]) -> None:
-    model = prices.model("fitted", True, table)
+    models = {int8: prices.model("fitted", int8, table) for int8 in (False, True)}
     lines = [
         "# Prices of OpenVINO kernels: how well they predict",
         "",
@@ -438,12 +504,12 @@ def report(rows: Sequence[dict[str, Any]], table: dict[str, Any]) -> None:
     ]
     ratios = []
     for row in rows:
-        groups = groups_of(row)
+        groups, model = groups_of(row), models[row["int8"]]
         predicted = sum(model.price(kernel) for group, _ in groups for kernel in group)
         predicted += sum(model.price(read_kernel(kernel)) for kernel in row["conversions"])
         measured = sum(taken for _, taken in groups) + unowned(row)
         ratios.append(predicted / measured)
-        precision = "int8" if row["int8"] else "float32"
+        precision = form_of(row)
         lines.append(
             f"| {row['model']} | {precision} | {predicted:.0f} | {measured:.0f} | {ratios[-1]:.2f} | "
             f"{row['slowdown']:.2f} |"
@@ -459,8 +525,11 @@ def report(rows: Sequence[dict[str, Any]], table: dict[str, Any]) -> None:
     kinds: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
         for group, taken in groups_of(row):
-            words = sorted({f"{prices.kind_of(kernel)} {prices.precision_of(kernel)}" for kernel in group})
-            kinds[" + ".join(words)].append((sum(map(model.price, group)), taken))
+            words = sorted(
+                {f"{work.kind} {work.precision}" for kernel in group for work in works_of(kernel, row)}
+            )
+            price = sum(models[row["int8"]].price(apart(kernel)) for kernel in group)
+            kinds[" + ".join(words)].append((price, taken))
     for words, pairs in sorted(kinds.items()):
         timed = [(price, taken) for price, taken in pairs if taken > 0]
         error = np.median([abs(price - taken) / taken for price, taken in timed]) if timed else float("nan")
@@ -486,7 +555,7 @@ def main() -> None:
                     taken = sum(node["us"] for node in row["nodes"])
                     print(
                         name,
-                        "int8" if row["int8"] else "float32",
+                        form_of(row),
                         f"{taken:.0f} us, {row['beat']:.0f}",
                         flush=True,
                     )

@@ -36,6 +36,7 @@ from eqsat_deploy.quantization.precision import (
     MOST_FOR_BEST,
     AccuracyBudget,
     Spending,
+    affordable,
     economical,
     leading,
     leaving,
@@ -197,13 +198,14 @@ def _economical(form: _Watched, effort: str, sample: Sequence[Tensor], choices: 
     if form.fidelity is None or form.fidelity.sqnr >= ENOUGH:
         return None
     found = ranked(form.module, [samples_of(deployment(form.module).inputs, sample)], form.fidelity.sqnr)
-    spending: Callable[[frozenset[str]], float] = found.spending
-    tried = [economical(found, MOST)]
+    spending = Spending(form.placement, {node.name: node for node in form.source.graph.nodes})
+    limits = (MOST_FOR_BEST, MOST) if effort == "best" else (MOST,)
+    most = [affordable(found.sqnr, limit) for limit in limits]
+    first = leading(spending, most[-1])
+    tried = [economical(found, spending, part, first) for part in most]
     if effort == "best":
-        spending = Spending(form.placement, {node.name: node for node in form.source.graph.nodes})
-        first = leading(spending)
-        tried = [economical(found, MOST_FOR_BEST, spending, first), first]
-    for floats in filter(None, tried):
+        tried.append(first)
+    for floats in filter(None, dict.fromkeys(map(tuple, tried))):
         other = form.with_floats(floats)
         other.quantized(choices)
         assert other.fidelity is not None

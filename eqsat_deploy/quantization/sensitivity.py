@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
 from typing import Any
 
 import torch
@@ -51,10 +50,6 @@ class Sensitivities:
     sqnr: float
     total: float
     unit: str = ""
-
-    def spending(self, kept: Collection[str]) -> float:
-        """What part of the predicted time kernels of these names add in float, each alone."""
-        return sum(one.time or 0.0 for one in self.kernels if one.kernel in kept) / (self.total or inf)
 
     def by_worth(self) -> list[Sensitivity]:
         """The most noise for the least time in float first."""

@@ -263,3 +263,14 @@ def test_which_transposed_convolutions_compute_in_integers(
     found = openvino_int8().refusal(kernel("int8"))
     assert found is None if reason is None else reason in str(found)
     assert openvino_int8().refusal(kernel("float32")) is None
+
+
+def test_in_float_beside_int8_a_convolution_is_slower_and_then_converts() -> None:
+    among_floats, beside = openvino_fp32("avx2"), openvino_int8("avx2")
+    for kernel in (convolution(groups=64, size=112), convolution(3, 32, 112), convolution(kernel=1)):
+        assert beside.price(kernel) > among_floats.price(kernel)
+        codes = kernel.writing("int8")
+        own, conversion = launches(codes)
+        assert (own.traffic, conversion.kind) == (launches(kernel)[0].traffic, "reorder")
+        assert beside.price(codes) > beside.price(kernel)
+    assert beside.price(linear()) == among_floats.price(linear())

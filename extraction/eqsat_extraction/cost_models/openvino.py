@@ -54,6 +54,8 @@ LANES, DOT = 16, 4
 ROUNDED = "quantize"  # the step of a pass over floats that writes codes
 STEM_CHANNELS = 4
 CACHE_LINE = 64
+# The precision of convolutions in float beside INT8, whose channels lie last: they are slower than where all is float.
+BESIDE = "float32 beside int8"
 TRANSPOSED_STRIDE = 3  # the greatest with INT8 kernels of transposed convolutions
 SLOTS = 7  # an axis is counted in a frame of so many, to whose right end shapes are aligned
 # The table's attentions scale their queries in a pass of its own, which OpenVINO 2026.4 leaves out where the scale is
@@ -148,6 +150,8 @@ class OpenVINOModel:
     def _price(self, work: Work) -> float:
         known = self.rates.get(work.kind) or self.rates["other"]
         rates = known.get(work.precision) or known["float32"]
+        if self.int8 and work.precision == "float32":
+            rates = known.get(BESIDE, rates)
         first = (work.first,) if work.first is not None and (self.passes or work.first in JOINS) else ()
         steps = (*first, *work.steps)
         price = rates.price(work)
@@ -156,7 +160,7 @@ class OpenVINOModel:
             price += work.widened / (self.rates["pointwise"]["float32"].gb_s * 1e3)
         if not self.passes and ROUNDED in steps:
             steps = tuple(step for step in steps if step != ROUNDED)
-            price += self._price(_converted(work.elements))
+            price += self._price(converted("quantize", work.elements))
         added = sum(self.steps.get(step, self.steps["other"]) for step in steps)
         return price + work.elements * added / 1e6
 
@@ -178,8 +182,9 @@ def launches(kernel: Kernel) -> tuple[Work, ...]:
     steps = kernel.epilogue[:fused]
     rest = kernel.epilogue[fused:]
     output = kernel.output.numel
-    written = output * 4 if rest else kernel.output.bytes
-    codes = (ROUNDED,) if _leaves(kernel) and kernel.kind not in WEIGHTED else ()
+    reordered = _leaves(kernel) and kernel.kind in WEIGHTED and not rest
+    written = output * 4 if rest or reordered else kernel.output.bytes
+    codes = (ROUNDED,) if _leaves(kernel) and not reordered else ()
     own = Work(
         kind_of(kernel),
         precision_of(kernel),
@@ -199,14 +204,14 @@ def launches(kernel: Kernel) -> tuple[Work, ...]:
         more = (
             Work("pointwise", "float32", 0.0, traffic, 0.0, output, tuple(step.op for step in rest) + codes),
         )
-    elif _leaves(kernel) and not codes:
-        # From the layout that float products have, too.
-        more = (_converted(output),)
+    elif reordered:
+        more = (converted("reorder", output),)
     return (own, *more)
 
 
-def _converted(elements: int) -> Work:
-    return Work("quantize", "float32", 0.0, 5.0 * elements, 0.0, elements)
+def converted(kind: str, elements: int) -> Work:
+    """Floats that become codes: `quantize` in any layout, `reorder` in that of products."""
+    return Work(kind, "float32", 0.0, 5.0 * elements, 0.0, elements)
 
 
 def _leaves(kernel: Kernel) -> bool:

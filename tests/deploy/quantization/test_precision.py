@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from eqsat_deploy.quantization.precision import (
     MOST,
     WORTH,
     Spending,
+    affordable,
     economical,
     leading,
     leaving,
@@ -75,44 +77,56 @@ def found(*kernels: tuple[str, float, float | None], sqnr: float, total: float =
     )
 
 
+def chosen(found: Sensitivities, most: float = MOST, always: Sequence[str] = ()) -> list[str]:
+    """`economical` where every kernel costs what it costs alone."""
+    alone = {one.kernel: one.time or 0.0 for one in found.kernels}
+    return economical(found, lambda names: sum(alone[name] for name in names) / found.total, most, always)
+
+
 def test_only_what_is_worth_its_time_stays_in_float() -> None:
     half = 10 ** (-1.5) / 2  # 3 dB of 15
-    assert economical(found(("free", half, 0.0), ("dear", half, 8.0), sqnr=15)) == ["free"]
-    assert economical(found(("worth it", half, 2.0), sqnr=15)) == ["worth it"]
-    assert economical(found(("not enough", half / 100, 1.0), sqnr=15)) == []
-    assert economical(found(("free, for nothing", half / 100, 0.0), sqnr=15)) == []
-    assert economical(found(("unknown", half, None), sqnr=15)) == []
-    assert economical(found(sqnr=15)) == []
+    assert chosen(found(("free", half, 0.0), ("dear", half, 8.0), sqnr=15)) == ["free"]
+    assert chosen(found(("worth it", half, 2.0), sqnr=15)) == ["worth it"]
+    assert chosen(found(("not enough", half / 100, 1.0), sqnr=15)) == []
+    assert chosen(found(("free, for nothing", half / 100, 0.0), sqnr=15)) == []
+    assert chosen(found(("unknown", half, None), sqnr=15)) == []
+    assert chosen(found(sqnr=15)) == []
 
 
 def test_no_more_than_most_of_the_time_is_spent_on_what_brings_most() -> None:
     part = 10 ** (-1.5) / 6
     many = found(*((f"k{i}", part, MOST * 40) for i in range(6)), sqnr=15)
-    assert len(economical(many)) == 2
+    assert len(chosen(many)) == 2
     assert 10 * math.log10(6 / 5) > WORTH * 40 * MOST, "each of them alone is worth it"
     # The most noise for its time leaves no time for what has most of the noise.
     apart = found(("small", 1.5 * part, MOST * 25), ("great", 5 * part, MOST * 90), sqnr=15)
     assert apart.by_worth()[0].kernel == "small"
-    assert economical(apart) == ["great"]
+    assert chosen(apart) == ["great"]
+
+
+def test_the_nearer_the_outputs_are_the_less_time_may_be_spent() -> None:
+    assert affordable(15.0, MOST) == affordable(20.0, MOST) == MOST
+    assert affordable(25.0, MOST) == pytest.approx(MOST / 2)
+    assert affordable(30.0, MOST) == affordable(40.0, MOST) == 0
 
 
 def test_kernels_that_add_up_to_more_than_was_measured_share_it() -> None:
     both = found(("a", 0.03, 1.0), ("b", 0.03, 1.0), sqnr=20)
-    assert sorted(economical(both)) == ["a", "b"]
-    assert economical(found(("a", 0.03, MOST * 100), ("b", 0.03, MOST * 100), sqnr=20)) == ["a"]
+    assert sorted(chosen(both)) == ["a", "b"]
+    assert chosen(found(("a", 0.03, MOST * 100), ("b", 0.03, MOST * 100), sqnr=20)) == ["a"]
 
 
 def test_kernels_next_to_one_another_are_chosen_for_what_they_cost_together() -> None:
     apart = found(("a", 0.03, MOST * 60), ("b", 0.03, MOST * 60), ("c", 0.01, MOST * 40), sqnr=11)
-    assert economical(apart) == ["a", "c"]
+    assert chosen(apart) == ["a", "c"]
     together = {frozenset("ab"): MOST * 70}
     alone = {one.kernel: one.time for one in apart.kernels}
 
     def spending(names: frozenset[str]) -> float:
         return together.get(names, sum(alone[name] or 0.0 for name in names)) / 100
 
-    assert sorted(economical(apart, spending=spending)) == ["a", "b"]
-    assert sorted(economical(apart, 2 * MOST, always=["b", "c"])) == ["a", "b", "c"]
+    assert sorted(economical(apart, spending, MOST)) == ["a", "b"]
+    assert sorted(chosen(apart, 2 * MOST, ["b", "c"])) == ["a", "b", "c"]
     assert [worth(0.0), worth(0.05)] == [LEAST, pytest.approx(5 * WORTH)]
 
 
@@ -139,24 +153,30 @@ def test_in_float_all_together_kernels_take_what_they_do_without_codes(gated: fx
     assert time(*(kernel.anchor for kernel in integers)) == pytest.approx(floats - before)
 
 
+def anything_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However near the outputs are, kernels in float are tried."""
+    monkeypatch.setattr(ptq, "ENOUGH", 60.0)
+    monkeypatch.setattr(precision, "ENOUGH", 60.0)
+
+
 def spending_of(module: fx.GraphModule) -> Spending:
     return Spending(deployment(module).placement, {node.name: node for node in module.graph.nodes})
 
 
-def test_with_the_most_effort_the_first_kernels_are_tried(
+def test_the_first_kernels_are_tried_whatever_is_expected_of_them(
     gated: fx.GraphModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ptq, "ENOUGH", 60.0)
+    anything_goes(monkeypatch)
+    monkeypatch.setattr(ptq, "MOST", 1.0)
     spending = spending_of(gated)
-    monkeypatch.setattr(precision, "LEADING", -1.0)
-    assert leading(spending) == []
+    assert leading(spending, -1.0) == []
     monkeypatch.setattr(precision, "LEADING", spending(frozenset({"stem", "spread"})) + 1e-6)
-    assert leading(spending)[:2] == ["stem", "spread"]
+    assert leading(spending, 1.0)[:2] == ["stem", "spread"]
     monkeypatch.setattr(precision, "LEAST", -30.0)
     monkeypatch.setattr(precision, "WORTH", 0.0)
     kept = {effort: _floats(quantize(gated, batches(), effort=effort)) - _floats(gated) for effort in EFFORTS}
     assert not kept["fast"]
-    assert {"stem", "spread"} <= kept["best"]
+    assert {"stem", "spread"} <= kept["balanced"] & kept["best"]
 
 
 def test_enough_goes_to_float_for_a_part_of_the_noise_to_be_left() -> None:
@@ -203,7 +223,7 @@ def test_what_is_economical_stays_in_float(gated: fx.GraphModule, monkeypatch: p
     data = torch.cat(batches())
     expected, before = outputs(gated, data)[0], quantize(gated, batches())
     assert _floats(before) == _floats(gated), "accurate enough"
-    monkeypatch.setattr(ptq, "ENOUGH", 60.0)
+    anything_goes(monkeypatch)
     assert _floats(quantize(gated, batches())) == _floats(gated), "nothing is worth its time"
     monkeypatch.setattr(ptq, "MOST", 0.4)
     monkeypatch.setattr(precision, "WORTH", 0.05)
@@ -220,10 +240,10 @@ def test_what_is_economical_stays_in_float(gated: fx.GraphModule, monkeypatch: p
 def test_what_was_expected_to_help_and_does_not_stays_in_int8(
     gated: fx.GraphModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ptq, "ENOUGH", 60.0)
+    anything_goes(monkeypatch)
     tried = []
 
-    def hopeful(found: Sensitivities, most: float) -> list[str]:
+    def hopeful(found: Sensitivities, *rest: Any) -> list[str]:
         tried.append(found.kernels[-1].kernel)
         return [tried[-1]]
 
