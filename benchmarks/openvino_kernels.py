@@ -3,7 +3,7 @@
     python -m benchmarks.openvino_kernels measure raw.jsonl [--models ...]
     python -m benchmarks.openvino_kernels fit raw.jsonl
 
-The table is that of CPUs with the instructions of this one (`openvino.TABLES`).
+The table is that of CPUs with the instructions of the one that was measured (`openvino.TABLES`).
 
 `measure` takes models through the pipeline (in float, in INT8, in INT8 wherever there is a kernel for it, so that
 what the table of today leaves in float is measured too, and with every other convolution of that in float, which beside
@@ -62,8 +62,8 @@ MODELS = {
 }  # fmt: skip
 CONVOLUTIONAL = [name for name in MODELS if name not in {"convnext_tiny", "vit_small", "swin_t", "vit_b_16"}]
 CPU = cpu_option().get("cpu", prices.DEFAULT)
-TABLE = Path(prices.__file__).parent / "tables" / f"openvino_{CPU}.json"
-REPORT = Path(__file__).with_name("results") / f"openvino_kernels_{CPU}.md"
+TABLES = Path(prices.__file__).parent / "tables"
+REPORTS = Path(__file__).with_name("results")
 PRODUCTS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
 MIXED = {"stem", "depthwise", "grouped", "pointwise_convolution", "convolution"}
 RATES = ("launch_us", "gops", "gb_s", "weights_gb_s")
@@ -235,7 +235,10 @@ def measure(name: str, size: int) -> list[dict[str, Any]]:
             for first in (0, 1)
         ]
     *timed, beat = in_turns([(form.request, x.numpy()) for form in forms])
-    return [form.row(times) | {"beat": beat} for form, times in zip(forms, timed, strict=True)]
+    return [
+        form.row(times) | {"beat": beat, "machine": machine()}
+        for form, times in zip(forms, timed, strict=True)
+    ]
 
 
 def in_turns(requests: Sequence[tuple[Any, np.ndarray[Any, Any]]]) -> list[Any]:
@@ -327,7 +330,22 @@ class Fit:
         return self.columns.setdefault(key, len(self.columns))
 
 
+def machine() -> dict[str, Any]:
+    """What is measured on."""
+    return {
+        "cpu": CPU,
+        "saturating": saturating(),
+        "device": openvino.Core().get_property("CPU", "FULL_DEVICE_NAME"),
+        "system": platform.platform(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "openvino": openvino.__version__.partition("-")[0],
+        "torch": torch.__version__,
+    }
+
+
 def fit(rows: Sequence[dict[str, Any]], raw: Path) -> None:
+    measured = dict(rows[-1]["machine"])
+    cpu, device, saturates = (measured.pop(name) for name in ("cpu", "device", "saturating"))
     fastest = min(row["beat"] for row in rows)
     problem = Fit()
     for row in rows:
@@ -353,26 +371,23 @@ def fit(rows: Sequence[dict[str, Any]], raw: Path) -> None:
     seen = {name: price for name, price in steps.items() if problem.elements[name] >= ELEMENTS}
     steps = dict.fromkeys([*steps, "other"], max(seen.values())) | seen
     kinds["quantize"] = {"float32": conversion_rates(rows)}
-    complete(kinds)
+    complete(kinds, saturates)
     table = {
-        "device": openvino.Core().get_property("CPU", "FULL_DEVICE_NAME") + f", two cores, {CPU}",
+        "device": f"{device}, {cpu}",
         "kinds": {kind: dict(sorted(known.items())) for kind, known in sorted(kinds.items())},
         "passes": True,
         "steps_ps": dict(sorted(steps.items())),
         "provenance": {
             "command": f"python -m benchmarks.openvino_kernels fit {raw.name}",
-            "date": time.strftime("%Y-%m-%d", time.gmtime()),
-            "openvino": openvino.__version__.partition("-")[0],
-            "torch": torch.__version__,
-            "system": platform.platform(),
+            **measured,
             "kernels": sum(len(row["kernels"]) for row in rows),
             "models": sorted({row["model"] for row in rows}),
             "kinds": "microseconds, 10^9 operations (channels padded) and bytes a second; 0: the term costs nothing",
             "steps_ps": "picoseconds an element of the result",
         },
     }
-    TABLE.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-    report(rows, table)
+    (TABLES / f"openvino_{cpu}.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    report(rows, table, REPORTS / f"openvino_kernels_{cpu}.md")
 
 
 def form_of(row: dict[str, Any]) -> str:
@@ -464,7 +479,7 @@ def coefficients(found: Mapping[tuple[str, str, str], float], kind: str, precisi
     return dict(zip(RATES, (round(launch, 3), *rates), strict=True))
 
 
-def complete(kinds: dict[str, dict[str, Any]]) -> None:
+def complete(kinds: dict[str, dict[str, Any]], saturates: bool) -> None:
     """Kinds that no model of the suite has, from the nearest that one has; unknown operators are slow."""
     neighbours = {
         "conv_transpose2d": "convolution",
@@ -482,14 +497,14 @@ def complete(kinds: dict[str, dict[str, Any]]) -> None:
     }
     for kind, neighbour in neighbours.items():
         for precision in kinds[neighbour]:
-            if neighbour == "linear" and precision == "int8" and saturating():
+            if neighbour == "linear" and precision == "int8" and saturates:
                 continue  # only products with weights are convolutions (`engines.openvino_products`)
             kinds[kind].setdefault(precision, kinds[neighbour][precision])
     slowest = kinds["transpose"]["float32"]
     kinds["other"] = {"float32": slowest | {"launch_us": 3 * max(slowest["launch_us"], 2.0)}}
 
 
-def report(rows: Sequence[dict[str, Any]], table: dict[str, Any]) -> None:
+def report(rows: Sequence[dict[str, Any]], table: dict[str, Any], path: Path) -> None:
     models = {int8: prices.model("fitted", int8, table) for int8 in (False, True)}
     lines = [
         "# Prices of OpenVINO kernels: how well they predict",
@@ -535,7 +550,7 @@ def report(rows: Sequence[dict[str, Any]], table: dict[str, Any]) -> None:
         error = np.median([abs(price - taken) / taken for price, taken in timed]) if timed else float("nan")
         total = sum(price for price, _ in timed) / max(sum(taken for _, taken in timed), 1e-9)
         lines.append(f"| {words} | {len(pairs)} | {len(pairs) - len(timed)} | {error:.0%} | {total:.2f} |")
-    REPORT.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
 
