@@ -93,10 +93,13 @@ def judged(name: str) -> Tensor:
 # -- contestants: each writes what it made to a folder, and is made of it again ---------------------------------------
 
 
-def build_ours(name: str, model: nn.Module, batch: int, folder: Path, tune: int | None = None) -> None:
+def build_ours(
+    name: str, model: nn.Module, batch: int, folder: Path, tune: int | None = None, precision: str = "f32"
+) -> None:
     data = calibration(name)
     optimized = eqd.optimize(model, (data[:2],), cost="openvino_int8", batch=batch, tune=tune)
-    optimized.quantize(data.split(8)).build("openvino", batch=batch).save(folder / "engine")
+    quantized = optimized.quantize(data.split(8))
+    quantized.build("openvino", batch=batch, options={"precision": precision}).save(folder / "engine")
 
 
 def load_ours(folder: Path, name: str, batch: int) -> Run:
@@ -179,6 +182,7 @@ CONTESTANTS: dict[
 ] = {
     "ours": (build_ours, load_ours),
     "ours, tune=4": (partial(build_ours, tune=4), load_ours),
+    "ours, bf16": (partial(build_ours, precision="bf16"), load_ours),
     "openvino float32": (build_float, load_openvino),
     "nncf": (build_nncf, load_openvino),
     "onnxruntime quantize_static": (build_onnxruntime, load_onnxruntime),

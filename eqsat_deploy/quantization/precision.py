@@ -17,7 +17,7 @@ from eqsat_deploy.noise import Fidelity, decibels
 from eqsat_deploy.quantization.sensitivity import Sensitivities, Sensitivity
 from eqsat_extraction.arguments import finite
 
-ENOUGH = 30.0
+ENOUGH = 28.0
 """dB of the outputs on calibration data above which no kernel is put in float."""
 
 WORTH = 0.3
