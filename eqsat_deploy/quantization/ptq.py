@@ -258,8 +258,11 @@ class _Watched:
     def with_floats(self, names: Sequence[str]) -> _Watched:
         """The same with more kernels in float, as if it had watched already."""
         other = _Watched(self.source, (*self.floats, *names), self.grid, self.make_observer)
-        for target, watch in other.watches.items():
-            watch.observer = self.watches[target].observer
+        # A group that shares a grid goes by the name of its first tensor, which may need no codes any more.
+        groups = zip(self.watches.values(), grid_groups(self.placement, self.grid), strict=True)
+        watched = {quantizer.tensor: watch for watch, group in groups for quantizer in group}
+        for watch in other.watches.values():
+            watch.observer = watched[watch.tensor].observer
         other.reference = self.reference
         return other
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from eqsat_deploy.deployment import deployment
+from eqsat_deploy.deployment import Placement, deployment
 from eqsat_deploy.errors import EqsatError, InputError, QuantizationError, UnknownNameError
+from eqsat_deploy.grid import IntegerGrid
 from eqsat_deploy.noise import decibels, ratio
 from eqsat_deploy.pareto import pareto
 from eqsat_deploy.quantization import (
@@ -24,6 +26,7 @@ from eqsat_deploy.quantization import (
 )
 from eqsat_deploy.quantization.fake_quantize import swapped
 from eqsat_deploy.quantization.observers import Extremes
+from eqsat_deploy.quantization.places import grid_groups
 from eqsat_deploy.quantization.precision import (
     LEAST,
     MOST,
@@ -33,6 +36,7 @@ from eqsat_deploy.quantization.precision import (
     economical,
     leading,
     leaving,
+    with_floats,
     worth,
 )
 from eqsat_deploy.quantization.ptq import EFFORTS
@@ -251,6 +255,42 @@ def test_what_was_expected_to_help_and_does_not_stays_in_int8(
     quantized = quantize(gated, batches())
     assert len(tried) == 1
     assert _floats(quantized) == _floats(gated)
+
+
+class Branches(nn.Module):
+    """Two branches that meet in a concatenation, so that what they are quantized from shares a grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.other = nn.Conv2d(3, 32, 3, 2, 1), nn.Conv2d(3, 32, 5, 2, 2)
+        self.head = nn.Conv2d(64, 64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = F.max_pool2d(F.relu(self.stem(x)), 3, 1, 1)
+        return self.head(torch.cat([pooled, F.relu(self.other(x))], 1)).mean((2, 3))  # type: ignore[no-any-return]
+
+
+def test_a_shared_grid_outlives_the_tensor_it_is_called_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = optimized(randomized(Branches()), batches()[0], cost="openvino_int8")
+    placement = deployment(module).placement
+    groups = grid_groups(placement, IntegerGrid())
+    shared = next(group for group in groups if len(group) > 1)
+    first = next(k.anchor for k in placement.kernels if set(shared[0].readers) & set(k.nodes))
+    anything_goes(monkeypatch)
+    tried = []
+
+    def hopeful(*given: Any) -> list[str]:
+        tried.append(first)
+        return [first]
+
+    monkeypatch.setattr(ptq, "economical", hopeful)
+    quantize(module, batches())
+    assert tried
+    assert shared[1].tensor in {q.tensor for q in with_floats_of(module, first).quantizers}
+
+
+def with_floats_of(module: fx.GraphModule, name: str) -> Placement:
+    return with_floats(deployment(module).placement, [name], {n.name: n for n in module.graph.nodes})
 
 
 def _floats(module: fx.GraphModule) -> set[str]:
