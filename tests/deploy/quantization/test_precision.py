@@ -28,6 +28,7 @@ from eqsat_deploy.quantization.fake_quantize import swapped
 from eqsat_deploy.quantization.observers import Extremes
 from eqsat_deploy.quantization.places import grid_groups
 from eqsat_deploy.quantization.precision import (
+    ENOUGH,
     LEAST,
     MOST,
     WORTH,
@@ -110,8 +111,8 @@ def test_no_more_than_most_of_the_time_is_spent_on_what_brings_most() -> None:
 
 def test_the_nearer_the_outputs_are_the_less_time_may_be_spent() -> None:
     assert affordable(15.0, MOST) == affordable(20.0, MOST) == MOST
-    assert affordable(25.0, MOST) == pytest.approx(MOST / 2)
-    assert affordable(30.0, MOST) == affordable(40.0, MOST) == 0
+    assert affordable((20.0 + ENOUGH) / 2, MOST) == pytest.approx(MOST / 2)
+    assert affordable(ENOUGH, MOST) == affordable(40.0, MOST) == 0
 
 
 def test_kernels_that_add_up_to_more_than_was_measured_share_it() -> None:
