@@ -65,7 +65,6 @@ CPU = cpu_option().get("cpu", prices.DEFAULT)
 TABLES = Path(prices.__file__).parent / "tables"
 REPORTS = Path(__file__).with_name("results")
 PRODUCTS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
-MIXED = {"stem", "depthwise", "grouped", "pointwise_convolution", "convolution"}
 RATES = ("launch_us", "gops", "gb_s", "weights_gb_s")
 FLOOR = 10.0  # microseconds
 ELEMENTS = 1_000_000  # that a step has to be seen on
@@ -234,15 +233,15 @@ def measure(name: str, size: int) -> list[dict[str, Any]]:
             Form.build(of | {"int8": True}, lowered, saturation, eager(), x, slice(first, None, 2))
             for first in (0, 1)
         ]
-    *timed, beat = in_turns([(form.request, x.numpy()) for form in forms])
+    timed, beat = in_turns([(form.request, x.numpy()) for form in forms])
     return [
         form.row(times) | {"beat": beat, "machine": machine()}
         for form, times in zip(forms, timed, strict=True)
     ]
 
 
-def in_turns(requests: Sequence[tuple[Any, np.ndarray[Any, Any]]]) -> list[Any]:
-    """Microseconds by node of every request, undisturbed; then those of the metronome, which runs beside them."""
+def in_turns(requests: Sequence[tuple[Any, np.ndarray[Any, Any]]]) -> tuple[list[dict[str, float]], float]:
+    """Microseconds by node of every request, undisturbed, and those of the metronome, which runs beside them."""
     beat, still = metronome(), np.zeros((1, 64, 28, 28), np.float32)
     running = [*requests, (beat, still)]
     runs: list[dict[str, list[float]]] = [defaultdict(list) for _ in running]
@@ -255,7 +254,7 @@ def in_turns(requests: Sequence[tuple[Any, np.ndarray[Any, Any]]]) -> list[Any]:
             for node, microseconds in node_times(request, data).items():
                 taken[node].append(microseconds)
     *timed, beats = [{node: undisturbed(times) for node, times in taken.items()} for taken in runs]
-    return [*timed, sum(beats.values())]
+    return timed, sum(beats.values())
 
 
 def read_kernel(data: dict[str, Any]) -> Kernel:
@@ -433,11 +432,11 @@ def apart(kernel: Kernel) -> Kernel:
     return kernel.writing("float32") if is_product(kernel) and not integer(kernel) else kernel
 
 
-def works_of(kernel: Kernel, row: dict[str, Any]) -> Iterator[prices.Work]:
+def works_of(kernel: Kernel, row: dict[str, Any]) -> list[prices.Work]:
     """What a kernel's nodes do."""
-    for work in prices.launches(apart(kernel)):
-        beside = row["int8"] and work.precision == "float32" and work.kind in MIXED
-        yield replace(work, precision=prices.BESIDE) if beside else work
+    own, *more = prices.launches(apart(kernel))
+    beside = row["int8"] and kernel.kind is Kind.CONVOLUTION and not integer(kernel)
+    return [replace(own, precision=prices.BESIDE) if beside else own, *more]
 
 
 def unowned(row: dict[str, Any]) -> float:

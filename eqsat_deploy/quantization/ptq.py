@@ -31,7 +31,6 @@ from eqsat_deploy.quantization.fake_quantize import FakeQuantize
 from eqsat_deploy.quantization.observers import OBSERVERS, Extremes, Observer
 from eqsat_deploy.quantization.places import Nodes, grid_groups, insert_watches, quantize_weight
 from eqsat_deploy.quantization.precision import (
-    ENOUGH,
     MOST,
     MOST_FOR_BEST,
     AccuracyBudget,
@@ -195,12 +194,14 @@ def quantize(
 def _economical(form: _Watched, effort: str, sample: Sequence[Tensor], choices: Choices) -> _Watched | None:
     """`form`, which is quantized, with a few kernels in float, where its outputs win by that what it is worth: what a
     kernel does to them is known to first order only, so it is tried."""
-    if form.fidelity is None or form.fidelity.sqnr >= ENOUGH:
+    if form.fidelity is None:
+        return None
+    limits = (MOST_FOR_BEST, MOST) if effort == "best" else (MOST,)
+    most = [affordable(form.fidelity.sqnr, limit) for limit in limits]
+    if not any(most):
         return None
     found = ranked(form.module, [samples_of(deployment(form.module).inputs, sample)], form.fidelity.sqnr)
     spending = Spending(form.placement, {node.name: node for node in form.source.graph.nodes})
-    limits = (MOST_FOR_BEST, MOST) if effort == "best" else (MOST,)
-    most = [affordable(found.sqnr, limit) for limit in limits]
     first = leading(spending, most[-1])
     tried = [economical(found, spending, part, first) for part in most]
     if effort == "best":

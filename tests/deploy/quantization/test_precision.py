@@ -160,7 +160,6 @@ def test_in_float_all_together_kernels_take_what_they_do_without_codes(gated: fx
 
 def anything_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     """However near the outputs are, kernels in float are tried."""
-    monkeypatch.setattr(ptq, "ENOUGH", 60.0)
     monkeypatch.setattr(precision, "ENOUGH", 60.0)
 
 
